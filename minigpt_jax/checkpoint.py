@@ -1,0 +1,128 @@
+"""Checkpoints by Orbax: saved in the background, each whole or not there at all."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from minigpt_jax import parallel
+from minigpt_jax.errors import UserError
+from minigpt_jax.state import Progress, TrainState
+
+
+class Checkpoints:
+    """The checkpoints of a run: saved in the background, each whole or not there at all.
+
+    A checkpoint has the items `params`, `ema` (if kept), `optimizer` and `progress`, so that sampling reads the weights
+    alone. The latest `keep` and the one of the lowest validation loss stay. Arrays restore onto whatever devices are
+    here.
+    """
+
+    def __init__(self, folder: Path, keep: int = 1, read_only: bool = False) -> None:
+        self.folder = folder
+        self.last_saved: int | None = None
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        latest = policies.LatestN(keep)
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                create=not read_only,
+                read_only=read_only,
+                best_fn=lambda metrics: metrics["loss"],
+                best_mode="min",
+                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    @property
+    def latest(self) -> int | None:
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The step of the lowest validation loss."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, progress: Progress, loss: float | None = None) -> None:
+        """Starts a save of the state after `progress.step` steps; `loss` is validation's, if it is known."""
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "optimizer": ocp.args.StandardSave(state.opt_state),
+            "progress": ocp.args.JsonSave(progress.to_json()),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        metrics = None if loss is None else {"loss": loss}
+        self.last_saved = progress.step
+        self._manager.save(progress.step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Progress]:
+        """The state and progress of a step, by default the latest; `like` gives shapes and types."""
+        step = self._existing(step)
+        items = {
+            "params": _restore_args(like.params),
+            "optimizer": _restore_args(like.opt_state),
+            "progress": ocp.args.JsonRestore(),
+        }
+        if like.ema is not None:
+            items["ema"] = _restore_args(like.ema)
+        restored = self._restore(step, items)
+        progress = Progress.from_json(restored["progress"])
+        self.last_saved = step
+        state = TrainState(
+            step=parallel.put_replicated(jnp.asarray(progress.step, jnp.int32)),
+            params=restored["params"],
+            opt_state=restored["optimizer"],
+            ema=restored["ema"] if like.ema is not None else None,
+        )
+        return state, progress
+
+    def restore_weights(self, params_like: Any, use_ema: bool, step: int | None = None) -> tuple[Any, int]:
+        """The weights to sample with, and their step."""
+        step = self._existing(step)
+        name = "ema" if use_ema else "params"
+        return self._restore(step, {name: _restore_args(params_like)})[name], step
+
+    def wait(self) -> None:
+        """Returns once all that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what was saved, and frees the folder."""
+        self._manager.close()
+
+    def _existing(self, step: int | None) -> int:
+        steps = self.steps
+        if not steps:
+            raise UserError(f"{self.folder} holds no checkpoint; train first, to the first --train.checkpoint-every")
+        if step is None:
+            return steps[-1]
+        if step not in steps:
+            raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        return step
+
+    def _restore(self, step: int, items: dict[str, Any]) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"{self.folder / str(step)} does not fit its run's config.json, or is damaged ({reason}); "
+                "restore the folder or train anew"
+            ) from error
+
+
+def _restore_args(like: Any) -> ocp.args.StandardRestore:
+    sharding = parallel.replicated()
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    return ocp.args.StandardRestore(abstract)

@@ -1,0 +1,55 @@
+"""`minigpt evaluate RUN_DIR`: perplexity and bits per byte of a split, from the run directory alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from minigpt_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Perplexity and bits per byte of a run's model.
+
+    Perplexity is exp(total negative log-likelihood / labels) over the whole split. WordPiece loses case and spacing, so
+    its bits per byte compare models of the same tokenizer.
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """A run directory."""
+    split: Literal["valid", "test"] = "valid"
+    """Which part of the corpus."""
+    step: int | None = None
+    """The checkpoint to take; the latest by default."""
+    batch_size: int = 64
+    """Rows at a time."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object."""
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluates; returns the exit status."""
+    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt evaluate")
+    from minigpt_jax.cli import jax_setup
+
+    jax_setup.prepare()
+    from minigpt_jax import evaluate, generate
+    from minigpt_jax.data.store import Rows
+    from minigpt_jax.run_dir import RunDir
+
+    if chosen.batch_size < 1:
+        raise UserError(f"--batch-size {chosen.batch_size}: must be 1 or more")
+    lm = generate.load(chosen.run_dir, chosen.step)
+    rows = Rows.load(RunDir(chosen.run_dir).rows(chosen.split))
+    sums = evaluate.evaluate(lm.model, lm.weights, rows, chosen.batch_size)
+    if chosen.json_:
+        figures = {"split": chosen.split, **sums.summary(), "tokens": sums.tokens, "step": lm.step}
+        if rows.floor_bits_per_byte is not None:
+            figures["floor_bits_per_byte"] = rows.floor_bits_per_byte
+        print(json.dumps(figures))
+    else:
+        print(f"{chosen.split}, step {lm.step:,}, {sums.tokens:,} tokens: {evaluate.describe(sums, rows)}")
+    return 0

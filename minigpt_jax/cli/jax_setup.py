@@ -1,0 +1,17 @@
+"""What every command that computes does first."""
+
+import os
+
+from minigpt_jax.run import cache_dir
+
+
+def prepare() -> None:
+    """Keeps compiled programs from run to run, and what libraries log for their developers to themselves."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -1,0 +1,125 @@
+"""`minigpt sample RUN_DIR`: text from a checkpoint, by any method."""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from minigpt_jax.errors import UserError
+
+METHOD_SETTINGS = ("k", "p", "num_beams", "alpha", "length_penalty", "temperature")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Text from a run's model. With one prompt on a terminal, it is shown as it is made."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A run directory."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Text to go on from; may be given several times. An empty one starts a new text."""
+    prompt_file: Path | None = None
+    """One prompt a line; - is standard input."""
+    sampler: str = "top_k"
+    """greedy, beam, random, top_k, top_p, min_p, typical or contrastive."""
+    k: int | None = None
+    """top_k, contrastive: how many of the most probable tokens are looked at."""
+    p: float | None = None
+    """top_p, typical: the probability mass to keep; min_p: the least share of the most probable token's."""
+    num_beams: int | None = None
+    """beam: hypotheses."""
+    alpha: float | None = None
+    """contrastive: weight of the penalty on what resembles the context."""
+    length_penalty: float | None = None
+    """beam: exponent on the length; more of it favours longer texts."""
+    temperature: float | None = None
+    """Random methods: divides the logits; 0 is greedy."""
+    seed: int = 0
+    """With a row's number and the position, all that a random draw depends on."""
+    max_new_tokens: int | None = None
+    """Tokens to generate; to the end of the window by default."""
+    min_new_tokens: int = 0
+    """No stop ends a text before so many."""
+    num_return_sequences: int = 1
+    """Texts for each prompt."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A string that ends a text; may be given several times."""
+    stop_token: Annotated[tuple[int, ...], tyro.conf.UseAppendAction] = ()
+    """A token id that ends a text; may be given several times."""
+    stop_at_end: bool = False
+    """Let a text end where the model ends its document."""
+    ban: Annotated[tuple[int, ...], tyro.conf.UseAppendAction] = ()
+    """A token id never to generate; may be given several times."""
+    repetition_penalty: float = 1.0
+    """Above 1: divides the odds of all tokens in the text so far, the prompt included."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens generated before."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time it was generated."""
+    no_repeat_ngram: int = 0
+    """No sequence of so many tokens comes twice."""
+    step: int | None = None
+    """The checkpoint to take; the latest by default."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object a line: prompt, text, tokens, logprobs, finish_reason."""
+
+
+def main(arguments: list[str]) -> int:
+    """Samples; returns the exit status."""
+    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt sample")
+    prompts = _prompts(chosen)
+    from minigpt_jax.cli import jax_setup
+
+    jax_setup.prepare()
+    from minigpt_jax import generate, samplers
+
+    sampler = samplers.create(chosen.sampler, **{name: getattr(chosen, name) for name in METHOD_SETTINGS})
+    lm = generate.load(chosen.run_dir, chosen.step)
+    settings: dict[str, Any] = {
+        "seed": chosen.seed,
+        "stop": [*chosen.stop, *chosen.stop_token, *([lm.end_id] if chosen.stop_at_end else [])],
+        "logit_bias": {token: float("-inf") for token in chosen.ban},
+    }
+    for name in (
+        "min_new_tokens",
+        "num_return_sequences",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "no_repeat_ngram",
+    ):
+        settings[name] = getattr(chosen, name)
+    if _can_stream(chosen, prompts):
+        print(prompts[0], end=" " if prompts[0] else "", flush=True)
+        for piece in lm.stream(prompts[0], sampler, chosen.max_new_tokens, **settings):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    for generation in lm.generate(prompts, sampler, chosen.max_new_tokens, **settings):
+        if chosen.json_:
+            fields = dataclasses.asdict(generation)
+            del fields["score"]
+            print(json.dumps(fields, ensure_ascii=False))
+        else:
+            print(f"{generation.prompt} {generation.text}".strip(), end="\n\n" if len(prompts) > 1 else "\n")
+    return 0
+
+
+def _prompts(chosen: Arguments) -> list[str]:
+    prompts = list(chosen.prompt)
+    if chosen.prompt_file is not None:
+        try:
+            text = sys.stdin.read() if str(chosen.prompt_file) == "-" else chosen.prompt_file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompt-file {chosen.prompt_file} cannot be read ({error}); give a text file") from error
+        prompts += text.splitlines()
+    return prompts or [""]
+
+
+def _can_stream(chosen: Arguments, prompts: list[str]) -> bool:
+    one_text = len(prompts) == 1 and chosen.num_return_sequences == 1
+    return sys.stdout.isatty() and not chosen.json_ and one_text and chosen.sampler != "beam"

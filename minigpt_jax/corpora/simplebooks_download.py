@@ -1,0 +1,197 @@
+"""The SimpleBooks archive from the network: fetched, checked, unpacked and cached by TensorFlow Datasets' manager.
+
+What the manager leaves open is closed here. Without a network it tries for over three minutes, so that the address is
+probed first; it checks only a SHA-256, and nobody has published one for this archive, so that its size and its zip
+directory are checked, and the sum of the first download is recorded and compared from then on; a member whose path
+leaves the folder is skipped silently, and is refused here; what an interrupted download leaves behind is removed.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from minigpt_jax.corpora.base import file_sha256
+from minigpt_jax.corpora.simplebooks import holdings, open_zip
+from minigpt_jax.errors import UserError
+
+URL = "https://dldata-public.s3.us-east-2.amazonaws.com/simplebooks.zip"
+SIZE = 282_386_239
+PROBE_SECONDS = 10
+RECORD = "archive.json"
+WAYS_OUT = (
+    "give the archive with --data.archive FILE.zip, or take --data.corpus stories, "
+    "or --data.corpus text --data.files FILE …"
+)
+_OTHER_CACHE = "free some, or set MINIGPT_CACHE to another folder"
+
+
+class Download(NamedTuple):
+    """A checked archive on disk, and the folder that it is unpacked in."""
+
+    archive: Path
+    unpacked: Path
+
+
+def download(cache: Path, url: str = URL, size: int = SIZE) -> Download:
+    """The archive under `cache`; the network is used only where it is not there already, whole and undamaged.
+
+    Processes that start together wait for the first. Imports TensorFlow, but only to download or unpack.
+
+    Raises:
+        UserError: when it cannot be had or is not what it should be, or the cache cannot be written.
+    """
+    folder = cache / "simplebooks"
+    with _usable(folder):
+        archive = _recorded_archive(folder, url)
+        if archive and _is_unpacked(archive, _unpacked(folder, archive)):
+            return Download(archive, _unpacked(folder, archive))
+        from filelock import FileLock
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            archive = _recorded_archive(folder, url)
+            if archive is None:
+                archive = _download(folder, url, size)
+            elif not _is_unpacked(archive, _unpacked(folder, archive)):
+                _unpack(folder, archive)
+        return Download(archive, _unpacked(folder, archive))
+
+
+def _download(folder: Path, url: str, size: int) -> Path:
+    """Downloads and unpacks, and records the sum last, so that a record means a whole and checked archive."""
+    _probe(url, size)
+    _require_space(folder, 4 * size)  # text is about three times its zip
+    import tensorflow_datasets as tfds
+
+    # Whatever is there without a valid record is what an interrupted or damaged download left.
+    downloads = folder / "downloads"
+    shutil.rmtree(downloads, ignore_errors=True)
+    try:
+        try:
+            archive = Path(tfds.download.DownloadManager(download_dir=downloads).download(url))
+        except (OSError, tfds.download.DownloadError) as error:
+            raise UserError(f"the download of {url} failed: {_reason(error)}; try again, or {WAYS_OUT}") from error
+        _check(archive, url, size)
+        record = {"url": url, "archive": archive.relative_to(folder).as_posix(), "sha256": file_sha256(archive)}
+        before = _record(folder)
+        if before.get("url") == url and before["sha256"] != record["sha256"]:
+            raise UserError(
+                f"{url} is not the archive that was downloaded before (SHA-256 {record['sha256'][:12]}…, then "
+                f"{before['sha256'][:12]}…); if that is right, delete {folder / RECORD} and try again"
+            )
+        _unpack(folder, archive)
+    except BaseException:
+        shutil.rmtree(downloads, ignore_errors=True)
+        raise
+    partial = folder / f"{RECORD}.partial"
+    partial.write_text(json.dumps(record, indent=1))
+    os.replace(partial, folder / RECORD)
+    return archive
+
+
+def _probe(url: str, size: int) -> None:
+    """Asks for the archive's headers, to fail within seconds where the manager would try for minutes.
+
+    Raises:
+        UserError: when the server is not reached, refuses, or announces another size.
+    """
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS) as reply:
+            announced = reply.headers.get("Content-Length")
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"SimpleBooks cannot be downloaded from {url} ({_reason(error)}); {WAYS_OUT}") from error
+    if announced is not None and int(announced) != size:
+        raise UserError(f"{url} offers {int(announced):,} bytes where SimpleBooks has {size:,}; {WAYS_OUT}")
+
+
+def _check(archive: Path, url: str, size: int) -> None:
+    """Checks a downloaded archive's size, its zip directory, and that no member would leave the folder.
+
+    Raises:
+        UserError: when it fails.
+    """
+    if (got := archive.stat().st_size) != size:
+        raise UserError(f"{url} sent {got:,} bytes where SimpleBooks has {size:,}; try again, or {WAYS_OUT}")
+    with open_zip(archive, url) as file:
+        unsafe = [name for name in file.namelist() if _leaves(name)]
+    if unsafe:
+        raise UserError(f"{url} is refused: {holdings(unsafe)} would unpack out of its folder; {WAYS_OUT}")
+
+
+def _unpack(folder: Path, archive: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        _require_space(folder, sum(info.file_size for info in file.infolist()))
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.extractor import ExtractError
+
+    unpacked = _unpacked(folder, archive)
+    shutil.rmtree(unpacked.parent, ignore_errors=True)
+    manager = tfds.download.DownloadManager(download_dir=archive.parent, extract_dir=unpacked.parent)
+    try:
+        manager.extract(tfds.download.Resource(path=archive, extract_method=tfds.download.ExtractMethod.ZIP))
+    except ExtractError as error:
+        shutil.rmtree(unpacked.parent, ignore_errors=True)
+        reason = error.__cause__ or error
+        raise UserError(f"{archive} cannot be unpacked: {reason}; try again, or {WAYS_OUT}") from error
+
+
+def _recorded_archive(folder: Path, url: str) -> Path | None:
+    """The archive downloaded before, if its bytes are still those recorded then."""
+    record = _record(folder)
+    if record.get("url") != url:
+        return None
+    archive = folder / record["archive"]
+    return archive if archive.is_file() and file_sha256(archive) == record["sha256"] else None
+
+
+def _record(folder: Path) -> dict[str, str]:
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _unpacked(folder: Path, archive: Path) -> Path:
+    return folder / "unpacked" / f"ZIP.{archive.name}"  # the manager's name for it
+
+
+def _is_unpacked(archive: Path, unpacked: Path) -> bool:
+    """Whether every text file of the archive lies in the folder at its full length; its CRC is checked at reading."""
+    with zipfile.ZipFile(archive) as file:
+        texts = [info for info in file.infolist() if PurePosixPath(info.filename).match("simplebooks/*/*.txt")]
+    paths = [unpacked / info.filename for info in texts]
+    return all(p.is_file() and p.stat().st_size == info.file_size for p, info in zip(paths, texts, strict=True))
+
+
+def _require_space(folder: Path, need: int) -> None:
+    if (free := shutil.disk_usage(folder).free) < need:
+        raise UserError(f"{folder} has {free:,} bytes free and SimpleBooks needs {need:,} more; {_OTHER_CACHE}")
+
+
+def _leaves(name: str) -> bool:
+    """Whether a member's path is absolute or climbs out of the folder it is unpacked in, on any system."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or (bool(path.parts) and ":" in path.parts[0])
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot use the cache {folder}: {_reason(error)}; set MINIGPT_CACHE to another") from error
+
+
+def _reason(error: Exception) -> str:
+    """The innermost reason on one line: urllib wraps it once, requests and urllib3 several times."""
+    while isinstance(inner := getattr(error, "reason", None) or (error.args and error.args[0]), Exception):
+        error = inner
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())

@@ -1,0 +1,246 @@
+"""Any text as a corpus: files, globs and folders of .txt, .gz, .zip and .jsonl, with documents held out by their text.
+
+Opening reads all of it once, in bounded memory (8 bytes a document): it finds every error, hashes the contents for the
+fingerprint, and learns where to cut the splits.
+"""
+
+import contextlib
+import glob
+import gzip
+import hashlib
+import json
+import os
+import zipfile
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+import numpy as np
+
+from minigpt_jax.corpora.base import Split, buffered, decode, read_lines, readable
+from minigpt_jax.corpora.simplebooks import holdings, open_zip
+from minigpt_jax.errors import UserError
+
+ALLOWED = ".txt, .jsonl, .txt.gz, .jsonl.gz or .zip"
+
+
+class Text:
+    """The user's own files, as a `Corpus`.
+
+    A document's split depends on its text alone (a hash of it falls below one of two cuts), so that a text that occurs
+    twice is never in two splits. The cuts are quantiles of the hashes: each of validation and test gets `held_out` of
+    the distinct documents, and at least one.
+
+    Args:
+        files: files, globs and folders (with all that lies in them), read in this order, each sorted by path.
+        document: a line or a file (or zip member) is one document; a .jsonl record always is.
+        json_field: the field of a .jsonl record that holds its text.
+        held_out: share of the documents for each of validation and test, above 0 and below 0.5.
+
+    Raises:
+        UserError: when a file is missing, of another kind, empty, damaged or not UTF-8, a record is not JSON or lacks
+            the field, or there are fewer than three distinct documents.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        document: Literal["line", "file"] = "line",
+        json_field: str = "text",
+        held_out: float = 0.02,
+    ):
+        if not files or not all(spec.strip() for spec in files):
+            raise UserError("--data.corpus text needs --data.files: files, globs or folders of " + ALLOWED)
+        if not 0 < held_out < 0.5:
+            raise UserError(
+                f"--data.held-out {held_out:g} must be above 0 and below 0.5: a share for each of two splits"
+            )
+        self.name = "text"
+        self._document = document
+        self._json_field = json_field
+        self._sources = _sources(files)
+        total = hashlib.sha256()
+        keys = array("Q")
+        for source in self._sources:
+            before = len(keys)
+            for text in self._read(source):
+                digest = self._digest(text, source)
+                total.update(digest)
+                keys.append(_key(digest))
+            if source.named and len(keys) == before:
+                raise UserError(f"--data.files {source.label} holds no text; leave it out or give another file")
+        distinct = np.unique(np.frombuffer(keys, np.uint64)) if keys else np.empty(0, np.uint64)
+        if (count := len(distinct)) < 3:
+            mend = "give more text" + (", or --data.document line" if document == "file" else "")
+            raise UserError(
+                f"--data.files {holdings(list(files))}: {count or 'no'} distinct document{'' if count == 1 else 's'}, "
+                f"and training, validation and test need one each; {mend}"
+            )
+        held = min(max(round(held_out * count), 1), (count - 1) // 2)
+        valid_end, test_end = int(distinct[held]), int(distinct[2 * held])
+        self._bounds: dict[Split, tuple[int, int]] = {
+            "valid": (0, valid_end),
+            "test": (valid_end, test_end),
+            "train": (test_end, 1 << 64),
+        }
+        self.fingerprint = hashlib.sha256(f"text {held} {total.hexdigest()}".encode()).hexdigest()
+
+    def documents(self, split: Split) -> Iterator[str]:
+        low, high = self._bounds[split]
+        for source in self._sources:
+            for text in self._read(source):
+                if low <= _key(self._digest(text, source)) < high:
+                    yield text
+
+    def floor(self, split: Split) -> float | None:
+        return None
+
+    def _digest(self, text: str, source: "_Source") -> bytes:
+        try:
+            return hashlib.sha256(text.encode()).digest()
+        except UnicodeEncodeError as error:  # only JSON can spell it
+            raise UserError(
+                f"--data.files {source.label}: a record has half a surrogate pair, {text[error.start]!r}, which is no "
+                "character; write it whole"
+            ) from error
+
+    def _read(self, source: "_Source") -> Iterator[str]:
+        label = f"--data.files {source.label}"
+        with readable(label), source.open() as stream:
+            if source.is_jsonl:
+                texts = (_field(line, self._json_field, f"{label}:{number}") for number, line in _lines(stream, label))
+            elif self._document == "line":
+                texts = (line for _, line in _lines(stream, label))
+            else:
+                texts = (decode(stream.read(), label).removeprefix("\ufeff").replace("\r\n", "\n") for _ in range(1))
+            yield from (text for text in texts if text.strip())
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file, or a member of a zip."""
+
+    path: Path
+    member: str | None = None
+    named: bool = False  # by itself, not found by a glob or in a folder
+
+    @property
+    def label(self) -> str:
+        return f"{self.path}" if self.member is None else f"{self.path}: {self.member}"
+
+    @property
+    def is_jsonl(self) -> bool:
+        return (self.member or self.path.name).lower().removesuffix(".gz").endswith(".jsonl")
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        if self.member is not None:
+            with zipfile.ZipFile(self.path) as file, file.open(self.member) as stream:
+                yield buffered(stream)
+        elif self.path.suffix.lower() == ".gz":
+            with gzip.open(self.path) as stream:
+                yield cast(BinaryIO, stream)
+        else:
+            with self.path.open("rb") as stream:
+                yield stream
+
+
+def _key(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
+
+
+def _lines(stream: BinaryIO, label: str) -> Iterator[tuple[int, str]]:
+    for number, line in read_lines(stream, label):
+        yield number, line.removeprefix("\ufeff") if number == 1 else line  # a byte order mark
+
+
+def _field(line: str, field: str, where: str) -> str:
+    """The text of one JSON record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({error}); a .jsonl file has one object a line") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is a {type(record).__name__}, not an object; a .jsonl file has one object a line")
+    if field not in record:
+        raise UserError(
+            f"{where} has no field {field!r}, only {holdings(list(record))}; name one with --data.json-field"
+        )
+    if not isinstance(record[field], str):
+        raise UserError(f"{where}: field {field!r} is no string; name another with --data.json-field")
+    return record[field]
+
+
+def _sources(specs: Sequence[str]) -> list[_Source]:
+    """All files and zip members that the user's words stand for, each once, in a fixed order."""
+    seen: set[Path] = set()
+    sources = []
+    for spec in specs:
+        named = Path(spec).expanduser().is_file()
+        for path in _expand(spec):
+            if (identity := path.resolve()) in seen:
+                continue
+            seen.add(identity)
+            if path.suffix.lower() == ".zip":
+                sources += _zip_members(path, named)
+            else:
+                sources.append(_Source(path, named=named))
+    return sources
+
+
+def _expand(spec: str) -> list[Path]:
+    given = Path(spec).expanduser()
+    flag = f"--data.files {spec}"
+    with readable(flag):
+        if given.is_file():
+            if not _is_supported(given):
+                raise UserError(f"{flag} is of a kind that is not read; give {ALLOWED}")
+            return [given]
+        if given.is_dir():
+            found = _walk(given)
+        elif given.exists():  # a device or a pipe: it cannot be read twice
+            raise UserError(f"{flag} is neither a file nor a folder; give {ALLOWED}")
+        elif glob.has_magic(spec):
+            matches = [Path(match) for match in sorted(glob.glob(str(given), recursive=True))]
+            if not matches:
+                raise UserError(f"{flag} matches nothing; check the pattern (** goes into folders), and quote it")
+            found = [path for match in matches for path in (_walk(match) if match.is_dir() else [match])]
+        else:
+            raise UserError(f"{flag}: no such file or folder; give files, globs or folders of {ALLOWED}")
+    supported = [path for path in found if _is_supported(path)]
+    if not supported:
+        raise UserError(f"{flag} has no {ALLOWED} file, only {holdings(sorted(path.name for path in found))}")
+    return supported
+
+
+def _walk(folder: Path) -> list[Path]:
+    """The files in a folder and in its folders, hidden ones left out, sorted by path."""
+
+    def fail(error: OSError):
+        raise error
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def _zip_members(path: Path, named: bool) -> list[_Source]:
+    label = f"--data.files {path}"
+    with open_zip(path, label) as file:
+        there = sorted((info for info in file.infolist() if not info.is_dir()), key=lambda info: info.filename)
+    # macOS puts a hidden twin beside every file.
+    texts = [i for i in there if i.filename.lower().endswith((".txt", ".jsonl")) and "__MACOSX" not in i.filename]
+    if not texts:
+        raise UserError(f"{label} has no .txt or .jsonl member; it holds {holdings([i.filename for i in there])}")
+    if encrypted := [info.filename for info in texts if info.flag_bits & 1]:
+        raise UserError(f"{label}: {holdings(encrypted)} encrypted; give an archive without a password")
+    return [_Source(path, info.filename, named and len(texts) == 1) for info in texts]
+
+
+def _is_supported(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith((".txt", ".jsonl", ".zip", ".gz")) and not name.endswith(".tar.gz")

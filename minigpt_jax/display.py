@@ -1,0 +1,128 @@
+"""What a person sees: progress bars with rate and time left, and the parameter table."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Rate(ProgressColumn):
+    """Items a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2f}/s")
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+    """Shows a bar while the items are drawn, and one line with the time that it took."""
+    start = time.perf_counter()
+    with _progress() as progress:
+        task = progress.add_task(title, total=total)
+        for item in items:
+            yield item
+            progress.advance(task)
+    console.print(f"{title}: {total:,} documents in {time.perf_counter() - start:.1f} s")
+
+
+class TrainingBar:
+    """Steps made, loss, tokens a second and time left: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, step: int, total_steps: int) -> None:
+        self._total = total_steps
+        self._bar = _progress(TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}"))
+        self._task = self._bar.add_task("training", completed=step, total=total_steps, loss="", rate="")
+        self._first = self._printed = (time.perf_counter(), step)
+
+    def __enter__(self) -> "TrainingBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def line(self, step: int, loss: float, tokens_a_second: float) -> None:
+        """Shows the figures of the latest training line."""
+        self._bar.update(self._task, loss=f"loss {loss:.3f}", rate=f"{tokens_a_second:,.0f} tokens/s")
+        now = time.perf_counter()
+        if console.is_terminal or (now - self._printed[0] < SECONDS_BETWEEN_LINES and step != self._total):
+            return
+        left = (now - self._first[0]) / max(step - self._first[1], 1) * (self._total - step)
+        console.print(
+            f"step {step:,}/{self._total:,} · loss {loss:.3f} · {tokens_a_second:,.0f} tokens/s · {left:,.0f} s left"
+        )
+        self._printed = (now, step)
+
+
+def parameter_table(params: Any) -> Table:
+    """A row for each layer, as Keras's `model.summary()` has it."""
+    table = Table(title="Model", title_justify="left")
+    table.add_column("layer")
+    table.add_column("arrays")
+    table.add_column("parameters", justify="right")
+    for name, layer in sorted(params.items(), key=lambda item: _reading_order(item[0])):
+        leaves = jax.tree_util.tree_leaves_with_path(layer)
+        for path, leaf in leaves if len(leaves) <= 2 else []:
+            label = ".".join([name, *(str(getattr(entry, "key", entry)) for entry in path)])
+            table.add_row(label, "×".join(map(str, leaf.shape)), f"{leaf.size:,}")
+        if len(leaves) > 2:
+            table.add_row(name, f"{len(leaves)} arrays", f"{sum(leaf.size for _, leaf in leaves):,}")
+    table.add_section()
+    total = parameter_count(params)
+    table.add_row("total", f"{total * 4 / 2**20:.2f} MB", f"{total:,}")
+    return table
+
+
+def parameter_count(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _reading_order(name: str) -> tuple[int, str]:
+    order = ["token_embedding", "position_embedding", "block", "final_norm", "output"]
+    return next((i for i, prefix in enumerate(order) if name.startswith(prefix)), len(order)), name.zfill(20)
+
+
+@contextlib.contextmanager
+def status(title: str) -> Iterator[None]:
+    """A spinner on a terminal, for work whose length is not known; nothing elsewhere."""
+    if console.is_terminal:
+        with console.status(title):
+            yield
+    else:
+        yield

@@ -1,0 +1,36 @@
+"""Loss over a whole split: exp(total nats / total labels), never a mean of batches' means."""
+
+import functools
+from typing import Any
+
+import jax
+
+from minigpt_jax import parallel, train
+from minigpt_jax.data.store import Rows
+from minigpt_jax.metrics import Sums
+from minigpt_jax.model import GPT
+
+
+@functools.cache
+def _compiled(model: GPT) -> Any:
+    return parallel.compile(functools.partial(train.eval_step, model, axis_name=parallel.axis_name()))
+
+
+def evaluate(model: GPT, weights: Any, rows: Rows, batch_size: int) -> Sums:
+    """Sums over every label of `rows`. The last batch is filled up with rows that weigh nothing."""
+    batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
+    batches = rows.in_order(batch_size, jax.process_index(), jax.process_count())
+    queued = [_compiled(model)(weights, batch) for batch in parallel.prefetch(map(parallel.put_batch, batches))]
+    total = Sums()
+    for sums in queued:
+        total = total.plus(jax.tree.map(lambda x: x.item(), jax.device_get(sums)))
+    return total
+
+
+def describe(sums: Sums, rows: Rows) -> str:
+    """One line for people: loss, perplexity, bits per byte, and the corpus's own floor where it is known."""
+    text = f"loss {sums.loss:.4f} · perplexity {sums.perplexity:.2f} · {sums.bits_per_byte:.4f} bits per byte"
+    floor = rows.floor_bits_per_byte
+    if floor is None:
+        return text
+    return f"{text} · floor {floor:.4f}, {sums.bits_per_byte - floor:.4f} below"

@@ -1,0 +1,404 @@
+"""`load(run_dir)`: a trained model that samples and scores in this process. No TensorFlow here."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minigpt_jax import metrics, model, parallel, samplers, tokenizer
+from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
+from minigpt_jax.errors import UserError
+from minigpt_jax.model import GPT
+from minigpt_jax.run_dir import RunDir
+from minigpt_jax.samplers import Output, Request, Sampler
+from minigpt_jax.tokenizer import Tokenizer
+
+Stop = str | int | Sequence[int]
+TOKENS_A_CHUNK = 8
+"""New tokens between two looks at the text, where it is streamed or searched for stop strings."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled text.
+
+    Attributes:
+        text: without the prompt, and without the stop string that ended it.
+        tokens: the new ids, a stop sequence included.
+        logprobs: the model's own log-probability of each, in nats, before any processor.
+        finish_reason: "stop" if a stop sequence ended it, else "length".
+        score: what beam search ranks by; for others the sum of `logprobs`.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+    score: float
+
+
+def load(run_dir: str | Path, step: int | None = None) -> "LanguageModel":
+    """The model of a run directory, at its latest checkpoint or at that of `step`.
+
+    Raises UserError where the directory, its checkpoint or their fit is missing.
+    """
+    files = RunDir(Path(run_dir))
+    experiment = files.experiment()
+    pieces = tokenizer.load(files.tokenizer)
+    if not files.checkpoints.is_dir():
+        raise UserError(f"{run_dir} holds no checkpoint yet; train on, to the first --train.checkpoint-every")
+    checkpoints = Checkpoints(files.checkpoints, read_only=True)
+    weights, step = checkpoints.restore_weights(
+        model.parameter_shapes(experiment), experiment.optimizer.ema_decay is not None, step
+    )
+    checkpoints.close()
+    return LanguageModel(experiment, pieces, weights, step)
+
+
+class LanguageModel:
+    """A model with its tokenizer and weights.
+
+    Attributes:
+        end_id: the label that stands for the end of a document in training; give it as `stop` to let a text end.
+    """
+
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, weights: Any, step: int | None = None) -> None:
+        self.experiment = experiment
+        self.tokenizer = tokenizer
+        self.weights = weights
+        self.step = step
+        self.model = model.build(experiment)
+        self.end_id = BOS_ID if experiment.data.layout == "packed" else PAD_ID
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampler: Sampler | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        seed: int = 0,
+        row_ids: Sequence[int] | None = None,
+        stop: Sequence[Stop] | Stop = (),
+        min_new_tokens: int = 0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        no_repeat_ngram: int = 0,
+        logit_bias: Mapping[int, float] | None = None,
+        num_return_sequences: int = 1,
+    ) -> list[Generation]:
+        """Goes on from each prompt; prompts of any lengths, the empty one included, share one compiled program.
+
+        Args:
+            sampler: greedy search by default.
+            max_new_tokens: to the end of the training window by default.
+            seed: with a row's id and the position, all that a random draw depends on.
+            row_ids: 0, 1, 2 … by default.
+            stop: strings, token ids or sequences of ids, any of which ends a text.
+            logit_bias: added to the logits of these ids; -inf bans one. [PAD], [BOS] and ids without a piece are banned
+                unless they stand here or in `stop`.
+            num_return_sequences: texts for each prompt, side by side: independent draws, or the best of beam search.
+
+        Raises:
+            UserError: a setting that cannot be, or a prompt that leaves no room in the window.
+        """
+        chunks = self._chunks(
+            prompts,
+            sampler or samplers.Greedy(),
+            max_new_tokens,
+            seed=seed,
+            row_ids=row_ids,
+            stop=stop,
+            logit_bias=logit_bias,
+            num_return_sequences=num_return_sequences,
+            min_new_tokens=min_new_tokens,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+        )
+        *_, last = chunks
+        return last
+
+    def stream(self, prompt: str, sampler: Sampler | None = None, max_new_tokens: int | None = None, **settings: Any) -> Iterator[str]:
+        """Yields the text of `generate([prompt], …)` piece by piece as it is made: whole words, whole characters."""
+        if isinstance(sampler, samplers.Beam):
+            raise UserError("beam search knows its text only at the end and cannot be streamed; take another sampler")
+        told = ""
+        for [generation], final in _mark_last(
+            self._chunks([prompt], sampler or samplers.Greedy(), max_new_tokens, streamed=True, **settings)
+        ):
+            text = generation.text if final else _settled(generation.text)
+            # What follows may still change the spacing before it; tell only what extends what has been told.
+            if text.startswith(told) and len(text) > len(told):
+                yield text[len(told) :]
+                told = text
+
+    def score(self, texts: Sequence[str]) -> list[float]:
+        """The log-probability of each text, in nats, its end not included.
+
+        Raises UserError for a text that does not fit in the window.
+        """
+        ids = [[BOS_ID, *tokens] for tokens in self.tokenizer.encode_batch(texts)]
+        window = self.model.sequence_length
+        for text, tokens in zip(texts, ids, strict=True):
+            if len(tokens) > window + 1:
+                raise UserError(
+                    f"the text {_head(text)!r} is {len(tokens) - 1} tokens long and the window holds {window}; shorten it"
+                )
+        width = _bucket(max(map(len, ids), default=1) - 1, 8, window)
+        rows = np.full((_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
+        for row, tokens in zip(rows, ids, strict=False):
+            row[: len(tokens)] = tokens
+        logprobs_B = parallel.join_rows(_score(self.model)(self.weights, parallel.split_rows(rows)))
+        return [float(value) for value in logprobs_B[: len(texts)]]
+
+    def _chunks(
+        self,
+        prompts: Sequence[str],
+        sampler: Sampler,
+        max_new_tokens: int | None,
+        *,
+        streamed: bool = False,
+        seed: int = 0,
+        row_ids: Sequence[int] | None = None,
+        stop: Sequence[Stop] | Stop = (),
+        logit_bias: Mapping[int, float] | None = None,
+        num_return_sequences: int = 1,
+        **controls: Any,
+    ) -> Iterator[list[Generation]]:
+        """The texts so far, each time that the host looks at them; the last time they are whole."""
+        if not prompts:
+            yield []
+            return
+        sampler.validate(len(self.tokenizer))
+        copies, kept = self._copies(sampler, num_return_sequences)
+        ids = [[BOS_ID, *tokens] for tokens in self.tokenizer.encode_batch(prompts)]
+        limits = [self._limit(prompt, len(row), max_new_tokens) for prompt, row in zip(prompts, ids, strict=True)]
+        strings, sequences = _sorted_stops(stop)
+        if strings and isinstance(sampler, samplers.Beam):
+            raise UserError("--stop: beam search takes token ids and no strings, whose end it cannot see in its loop")
+        row_ids = list(range(len(prompts)) if row_ids is None else row_ids)
+        if len(row_ids) != len(prompts):
+            raise UserError(f"row_ids: {len(row_ids)} given for {len(prompts)} prompts; give one a prompt")
+
+        rows = len(prompts) * copies
+        window = self.model.sequence_length
+        width = _bucket(max(map(len, ids)), 8, window)
+        room = _bucket(max(limits), 16)
+        padding = _bucket(rows, parallel.local_devices()) - rows
+        request = samplers.request(
+            [row for row in ids for _ in range(copies)] + [[BOS_ID]] * padding,
+            vocabulary_size=self.model.vocabulary_size,
+            max_new_tokens=[limit for limit in limits for _ in range(copies)] + [0] * padding,
+            width=width,
+            # Further texts of a prompt draw as rows of their own, far from the ids of ordinary ones.
+            row_ids=[(row + (copy << 20)) & 0xFFFFFFFF for row in row_ids for copy in range(copies)] + [0] * padding,
+            seed=seed,
+            pad_id=PAD_ID,
+            stops=sequences,
+            logit_bias=self._bias(logit_bias or {}, sequences),
+            **controls,
+        )
+        slots = min(width + room, window)
+        programs = _programs(self.model, slots, room, jax.tree.structure(sampler))
+        finish = functools.partial(self._generations, prompts, copies, kept, strings)
+        shared, by_row = _split(request)
+        if not streamed and not strings:
+            output = programs.whole(self.weights, by_row, shared, sampler)
+            yield finish(output)[0]
+            return
+        state = programs.start(self.weights, by_row, shared, sampler)
+        done = np.zeros(rows + padding, bool)
+        for until in range(TOKENS_A_CHUNK, room + TOKENS_A_CHUNK, TOKENS_A_CHUNK):
+            state = programs.advance(state, self.weights, by_row, shared, sampler, jnp.int32(until), parallel.split_rows(done))
+            generations, stopped = finish(programs.result(state, by_row, shared, sampler))
+            yield generations
+            done[:rows] = stopped
+            if not parallel.join_rows(state.running)[~done].any():
+                return
+
+    def _copies(self, sampler: Sampler, count: int) -> tuple[int, int]:
+        """Rows for each prompt, and hypotheses to keep of each row."""
+        if count < 1:
+            raise UserError(f"num_return_sequences {count}: must be 1 or more")
+        if isinstance(sampler, samplers.Beam):
+            if count > sampler.num_beams:
+                raise UserError(f"num_return_sequences {count}: beam search has {sampler.num_beams} beams; widen it")
+            return 1, count
+        if count > 1 and isinstance(sampler, samplers.Greedy | samplers.Contrastive):
+            raise UserError(f"num_return_sequences {count}: {sampler.name} search gives one text; take a random sampler")
+        return count, 1
+
+    def _limit(self, prompt: str, length: int, max_new_tokens: int | None) -> int:
+        window = self.model.sequence_length
+        if length > window:
+            raise UserError(
+                f"--prompt {_head(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; shorten it"
+            )
+        if max_new_tokens is None:
+            return max(window - length, 1)
+        if max_new_tokens < 1:
+            raise UserError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
+        # The last new token is never read, so it needs no position.
+        if self.experiment.model.positions == "learned" and length + max_new_tokens > window + 1:
+            raise UserError(
+                f"--max-new-tokens {max_new_tokens}: the prompt leaves room for {window + 1 - length}, since learned "
+                f"positions end at {window}; ask for fewer, or train with --model.positions rope"
+            )
+        return max_new_tokens
+
+    def _bias(self, asked: Mapping[int, float], stops: Sequence[Sequence[int]]) -> np.ndarray:
+        bias = np.zeros(self.model.vocabulary_size, np.float32)
+        bias[len(self.tokenizer) :] = -np.inf
+        bias[[PAD_ID, BOS_ID]] = -np.inf
+        for token in {token for sequence in stops for token in sequence if token < len(self.tokenizer)}:
+            bias[token] = 0.0
+        for token, value in asked.items():
+            if not 0 <= token < self.model.vocabulary_size:
+                raise UserError(f"--logit-bias {token}: ids go from 0 to {self.model.vocabulary_size - 1}")
+            bias[token] = value
+        return bias
+
+    def _generations(
+        self, prompts: Sequence[str], copies: int, kept: int, strings: Sequence[str], output: Output
+    ) -> tuple[list[Generation], np.ndarray]:
+        """The texts of an output, cut at stop strings, and which rows had one."""
+        output = jax.tree.map(np.asarray, parallel.join_rows(output))
+        generations, found = [], np.zeros(len(prompts) * copies, bool)
+        for row in range(len(found)):
+            for k in range(kept):
+                count = int(output.length[row, k])
+                tokens = output.tokens[row, k, :count].tolist()
+                text, stopped = self.tokenizer.decode(tokens), bool(output.stopped[row, k])
+                if cut := _first_stop(text, strings):
+                    text, stopped, found[row] = text[:cut[0]], True, True
+                    # The shortest head of the ids whose text holds the stop string.
+                    count = next(n for n in range(1, count + 1) if cut[1] in self.tokenizer.decode(tokens[:n]))
+                    tokens = tokens[:count]
+                generations.append(
+                    Generation(
+                        prompts[row // copies],
+                        text,
+                        tokens,
+                        [float(x) for x in output.logprobs[row, k, :count]],
+                        "stop" if stopped else "length",
+                        float(output.score[row, k]),
+                    )
+                )
+        return generations, found
+
+
+@dataclass(frozen=True)
+class _Programs:
+    """The compiled functions of one model, room and kind of sampler. Weights are arguments, never constants."""
+
+    whole: Any
+    start: Any
+    advance: Any
+    result: Any
+
+
+@functools.lru_cache(256)
+def _programs(gpt: GPT, slots: int, room: int, sampler: Any) -> _Programs:
+    del sampler  # its structure alone is compiled for
+
+    def bound(weights: Any) -> tuple[Any, Any]:
+        apply = functools.partial(gpt.apply, {"params": weights})
+        return functools.partial(_prefill, apply, slots), functools.partial(apply, method="step")
+
+    def whole(weights: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
+        return samplers.decode(*bound(weights), sampler, _joined(by_row, shared), room)
+
+    def start(weights: Any, by_row: Any, shared: Any, sampler: Sampler) -> Any:
+        return samplers.start(bound(weights)[0], sampler, _joined(by_row, shared), room)
+
+    def advance(state: Any, weights: Any, by_row: Any, shared: Any, sampler: Sampler, until: Any, done: Any) -> Any:
+        request = _joined(by_row, shared)
+        return samplers.advance(bound(weights)[1], sampler, request, samplers.halt(state, done), until)
+
+    def result(state: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
+        return samplers.result(sampler, _joined(by_row, shared), state)
+
+    rows, all_rows = 0, None
+    return _Programs(
+        whole=parallel.compile_rows(whole, (all_rows, rows, all_rows, all_rows)),
+        start=parallel.compile_rows(start, (all_rows, rows, all_rows, all_rows)),
+        advance=parallel.compile_rows(advance, (rows, all_rows, rows, all_rows, all_rows, all_rows, rows), donate=(0,)),
+        result=parallel.compile_rows(result, (rows, rows, all_rows, all_rows)),
+    )
+
+
+@functools.lru_cache(16)
+def _score(gpt: GPT) -> Any:
+    def score(weights: Any, rows: Any) -> Any:
+        labels_BT = rows[:, 1:]
+        nats_BT = metrics.cross_entropy(gpt.apply({"params": weights}, rows[:, :-1]), labels_BT)
+        return -jnp.sum(nats_BT, axis=1, where=labels_BT != PAD_ID)
+
+    return parallel.compile_rows(score, (None, 0))
+
+
+def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:
+    return apply(tokens_BT, length_B, slots, method="prefill")
+
+
+_BY_ROW = ("tokens", "length", "limit", "row_id")
+
+
+def _split(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all rows of a request share, and what each has of its own, split among the devices."""
+    fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    by_row = {name: parallel.split_rows(fields.pop(name)) for name in _BY_ROW}
+    return fields, by_row
+
+
+def _joined(by_row: dict[str, Any], shared: dict[str, Any]) -> Request:
+    return Request(**by_row, **shared)
+
+
+def _sorted_stops(stop: Sequence[Stop] | Stop) -> tuple[list[str], list[list[int]]]:
+    stops: Sequence[Any] = [stop] if isinstance(stop, str | int) else stop
+    strings = [one for one in stops if isinstance(one, str)]
+    if "" in strings:
+        raise UserError("--stop '': an empty string stops nothing; leave it out")
+    sequences = [[one] if isinstance(one, int) else list(one) for one in stops if not isinstance(one, str)]
+    return strings, sequences
+
+
+def _first_stop(text: str, strings: Sequence[str]) -> tuple[int, str] | None:
+    """Where the earliest stop string begins in a text, and which it is."""
+    return min(((text.find(one), one) for one in strings if one in text), default=None)
+
+
+def _settled(text: str) -> str:
+    """The part of an unfinished text that later tokens will not change: all before the last word."""
+    return text[: text.rstrip().rfind(" ") + 1].rstrip()
+
+
+def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+    previous = next(items)
+    for item in items:
+        yield previous, False
+        previous = item
+    yield previous, True
+
+
+def _bucket(size: int, least: int, most: int | None = None) -> int:
+    """The next power of two times `least`, so that nearby sizes share a program; at most `most`."""
+    bucket = least
+    while bucket < size:
+        bucket *= 2
+    return bucket if most is None else min(bucket, most)
+
+
+def _head(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -1,0 +1,136 @@
+"""The static key-value cache: a pytree of fixed shape, rows first in every leaf.
+
+A cache is a tuple of one `Layer` a layer of the model, so that no layer's arrays are ever restacked. Letters: B rows,
+N key-value heads, G query heads to a key-value head, S slots, H head width, T prompt positions.
+
+The position p of a row lives in slot p mod S. As long as positions stay below S that is the position itself; past it
+the cache rolls: a new token takes the slot of the one S positions ago, and attention sees a window of the last S
+tokens (keys must then carry their position in themselves, as rotary ones do). Slots that hold nothing yet, or the
+padding of a ragged prompt, are hidden by `visible`, never cleared.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+
+class Layer(NamedTuple):
+    """Keys and values of one layer.
+
+    Heads come before slots: a step's attention is then a product of contiguous [S, H] blocks, which on CPU takes a
+    quarter of the time that it takes with slots before heads. `write` and `attend` alone know of it.
+    """
+
+    keys: Float[Array, "B N S H"]
+    values: Float[Array, "B N S H"]
+
+
+Cache = tuple[Layer, ...]
+
+
+def allocate(
+    batch: int, num_layers: int, slots: int, heads: int, head_width: int, dtype: jax.typing.DTypeLike = jnp.float32
+) -> Cache:
+    """An empty cache of `num_layers` layers for `heads` key-value heads."""
+    shape = (batch, heads, slots, head_width)
+    return tuple(Layer(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(num_layers))
+
+
+def from_prefill(
+    layers: Sequence[tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]], slots: int, length: Int[Array, "B"]
+) -> Cache:
+    """A cache of `slots` slots that holds the keys and values of right-padded prompts of `length` tokens.
+
+    Of a row longer than the cache the last `slots` tokens are kept.
+    """
+
+    def place(x_BTNH: Array) -> Array:
+        width = x_BTNH.shape[1]
+        if width > slots:
+            # The latest position of the row that lives in each slot; a slot without one gets any, and stays hidden.
+            last_B1 = length[:, None] - 1
+            position_BS = last_B1 - (last_B1 - jnp.arange(slots)[None]) % slots
+            x_BTNH = jnp.take_along_axis(x_BTNH, jnp.maximum(position_BS, 0)[:, :, None, None], axis=1)
+        x_BNTH = x_BTNH.swapaxes(1, 2)
+        return jnp.pad(x_BNTH, ((0, 0), (0, 0), (0, max(slots - width, 0)), (0, 0)))
+
+    return tuple(Layer(place(keys), place(values)) for keys, values in layers)
+
+
+def write(
+    layer: Layer, keys: Float[Array, "B 1 N H"], values: Float[Array, "B 1 N H"], position: Int[Array, "B"]
+) -> Layer:
+    """Put one token a row into the slot of its position; in place where the cache is a loop's or a donated buffer.
+
+    One scatter of B * N rows: on CPU the only form that neither copies the cache nor turns its layout round under the
+    attention that follows (a vmapped dynamic_update_slice does the latter, and selecting by a mask rewrites it all).
+    """
+    return Layer(_put(layer.keys, keys[:, 0], position), _put(layer.values, values[:, 0], position))
+
+
+def attend(
+    query: Float[Array, "B 1 M H"], layer: Layer, mask: Bool[Array, "B S"], scale: float | None = None
+) -> Float[Array, "B 1 M H"]:
+    """Attention of one query a row to the slots where `mask` is true; M = N * G query heads.
+
+    `scale` is 1 / sqrt(H) by default. Scores and softmax are float32.
+    """
+    batch, _, query_heads, width = query.shape
+    heads = layer.keys.shape[1]
+    query_BNGH = query.reshape(batch, heads, query_heads // heads, width)
+    scores_BNGS = jnp.einsum("bngh,bnsh->bngs", query_BNGH, layer.keys, preferred_element_type=jnp.float32)
+    scores_BNGS = jnp.where(mask[:, None, None], scores_BNGS * (width**-0.5 if scale is None else scale), -jnp.inf)
+    weights_BNGS = jax.nn.softmax(scores_BNGS).astype(layer.values.dtype)
+    mixed_BNGH = jnp.einsum("bngs,bnsh->bngh", weights_BNGS, layer.values)
+    return mixed_BNGH.reshape(query.shape).astype(query.dtype)
+
+
+def num_slots(cache: Cache) -> int:
+    """S, the positions that the cache has room for."""
+    return cache[0].keys.shape[2]
+
+
+def visible(position: Int[Array, "B"], slots: int) -> Bool[Array, "B S"]:
+    """Which slots the token at `position`, itself just written, may attend to: of the last S positions all there are.
+
+    Before the cache is full these are the slots up to the token's own; from then on all of them.
+    """
+    return jnp.arange(slots)[None] <= position[:, None]
+
+
+def reorder(cache: PyTree, rows: Int[Array, "R"]) -> PyTree:
+    """A cache whose row i is the given one's row rows[i]; R may differ from B. Takes any pytree with rows first."""
+    return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), cache)
+
+
+def repeat(cache: PyTree, times: int) -> PyTree:
+    """A cache of B * times rows, each row `times` over, side by side. Takes any pytree with rows first."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), cache)
+
+
+def adopt(cache: PyTree, rows: Int[Array, "B"], position: Int[Array, "B"]) -> PyTree:
+    """`reorder`, for when row i and row rows[i] differ in nothing but their token at position[i].
+
+    Then it is enough to copy that one slot. That is so for candidates that go on from one context; leaves outside a
+    `Layer`, about which nothing is known, are gathered whole.
+    """
+
+    def take(node: Layer | Array) -> Layer | Array:
+        if not isinstance(node, Layer):
+            return reorder(node, rows)
+        slots = position % node.keys.shape[2]
+        keys, values = (_put(leaf, leaf[rows, :, slots], position) for leaf in node)
+        return Layer(keys, values)
+
+    return jax.tree.map(take, cache, is_leaf=lambda node: isinstance(node, Layer))
+
+
+def _put(leaf_BNSH: Array, new_BNH: Array, position_B: Array) -> Array:
+    rows, heads = jnp.arange(leaf_BNSH.shape[0])[:, None], jnp.arange(leaf_BNSH.shape[1])[None, :]
+    slots = position_B[:, None] % leaf_BNSH.shape[2]
+    return leaf_BNSH.at[rows, heads, slots].set(
+        new_BNH.astype(leaf_BNSH.dtype), mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
+    )

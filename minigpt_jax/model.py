@@ -1,0 +1,268 @@
+"""The GPT: one Flax Linen module for training (full pass), prefill and decode step.
+
+Shapes: B batch, T query positions, S cache slots, D width, N heads, K key-value heads, H head width, F feed-forward
+width, V vocabulary. With the default configuration it is the KerasHub tutorial's decoder to the letter.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from minigpt_jax import kv_cache
+from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
+
+Dtype = Any
+KeysValues = kv_cache.Layer | tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
+
+
+def compute_dtype(config: ModelConfig) -> Dtype:
+    """The type that matrix products run in; "auto" is bfloat16 but on CPU, where it is slow."""
+    if config.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.dtype)
+
+
+def build(experiment: Experiment) -> "GPT":
+    """The experiment's model; it has a row for each id that was asked for, whatever the trained vocabulary's length."""
+    return GPT(
+        experiment.model,
+        vocabulary_size=experiment.tokenizer.vocabulary_size,
+        sequence_length=experiment.data.sequence_length,
+        dtype=compute_dtype(experiment.model),
+    )
+
+
+def parameter_shapes(experiment: Experiment) -> Any:
+    """The tree of the parameters' shapes and types, found without making them."""
+    gpt = build(experiment)
+    tokens_BT = jax.ShapeDtypeStruct((1, gpt.sequence_length), jnp.int32)
+    return jax.eval_shape(gpt.init, jax.random.key(0), tokens_BT)["params"]
+
+
+def keras_uniform(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Uniform(-0.05, 0.05): Keras's default for embeddings."""
+    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+
+
+def rotate(x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], theta: float) -> Float[Array, "B T N H"]:
+    """Rotary position embedding (Su et al. 2021): turns the pair (i, i + H/2) by position · theta^(-2i/H) radians."""
+    half = x_BTNH.shape[-1] // 2
+    frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1H = position_BT[:, :, None, None].astype(jnp.float32) * frequency_H[None, None, None, :]
+    cos, sin = jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
+    x1, x2 = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def training_mask(tokens_BT: Int[Array, "B T"], isolate_documents: bool = False) -> Bool[Array, "B T T"]:
+    """True where query t may attend to key s: s is not after t, s is not [PAD], and both are in one document if asked.
+
+    A document opens with [BOS]; with `isolate_documents`, nothing before the latest [BOS] is seen.
+    """
+    length = tokens_BT.shape[1]
+    mask_BTS = jnp.tril(jnp.ones((1, length, length), bool)) & (tokens_BT != PAD_ID)[:, None, :]
+    if isolate_documents:
+        document_BT = jnp.cumsum(tokens_BT == BOS_ID, axis=1)
+        mask_BTS &= document_BT[:, :, None] == document_BT[:, None, :]
+    return mask_BTS
+
+
+def _norm(config: ModelConfig, dtype: Dtype, name: str) -> nn.Module:
+    # Statistics are float32 whatever the compute type, which is Flax's default.
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.norm_epsilon, dtype, name=name)
+    return nn.LayerNorm(config.norm_epsilon, dtype, use_bias=config.use_bias, name=name)
+
+
+def _dense(config: ModelConfig, features: int, dtype: Dtype, name: str) -> nn.Dense:
+    return nn.Dense(
+        features, use_bias=config.use_bias, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, with grouped key-value heads if there are fewer of them.
+
+    Given a cache layer, T is 1: it writes its key and value there, attends to the slots and returns the layer. Else it
+    attends to its own keys and values and returns those, [B T K H] both, for a cache to start from.
+    """
+
+    config: ModelConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        position_BT: Int[Array, "B T"],
+        mask_BTS: Bool[Array, "B T S"],
+        layer: kv_cache.Layer | None = None,
+    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+        config = self.config
+        heads = config.head_width * config.num_heads
+        kv_heads = config.head_width * config.kv_heads
+        split = lambda x: x.reshape(*x.shape[:2], -1, config.head_width)  # noqa: E731
+        q_BTNH = split(_dense(config, heads, self.dtype, "query")(x_BTD))
+        k_BTKH = split(_dense(config, kv_heads, self.dtype, "key")(x_BTD))
+        v_BTKH = split(_dense(config, kv_heads, self.dtype, "value")(x_BTD))
+        if config.qk_norm:
+            q_BTNH = _norm(config, self.dtype, "query_norm")(q_BTNH)
+            k_BTKH = _norm(config, self.dtype, "key_norm")(k_BTKH)
+        if config.positions == "rope":
+            q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta)
+            k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta)
+        if layer is None:
+            layer = (k_BTKH, v_BTKH)
+            y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None])
+        else:
+            layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
+            y_BTNH = kv_cache.attend(q_BTNH, layer, mask_BTS[:, 0])
+        y_BTD = _dense(config, config.width, self.dtype, "out")(y_BTNH.reshape(*x_BTD.shape[:2], heads))
+        return y_BTD, layer
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with an activation between; SwiGLU (Shazeer 2020) has a third, the gate."""
+
+    config: ModelConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        config = self.config
+        h_BTF = _dense(config, config.feed_forward, self.dtype, "up")(x_BTD)
+        if config.activation == "swiglu":
+            h_BTF = h_BTF * nn.silu(_dense(config, config.feed_forward, self.dtype, "gate")(x_BTD))
+        else:
+            h_BTF = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}[config.activation](
+                h_BTF
+            )
+        return _dense(config, config.width, self.dtype, "down")(h_BTF)
+
+
+class Block(nn.Module):
+    """Attention then feed-forward, each a residual branch normalised before (pre) or after the sum (post)."""
+
+    config: ModelConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        position_BT: Int[Array, "B T"],
+        mask_BTS: Bool[Array, "B T S"],
+        layer: kv_cache.Layer | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+        config, dtype = self.config, self.dtype
+        pre = config.norm_position == "pre"
+        dropout = nn.Dropout(config.dropout, deterministic=deterministic)
+        attention_norm = _norm(config, dtype, "attention_norm")
+        feed_forward_norm = _norm(config, dtype, "feed_forward_norm")
+
+        inner_BTD = attention_norm(x_BTD) if pre else x_BTD
+        y_BTD, layer = Attention(config, dtype, name="attention")(inner_BTD, position_BT, mask_BTS, layer)
+        x_BTD = x_BTD + dropout(y_BTD)
+        x_BTD = x_BTD if pre else attention_norm(x_BTD)
+
+        inner_BTD = feed_forward_norm(x_BTD) if pre else x_BTD
+        x_BTD = x_BTD + dropout(FeedForward(config, dtype, name="feed_forward")(inner_BTD))
+        x_BTD = x_BTD if pre else feed_forward_norm(x_BTD)
+        return x_BTD, layer
+
+
+class GPT(nn.Module):
+    """Token ids to logits over the next token.
+
+    Calling it is the full pass for training; `prefill` and `step` are the same blocks with a cache, in the form that
+    `samplers` drives. Logits are float32.
+    """
+
+    config: ModelConfig
+    vocabulary_size: int
+    sequence_length: int
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        embed = functools.partial(nn.Embed, features=config.width, dtype=self.dtype, embedding_init=keras_uniform)
+        self.token_embedding = embed(self.vocabulary_size)
+        if config.positions == "learned":
+            self.position_embedding = embed(self.sequence_length)
+        self.dropout = nn.Dropout(config.dropout)
+        block = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
+        self.blocks = [block(config, self.dtype, name=f"block_{i}") for i in range(config.num_layers)]
+        if config.norm_position == "pre":
+            self.final_norm = _norm(config, self.dtype, "final_norm")
+        if not config.tied_embeddings:
+            self.output = _dense(config, self.vocabulary_size, self.dtype, "output")
+        elif config.use_bias:
+            self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,))
+
+    def __call__(self, tokens_BT: Int[Array, "B T"], deterministic: bool = True) -> Float[Array, "B T V"]:
+        """Logits for the token after each of `tokens_BT`. With dropout, needs an rng named "dropout"."""
+        return self.logits(self._full_pass(tokens_BT, deterministic)[0])
+
+    def prefill(
+        self, tokens_BT: Int[Array, "B T"], length_B: Int[Array, "B"], slots: int
+    ) -> tuple[Float[Array, "B V"], Float[Array, "B T D"], kv_cache.Cache]:
+        """The full pass over right-padded prompts, whose keys and values start a cache of `slots` positions.
+
+        Returns the logits after each row's last token, all hidden states, and the cache.
+        """
+        hidden_BTD, layers = self._full_pass(tokens_BT, deterministic=True)
+        last_BD = jnp.take_along_axis(hidden_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
+        return self.logits(last_BD), hidden_BTD, kv_cache.from_prefill(layers, slots, length_B)
+
+    def step(
+        self, tokens_B: Int[Array, "B"], cache: kv_cache.Cache, position_B: Int[Array, "B"]
+    ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], kv_cache.Cache]:
+        """One token a row, at `position_B`, attending to the cache and to itself."""
+        mask_B1S = kv_cache.visible(position_B, kv_cache.num_slots(cache))[:, None]
+        hidden_B1D, cache = self._blocks(tokens_B[:, None], position_B[:, None], mask_B1S, cache)
+        return self.logits(hidden_B1D[:, 0]), hidden_B1D[:, 0], cache
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """The output layer, alone."""
+        if not self.config.tied_embeddings:
+            logits = self.output(hidden)
+        else:
+            logits = self.token_embedding.attend(hidden)
+            if self.config.use_bias:
+                logits = logits + self.output_bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+        logits = logits.astype(jnp.float32)
+        if self.config.logit_softcap is not None:
+            logits = self.config.logit_softcap * jnp.tanh(logits / self.config.logit_softcap)
+        return logits
+
+    def _full_pass(
+        self, tokens_BT: Int[Array, "B T"], deterministic: bool
+    ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
+        position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+        mask_BTS = training_mask(tokens_BT, self.config.isolate_documents)
+        return self._blocks(tokens_BT, position_BT, mask_BTS, None, deterministic)
+
+    def _blocks(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        position_BT: Int[Array, "B T"],
+        mask_BTS: Bool[Array, "B T S"],
+        cache: kv_cache.Cache | None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
+        x_BTD = self.token_embedding(tokens_BT)
+        if self.config.positions == "learned":
+            x_BTD = x_BTD + self.position_embedding(position_BT)
+        x_BTD = self.dropout(x_BTD, deterministic=deterministic)
+        layers = []
+        for block, layer in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+            x_BTD, layer = block(x_BTD, position_BT, mask_BTS, layer, deterministic)
+            layers.append(layer)
+        if self.config.norm_position == "pre":
+            x_BTD = self.final_norm(x_BTD)
+        return x_BTD, tuple(layers)

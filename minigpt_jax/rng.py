@@ -1,0 +1,59 @@
+"""Named streams of typed threefry keys: one seed, one stream a purpose, and a key folded in for each use of it.
+
+Keys are never stored or handed on: the key for a step, a row or a position is a pure function of (seed, name, indices),
+so a run that is resumed, or a row that is sampled in another batch, draws what it would have drawn anyway.
+"""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from minigpt_jax.errors import UserError
+
+_WORD = 0xFFFFFFFF
+
+
+def words(seed: int) -> np.ndarray:
+    """A seed of up to 64 bits as uint32 [high, low]: an array to hand to a compiled program, one shape for all seeds.
+
+    Raises:
+      UserError: the seed does not fit in 64 bits.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise UserError(f"--seed {seed} has more than 64 bits: give an integer from {-(2**63)} to {2**64 - 1}")
+    return np.array([(seed >> 32) & _WORD, seed & _WORD], np.uint32)
+
+
+def stream(seed: int | Array | np.ndarray, name: str) -> Key[Array, ""]:
+    """The key of the stream `name` under a seed.
+
+    `seed` is a Python integer, an integer scalar (traced ones included) or the pair that `words` makes; equal numbers
+    give equal keys in all three forms. Without the name it is the key that `jax.random.key(seed)` makes.
+    """
+    if isinstance(seed, int | np.integer):
+        pair = jnp.asarray(words(int(seed)))
+    elif seed.ndim == 1:
+        pair = jnp.asarray(seed, jnp.uint32)
+    else:
+        low = jnp.asarray(seed)
+        high = low >> 32 if low.dtype.itemsize > 4 else jnp.where(low < 0, jnp.uint32(_WORD), jnp.uint32(0))
+        pair = jnp.stack([high.astype(jnp.uint32), low.astype(jnp.uint32)])
+    # CRC-32 and not hash(), which Python salts anew in every process.
+    key = jax.random.wrap_key_data(pair, impl="threefry2x32")
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def at(key: Key[Array, "*A"], *indices: Any) -> Key[Array, "*B"]:
+    """The keys at `indices` (a step, a row, a position), folded in one after the other; arrays broadcast.
+
+    >>> at(stream(0, "sample"), jnp.arange(3), 7).shape  # row 0 to 2, each at position 7
+    (3,)
+    """
+    fold = jnp.vectorize(jax.random.fold_in)
+    for index in indices:
+        key = fold(key, jnp.asarray(index).astype(jnp.uint32))
+    return key

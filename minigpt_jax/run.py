@@ -1,0 +1,298 @@
+"""`run(experiment)`: from corpus to checkpoint, with hooks for logging, evaluation, samples and saving."""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+
+from minigpt_jax import config, corpora, display, evaluate, generate, model, optim, parallel, rng, samplers, train
+from minigpt_jax.batch import Batch
+from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax.config import Experiment
+from minigpt_jax.data import store
+from minigpt_jax.data.store import Prepared
+from minigpt_jax.errors import UserError
+from minigpt_jax.metrics import Sums
+from minigpt_jax.run_dir import (
+    RunDir,
+    check_room,
+    check_same,
+    drop_metrics_after,
+    lock,
+    write_description,
+    write_tokenizer,
+    write_whole,
+)
+from minigpt_jax.state import Progress, TrainState
+
+BatchSource = Callable[..., Iterator[Batch]]
+"""As `data.pipeline.batches`: (rows, batch_size, seed, start, process_index, process_count) → endless batches."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        interrupted: whether a signal stopped it before its last step.
+        valid: sums of the last evaluation of this process, if it came to one.
+    """
+
+    run_dir: Path
+    state: TrainState
+    progress: Progress
+    interrupted: bool
+    valid: Sums | None
+
+
+def cache_dir() -> Path:
+    """What runs share: $MINIGPT_CACHE, or a folder under ~/.cache."""
+    return Path(os.environ.get("MINIGPT_CACHE") or Path.home() / ".cache" / "minigpt_jax")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("minigpt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def run(
+    experiment: Experiment,
+    run_dir: Path | None = None,
+    *,
+    prepared: Prepared | None = None,
+    batches: BatchSource | None = None,
+) -> Result:
+    """Trains an experiment in a run directory, going on from its latest checkpoint if it has one.
+
+    Args:
+        run_dir: runs/NAME by default.
+        prepared: tokenizer and rows, where they were made beforehand; else the corpus is read and tokenised.
+        batches: where training batches come from; tf.data by default, which is the only use of TensorFlow.
+
+    Raises:
+        UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
+    """
+    config.validate(experiment)
+    parallel.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
+    files = RunDir(run_dir or Path("runs") / experiment.name)
+    check_same(files, experiment)
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
+    check_room(files, 3 * weights * (2 + experiment.train.keep))
+    fingerprints = {}
+    if prepared is None:
+        corpus = corpora.open_corpus(experiment.data, cache_dir())
+        fingerprints["corpus"] = corpus.fingerprint
+        prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
+    fingerprints["tokenizer"] = prepared.tokenizer.fingerprint
+    with lock(files):
+        check_same(files, experiment, fingerprints)
+        write_description(files, experiment, fingerprints, versions())
+        write_tokenizer(files, prepared.tokenizer.save)
+        for split in ("valid", "test"):
+            prepared.splits[split].save(files.rows(split))
+        return _train(experiment, files, prepared, batches or _tf_data_batches())
+
+
+def _tf_data_batches() -> BatchSource:
+    from minigpt_jax.data import pipeline  # TensorFlow takes seconds to import, and may not be there
+
+    return pipeline.batches
+
+
+def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: BatchSource) -> Result:
+    settings, rows = experiment.train, prepared.splits["train"]
+    per_epoch = -(-len(rows) // settings.batch_size)
+    total_steps = settings.steps or settings.epochs * per_epoch
+    gpt = model.build(experiment)
+    trainer = train.Trainer(
+        gpt,
+        experiment.optimizer,
+        train_pad_label=experiment.data.layout == "lines",
+        accumulate=settings.accumulate,
+        axis_name=parallel.axis_name(),
+    )
+    hyper = optim.hyperparameters(experiment.optimizer, total_steps)
+    init = jax.jit(functools.partial(train.init_state, trainer))
+    state, progress = parallel.put_replicated(init(hyper, rng.stream(experiment.seed, "init"))), Progress()
+    display.console.print(display.parameter_table(state.params))
+    display.console.print(
+        f"{len(rows):,} rows of {experiment.data.sequence_length} tokens · {per_epoch:,} steps an epoch · "
+        f"{total_steps:,} steps in all · {jax.device_count()} × {jax.devices()[0].device_kind}"
+    )
+    checkpoints = Checkpoints(files.checkpoints, settings.keep)
+    if checkpoints.latest is not None:
+        state, progress = checkpoints.restore(state)
+        display.console.print(f"going on from step {progress.step:,} of {files.path}")
+    drop_metrics_after(files, progress.step)
+
+    valid: dict[int, Sums] = {}
+
+    def evaluate_and_sample(state: TrainState, progress: Progress) -> None:
+        held_out = prepared.splits["valid"]
+        with display.status("evaluating"):
+            sums = valid[progress.step] = evaluate.evaluate(gpt, state.weights, held_out, settings.batch_size)
+        recorder.write(progress, "valid", sums)
+        display.console.print(f"step {progress.step:,} · validation: {evaluate.describe(sums, held_out)}")
+        texts = _sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, state.weights))
+        write_whole(files.samples / f"step-{progress.step:08}.txt", "\n\n".join(texts) + "\n")
+        for text in texts:
+            display.console.print(f"  {text}", markup=False)
+
+    def save(state: TrainState, progress: Progress) -> None:
+        checkpoints.save(state, progress, valid[progress.step].loss if progress.step in valid else None)
+
+    hooks = [
+        train.Hook(settings.evaluate_every or per_epoch, evaluate_and_sample),
+        train.Hook(settings.checkpoint_every or per_epoch, save),
+    ]
+    one = parallel.compile(functools.partial(train.train_step, trainer), donate=True)
+    several = parallel.compile(functools.partial(train.train_steps, trainer), donate=True)
+    dropout_key = rng.stream(experiment.seed, "dropout")
+
+    def run_steps(state: TrainState, size: int, batch: Batch) -> tuple[TrainState, train.StepMetrics]:
+        return (one if size == 1 else several)(state, batch, hyper, dropout_key)
+
+    sizes = train.plan(progress.step, total_steps, settings.steps_per_dispatch, [hook.every for hook in hooks])
+    stream = source(rows, settings.batch_size, experiment.seed, progress.step, jax.process_index(), jax.process_count())
+    dispatches = parallel.prefetch((size, _draw(stream, size)) for size in sizes)
+    with (
+        contextlib.closing(checkpoints),
+        display.TrainingBar(progress.step, total_steps) as bar,
+        _stop_signals() as stopped,
+        Recorder(files, experiment, hyper, bar, progress, total_steps) as recorder,
+    ):
+        try:
+            state = train.fit(
+                state,
+                progress,
+                dispatches,
+                run_steps,
+                total_steps=total_steps,
+                hooks=hooks,
+                on_step=recorder.on_step,
+                should_stop=stopped.__len__,
+            )
+        except train.NonFiniteLossError as error:
+            checkpoints.wait()
+            last = checkpoints.latest
+            where = "there is no checkpoint yet" if last is None else f"the last good checkpoint is of step {last}"
+            raise UserError(
+                f"{error}; {where} in {files.checkpoints}; lower --optimizer.learning-rate or set --optimizer.clip-norm, "
+                "with another --run-dir"
+            ) from error
+        if checkpoints.last_saved != progress.step and progress.step:
+            save(state, progress)
+    return Result(files.path, state, progress, progress.step < total_steps, valid.get(progress.step))
+
+
+def _draw(stream: Iterator[Batch], size: int) -> Any:
+    """The next batch on its way to the devices; several steps' batches are stacked."""
+    if size == 1:
+        return parallel.put_batch(next(stream))
+    batches = [next(stream) for _ in range(size)]
+    return parallel.put_batch(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), row_axis=1)
+
+
+def _sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
+    settings = experiment.sample
+    outputs = lm.generate(
+        list(settings.prompts),
+        sampler=samplers.TopK(k=min(settings.k, len(lm.tokenizer)), temperature=settings.temperature),
+        max_new_tokens=settings.max_new_tokens,
+        seed=experiment.seed,
+    )
+    return [(prompt + " " + output.text).strip() for prompt, output in zip(settings.prompts, outputs, strict=True)]
+
+
+class Recorder:
+    """Writes metrics.jsonl and TensorBoard, and tells the bar."""
+
+    def __init__(
+        self,
+        files: RunDir,
+        experiment: Experiment,
+        hyper: optim.Hyperparameters,
+        bar: display.TrainingBar,
+        progress: Progress,
+        total_steps: int,
+    ) -> None:
+        self._experiment, self._hyper, self._bar, self._total = experiment, hyper, bar, total_steps
+        self._file = files.metrics.open("a")
+        self._board = (
+            tensorboardX.SummaryWriter(str(files.tensorboard), purge_step=progress.step + 1)
+            if experiment.train.tensorboard
+            else None
+        )
+        self._seconds = progress.seconds
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def on_step(self, progress: Progress, metrics: train.StepMetrics) -> None:
+        """A training line every `log_every` steps, the mean since the line before."""
+        self._bar.advance(progress.step)
+        if progress.step % self._experiment.train.log_every and progress.step != self._total:
+            return
+        sums, progress.since_log = progress.since_log, Sums()
+        rate = sums.tokens / max(progress.seconds - self._seconds, 1e-9)
+        self._seconds = progress.seconds
+        optimizer = self._experiment.optimizer
+        learning_rate = self._hyper.learning_rate * optim.schedule(
+            optimizer.schedule, self._hyper, np.int32(progress.step - 1)
+        )
+        extra = {"learning_rate": float(learning_rate), "grad_norm": metrics.grad_norm, "tokens_per_second": rate}
+        self.write(progress, "train", sums, extra)
+        self._bar.line(progress.step, sums.loss, rate)
+
+    def write(self, progress: Progress, split: str, sums: Sums, extra: dict[str, float] | None = None) -> None:
+        figures = sums.summary() | (extra or {})
+        line = {
+            "step": progress.step,
+            "split": split,
+            **{name: value if math.isfinite(value) else None for name, value in figures.items()},
+            "tokens": progress.tokens,
+            "seconds": round(progress.seconds, 3),
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in figures.items() if self._board is not None else ():
+            self._board.add_scalar(f"{split}/{name}", value, progress.step)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that the step is finished and saved; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        display.console.print(f"{signal.Signals(number).name}: finishing the step and saving …")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

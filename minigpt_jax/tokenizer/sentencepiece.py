@@ -1,0 +1,222 @@
+"""SentencePiece (Kudo and Richardson 2018): unigram or byte-pair pieces of raw text, spaces included.
+
+Models trained here are lossless: no normalisation, every space kept, and bytes where no piece fits, so that any text
+comes back exactly. A model of the user's own is run as it is.
+"""
+
+import functools
+import hashlib
+import io
+import random
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import sentencepiece
+
+from minigpt_jax.config import BOS_ID, PAD_ID, RESERVED_PIECES, UNK_ID
+from minigpt_jax.errors import UserError
+from minigpt_jax.tokenizer.settings import write_settings
+
+MODEL_FILE = "sentencepiece.model"
+
+_SPACE = "\u2581"  # how pieces write a space
+_SENTENCE = re.compile(r"[^\n]{1,1000}(?!\S)|[^\n]{1,1000}")  # at most 1,000 characters, cut between words if it can be
+_MAX_SENTENCES = 200_000  # some 40 MB of English; unigram training takes 20 times that in memory
+_THREADS = 4  # of the unigram trainer; a constant, since its sums and so its pieces depend on it
+_LOSSLESS_PROBE = f"  A\u00bd\u212be\u0301{_SPACE}\n\t\U0010fffd  z "
+
+
+class SentencePiece:
+    """A SentencePiece model whose padding, unknown and beginning pieces have this project's ids.
+
+    Args:
+        model_file: path of a `.model` file.
+
+    Raises:
+        UserError: the file cannot be read, is no model, or has other ids.
+    """
+
+    def __init__(self, model_file: str | Path):
+        try:
+            model = Path(model_file).read_bytes()
+        except OSError as error:
+            raise UserError(f"{model_file}: cannot be read ({error.strerror}); give a SentencePiece .model") from error
+        try:
+            self._load(model)
+        except UserError as error:
+            raise UserError(f"{model_file}: {error}") from error
+
+    @classmethod
+    def from_bytes(cls, model: bytes) -> "SentencePiece":
+        """From the bytes of a `.model` file."""
+        self = cls.__new__(cls)
+        self._load(model)
+        return self
+
+    def __reduce__(self):
+        return SentencePiece.from_bytes, (self._model,)
+
+    def __len__(self) -> int:
+        return len(self._processor)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model."""
+        return hashlib.sha256(b"sentencepiece" + self._model).hexdigest()
+
+    def piece(self, token: int) -> str | None:
+        """The piece of an id, or None where the model has a row but the vocabulary no piece."""
+        return self._processor.id_to_piece(token) if 0 <= token < len(self) else None
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Ids of each text, without reserved ones."""
+        texts = list(map(_without_surrogates, texts))
+        encoded = self._processor.encode(texts)
+        if self._lossless:
+            for i, text in enumerate(texts):
+                if _SPACE in text:
+                    encoded[i] = self._encode_apart(text)
+        return encoded
+
+    def encode_batch_with_ends(self, texts: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids (int32) of each text, and the UTF-8 bytes (int64) of the text up to the end of each token."""
+        texts = list(map(_without_surrogates, texts))
+        if self._lossless:
+            rows = [np.array(ids, np.int32) for ids in self.encode_batch(texts)]
+            return [(row, self._piece_bytes[row].cumsum()) for row in rows]
+        rows = self._processor.encode([text.encode() for text in texts], return_type="offset_mapping")
+        return [
+            (np.array(row["ids"], np.int32), np.array([end for _, end in row["offsets"]], np.int64)) for row in rows
+        ]
+
+    def decode(self, ids: Iterable[int], tidy: bool = True) -> str:
+        """Text of the ids; [PAD], [BOS] and ids without a piece are skipped. Spacing is exact, so `tidy` does nothing.
+
+        Bytes that make up no character become U+FFFD.
+        """
+        ids = [int(token) for token in ids]
+        return self._processor.decode([token for token in ids if 0 <= token < len(self)])
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what `load` needs into the folder, which is made if need be."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, MODEL_FILE).write_bytes(self._model)
+        write_settings(folder, kind="sentencepiece", fingerprint=self.fingerprint)
+
+    def _load(self, model: bytes) -> None:
+        try:
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
+        except RuntimeError:
+            processor = None
+        if processor is None:
+            raise UserError("not a SentencePiece model; give a .model file that its trainer wrote")
+        ids = (processor.pad_id(), processor.unk_id(), processor.bos_id())
+        if ids != (PAD_ID, UNK_ID, BOS_ID):
+            raise UserError(
+                f"the SentencePiece model has pad, unk and bos at ids {ids[0]}, {ids[1]} and {ids[2]} (-1: none); "
+                f"train it with pad_id={PAD_ID}, unk_id={UNK_ID} and bos_id={BOS_ID}"
+            )
+        self._model = model
+        self._processor = processor
+        self._piece_bytes = np.array([self._bytes_of(token) for token in range(len(self))], np.int64)
+        self._space_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        self._lossless = self.decode(self._encode_apart(_LOSSLESS_PROBE)) == _LOSSLESS_PROBE
+
+    def _bytes_of(self, token: int) -> int:
+        """UTF-8 bytes that a piece of a lossless model stands for."""
+        if self._processor.is_control(token) or self._processor.is_unknown(token):
+            return 0
+        if self._processor.is_byte(token):
+            return 1
+        return len(self._processor.id_to_piece(token).replace(_SPACE, " ").encode())
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """Spells the character that pieces write a space with in bytes, lest it come back as a space."""
+        first, *rest = self._processor.encode(text.split(_SPACE))
+        return [*first, *(token for part in rest for token in (*self._space_ids, *part))]
+
+
+def train(texts: Iterable[str], vocabulary_size: int, kind: Literal["unigram", "bpe"]) -> SentencePiece:
+    """Trains exactly `vocabulary_size` pieces on the texts, or on an even sample where they are many.
+
+    The same texts in the same order give the same model in any process. The sample is drawn here: the trainer's own
+    (`input_sentence_size`) differs from process to process, whatever the seed.
+
+    Raises:
+        UserError: the text has too many characters for so few pieces, or too few words for so many.
+    """
+    sentences = _sample(_sentences(texts), _MAX_SENTENCES)
+    if not any(sentence.strip() for sentence in sentences):
+        raise UserError("the training text of the tokenizer holds no word; check --data.corpus and --data.files")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocabulary_size,
+            pad_id=PAD_ID,
+            unk_id=UNK_ID,
+            bos_id=BOS_ID,
+            eos_id=-1,
+            pad_piece=RESERVED_PIECES[PAD_ID],
+            unk_piece=RESERVED_PIECES[UNK_ID],
+            bos_piece=RESERVED_PIECES[BOS_ID],
+            unk_surface=RESERVED_PIECES[UNK_ID],
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,  # so that numbers are spelt alike, whichever of them the corpus happens to hold
+            max_sentence_length=4 * 1000,  # bytes; longer ones would be skipped
+            num_threads=_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_explain(str(error), vocabulary_size)) from error
+    return SentencePiece.from_bytes(model.getvalue())
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from _SENTENCE.findall(_without_surrogates(text))
+
+
+def _sample(sentences: Iterable[str], size: int) -> list[str]:
+    """A uniform sample in one pass (Vitter's algorithm R), the same at every call."""
+    rng = random.Random(0)
+    kept: list[str] = []
+    for seen, sentence in enumerate(sentences):
+        if seen < size:
+            kept.append(sentence)
+        elif (slot := rng.randrange(seen + 1)) < size:
+            kept[slot] = sentence
+    return kept
+
+
+def _explain(error: str, vocabulary_size: int) -> str:
+    """The trainer's error in a line that names the flag."""
+    if least := re.search(r"required_chars\. \d+ vs (\d+)", error):
+        return (
+            f"--tokenizer.vocabulary-size {vocabulary_size} is too few for the reserved pieces, the 256 bytes and the "
+            f"characters of the training text; ask for at least {least[1]}"
+        )
+    if most := re.search(r"Please set it to a value <= (\d+)", error):
+        return (
+            f"--tokenizer.vocabulary-size {vocabulary_size} is more than the training text can fill; "
+            f"it gives {most[1]} pieces: ask for at most {most[1]}"
+        )
+    return f"SentencePiece cannot be trained on this text ({error.strip()}); try --tokenizer.kind wordpiece"
+
+
+def _without_surrogates(text: str) -> str:
+    """The text with unpaired surrogates, which UTF-8 cannot hold, as question marks."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text

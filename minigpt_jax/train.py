@@ -1,0 +1,219 @@
+"""The pure train and evaluation steps, and the loop that drives them."""
+
+import collections
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from minigpt_jax import metrics, optim, rng
+from minigpt_jax.batch import Batch
+from minigpt_jax.config import PAD_ID, OptimizerConfig
+from minigpt_jax.metrics import Sums
+from minigpt_jax.model import GPT
+from minigpt_jax.state import Progress, TrainState
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a train step does not change, all of it static.
+
+    Attributes:
+        train_pad_label: also train the one [PAD] label after the end of a short row, as Keras does when it weighs the
+            loss by the mask of the features; else only labels that are not [PAD].
+        accumulate: micro-batches that a step's gradient is summed over.
+        axis_name: the axis of devices to sum over, under `pmap`.
+    """
+
+    model: GPT
+    optimizer: OptimizerConfig
+    train_pad_label: bool
+    accumulate: int = 1
+    axis_name: str | None = None
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step: label sums, the trained objective in nats, and the gradient's norm before clipping."""
+
+    sums: Sums
+    objective: Any
+    grad_norm: Any
+
+
+def init_state(trainer: Trainer, hyper: optim.Hyperparameters, key: Array) -> TrainState:
+    """Fresh parameters and optimiser state at step 0."""
+    tokens_BT = jnp.zeros((1, trainer.model.sequence_length), jnp.int32)
+    params = trainer.model.init(key, tokens_BT)["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optim.transformation(trainer.optimizer, hyper, 0).init(params),
+        ema=None if trainer.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
+    )
+
+
+def train_step(
+    trainer: Trainer, state: TrainState, batch: Batch, hyper: optim.Hyperparameters, key: Array
+) -> tuple[TrainState, StepMetrics]:
+    """One optimiser update on one batch.
+
+    The gradient is that of the objective's sum over all rows (of all devices) divided by its count, so that a partial
+    batch weighs what it holds. The dropout key is `key` with the step folded in, and then the device and micro-batch.
+    """
+    key = rng.at(key, state.step)
+    if trainer.axis_name is not None:
+        key = rng.at(key, jax.lax.axis_index(trainer.axis_name))
+    micro = jax.tree.map(lambda x: x.reshape(trainer.accumulate, -1, *x.shape[1:]), batch)
+    gradient = jax.grad(_objective_sum, argnums=1, has_aux=True)
+
+    def accumulate(carry: Any, i_batch: Any) -> tuple[Any, None]:
+        i, batch = i_batch
+        return jax.tree.map(jnp.add, carry, gradient(trainer, state.params, batch, rng.at(key, i))), None
+
+    if trainer.accumulate == 1:
+        totals = gradient(trainer, state.params, batch, key)
+    else:
+        shapes = jax.eval_shape(lambda batch: gradient(trainer, state.params, batch, key), jax.tree.map(_first, micro))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        totals, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(trainer.accumulate), micro))
+    if trainer.axis_name is not None:
+        totals = jax.lax.psum(totals, trainer.axis_name)
+
+    grads, (sums, objective, count) = totals
+    count = jnp.maximum(count, 1)
+    grads = jax.tree.map(lambda g: g / count, grads)
+    rule = optim.transformation(trainer.optimizer, hyper, state.step)
+    updates, opt_state = rule.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        # The warm-up of the decay keeps the random initial weights from lingering in the average.
+        decay = jnp.minimum(hyper.ema_decay, (state.step + 1.0) / (state.step + 10.0))
+        ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), ema, params)
+    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+    return state, StepMetrics(sums, objective / count, optax.global_norm(grads))
+
+
+def train_steps(
+    trainer: Trainer, state: TrainState, batches: Batch, hyper: optim.Hyperparameters, key: Array
+) -> tuple[TrainState, StepMetrics]:
+    """`train_step` over the leading axis of `batches` in one program; metrics gain that axis."""
+    return jax.lax.scan(lambda state, batch: train_step(trainer, state, batch, hyper, key), state, batches)
+
+
+def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:
+    """Label sums of one batch, with no dropout; of all devices' rows under `axis_name`."""
+    logits_BTV = model.apply({"params": params}, batch.features)
+    sums = metrics.token_sums(metrics.cross_entropy(logits_BTV, batch.labels), batch.labels != PAD_ID, batch.bytes)
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+
+def _objective_sum(trainer: Trainer, params: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Sums, Array, Array]]:
+    features_BT, labels_BT = batch.features, batch.labels
+    logits_BTV = trainer.model.apply({"params": params}, features_BT, deterministic=False, rngs={"dropout": key})
+    nats_BT = metrics.cross_entropy(logits_BTV, labels_BT)
+    trained_BT = features_BT != PAD_ID
+    if not trainer.train_pad_label:
+        trained_BT &= labels_BT != PAD_ID
+    objective = jnp.sum(nats_BT, where=trained_BT)
+    sums = jax.lax.stop_gradient(metrics.token_sums(nats_BT, labels_BT != PAD_ID, batch.bytes))
+    return objective, (sums, objective, jnp.sum(trained_BT))
+
+
+def _first(x: Any) -> Any:
+    return x[0]
+
+
+class NonFiniteLossError(Exception):
+    """The objective of a step is NaN or infinite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss is not finite at step {step}")
+        self.step = step
+
+
+class Hook(NamedTuple):
+    """Called after every `every` steps, and after the last one, with all earlier steps' metrics settled."""
+
+    every: int
+    call: Callable[[TrainState, Progress], None]
+
+    def due(self, step: int, total_steps: int) -> bool:
+        return step % self.every == 0 or step == total_steps
+
+
+def plan(step: int, total_steps: int, steps_per_dispatch: int, periods: Sequence[int]) -> Iterator[int]:
+    """Splits the steps to come into dispatches: whole ones where no hook falls inside, single steps elsewhere."""
+    while step < total_steps:
+        boundary = min([total_steps, *((step // every + 1) * every for every in periods)])
+        size = steps_per_dispatch if step + steps_per_dispatch <= boundary else 1
+        yield size
+        step += size
+
+
+def fit(
+    state: TrainState,
+    progress: Progress,
+    dispatches: Iterator[tuple[int, Any]],
+    run_steps: Callable[[TrainState, int, Any], tuple[TrainState, StepMetrics]],
+    *,
+    total_steps: int,
+    hooks: Sequence[Hook] = (),
+    on_step: Callable[[Progress, StepMetrics], None] = lambda progress, metrics: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainState:
+    """Trains until `total_steps`, or until `should_stop()` says so between two dispatches.
+
+    A dispatch is queued before the metrics of the one before are fetched, so that logging never stalls the device.
+    `progress` is updated in place; `on_step` is called for every step in order, once its metrics are known.
+
+    Args:
+        dispatches: (number of steps, their batches on the device), as `plan` cut them.
+        run_steps: makes that many updates; its metrics have a leading axis of steps if there is more than one.
+
+    Raises:
+        NonFiniteLossError: at the first step whose objective is NaN or infinite.
+    """
+    pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
+    mark = time.perf_counter()
+
+    def settle() -> None:
+        nonlocal mark
+        size, out = pending.popleft()
+        out = jax.device_get(out)
+        now = time.perf_counter()
+        for i in range(size):
+            metrics_i = jax.tree.map(lambda x, i=i: np.asarray(x).reshape(size)[i].item(), out)
+            progress.step += 1
+            progress.seconds += (now - mark) / size
+            progress.tokens += metrics_i.sums.tokens
+            progress.since_log = progress.since_log.plus(metrics_i.sums)
+            if not math.isfinite(metrics_i.objective):
+                raise NonFiniteLossError(progress.step)
+            on_step(progress, metrics_i)
+        mark = now
+
+    step = progress.step
+    for size, batches in dispatches:
+        state, out = run_steps(state, size, batches)
+        step += size
+        pending.append((size, out))
+        due = [hook for hook in hooks if hook.due(step, total_steps)]
+        while len(pending) > (0 if due else 1):
+            settle()
+        for hook in due:
+            hook.call(state, progress)
+        if due:
+            mark = time.perf_counter()
+        if should_stop():
+            break
+    while pending:
+        settle()
+    return state

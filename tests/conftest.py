@@ -1,0 +1,41 @@
+"""The machine that the tests see: a CPU that JAX takes for eight devices, and a cache of the session's own.
+
+All of it is environment variables, set before JAX or TensorFlow is imported, so that processes that a test starts see
+the same machine.
+"""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+assert "jax" not in sys.modules, "a pytest plugin imported jax: too late to choose its devices"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # TensorFlow and PyTorch
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+# A [T] array added to a [B, T] one is more often a mistake than meant. Code that is not ours, such as KerasHub's, runs
+# under `with jax.numpy_rank_promotion("allow")`.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test fetches anything
+
+# Processes started by a test run this checkout too.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores; XLA's own pool is left alone, as its size changes the order of sums.
+    os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="2", RAYON_NUM_THREADS="1")
+else:
+    # Workers inherit it: what one has trained or tokenised serves the others, and nobody's ~/.cache is touched.
+    os.environ["MINIGPT_CACHE"] = tempfile.mkdtemp(prefix="minigpt-tests-")
+    atexit.register(shutil.rmtree, os.environ["MINIGPT_CACHE"], ignore_errors=True)

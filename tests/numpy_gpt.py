@@ -1,0 +1,110 @@
+"""The model once more, in NumPy and float64, a row and a head at a time: a reference for other tests."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from minigpt_jax.config import BOS_ID, PAD_ID, ModelConfig
+
+Floats = NDArray[np.float64]
+
+
+def forward(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | None = None) -> Floats:
+    """Logits [B, T, V] of rows of ids [B, T]; `window` tokens at most, itself included, are seen by each token.
+
+    A token that may see nothing at all (padding at the head of a row) gets NaN.
+    """
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    return np.stack([_row(params, config, row, window) for row in np.asarray(tokens)])
+
+
+def cross_entropy(logits: Floats, labels: NDArray[Any]) -> Floats:
+    """-log softmax(logits)[label], [B, T]."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probability = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_probability, np.asarray(labels)[..., None], -1)[..., 0]
+
+
+def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | None) -> Floats:
+    table = params["token_embedding"]["embedding"]
+    x = table[tokens]
+    if config.positions == "learned":
+        x = x + params["position_embedding"]["embedding"][: len(tokens)]
+    for i in range(config.num_layers):
+        block = params[f"block_{i}"]
+        branches = [
+            ("attention_norm", lambda x, block=block: _attention(block["attention"], config, x, tokens, window)),
+            ("feed_forward_norm", lambda x, block=block: _feed_forward(block["feed_forward"], config, x)),
+        ]
+        for norm, branch in branches:
+            if config.norm_position == "pre":
+                x = x + branch(_norm(block[norm], config, x))
+            else:
+                x = _norm(block[norm], config, x + branch(x))
+    if config.norm_position == "pre":
+        x = _norm(params["final_norm"], config, x)
+    output = {"kernel": table.T, "bias": params.get("output_bias", 0.0)} if config.tied_embeddings else params["output"]
+    logits = _dense(output, x)
+    cap = config.logit_softcap
+    return logits if cap is None else cap * np.tanh(logits / cap)
+
+
+def _sees(config: ModelConfig, tokens: NDArray[Any], t: int, s: int, window: int | None) -> bool:
+    if s > t or tokens[s] == PAD_ID or (window is not None and t - s >= window):
+        return False
+    return not (config.isolate_documents and BOS_ID in tokens[s + 1 : t + 1])
+
+
+def _attention(params: Any, config: ModelConfig, x: Floats, tokens: NDArray[Any], window: int | None) -> Floats:
+    length, width = len(x), config.head_width
+    group = config.num_heads // config.kv_heads
+    query, key, value = (_dense(params[name], x) for name in ("query", "key", "value"))
+    hidden = np.array([[not _sees(config, tokens, t, s, window) for s in range(length)] for t in range(length)])
+    heads = []
+    for n in range(config.num_heads):
+        own, shared = slice(n * width, (n + 1) * width), slice(n // group * width, (n // group + 1) * width)
+        q, k, v = query[:, own], key[:, shared], value[:, shared]
+        if config.qk_norm:
+            q, k = _norm(params["query_norm"], config, q), _norm(params["key_norm"], config, k)
+        if config.positions == "rope":
+            q, k = rotate(q, config.rope_theta), rotate(k, config.rope_theta)
+        scores = np.where(hidden, -np.inf, q @ k.T / math.sqrt(width))
+        with np.errstate(invalid="ignore"):
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+        heads.append(weights / weights.sum(-1, keepdims=True) @ v)
+    return _dense(params["out"], np.concatenate(heads, -1))
+
+
+def rotate(x: Floats, theta: float) -> Floats:
+    """Rotary embedding of the vectors x [T, H] at positions 0 to T-1: halves as real and imaginary parts, turned."""
+    half = x.shape[-1] // 2
+    turned = np.array(
+        [[complex(row[i], row[half + i]) * np.exp(1j * t * theta ** (-i / half)) for i in range(half)]
+         for t, row in enumerate(x)]
+    )  # fmt: skip
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def _feed_forward(params: Any, config: ModelConfig, x: Floats) -> Floats:
+    up = _dense(params["up"], x)
+    if config.activation == "swiglu":
+        gate = _dense(params["gate"], x)
+        inner = up * gate / (1 + np.exp(-gate))
+    elif config.activation == "gelu":  # by tanh, as GPT-2 has it
+        inner = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+    else:
+        inner = np.maximum(up, 0) ** (2 if config.activation == "relu2" else 1)
+    return _dense(params["down"], inner)
+
+
+def _dense(params: Any, x: Floats) -> Floats:
+    return x @ params["kernel"] + params.get("bias", 0.0)
+
+
+def _norm(params: Any, config: ModelConfig, x: Floats) -> Floats:
+    if config.norm == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * params["scale"] + params.get("bias", 0.0)

@@ -1,0 +1,48 @@
+"""The layering of the package: the contracts of pyproject.toml, and what an import brings in."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter import api, cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = str(ROOT / "pyproject.toml")
+CONTRACTS = [contract["id"] for contract in api.read_configuration(PYPROJECT)["contracts_options"]]
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_contract(contract: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status = cli.lint_imports(PYPROJECT, limit_to_contracts=(contract,), no_cache=True, no_logo=True)
+    assert status == cli.EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        # A bare accelerator machine samples, and trains from any iterator of batches.
+        ("minigpt_jax", ["tensorflow", "tyro", "optuna", "torch"]),
+        ("minigpt_jax.generate", ["tensorflow", "tyro", "optuna", "torch"]),
+        ("minigpt_jax.run", ["tensorflow", "tyro", "optuna", "torch"]),
+        # The token store is made by processes that start in a moment.
+        ("minigpt_jax.tokenizer", ["jax", "flax", "tensorflow"]),
+    ],
+)
+def test_import_brings_in(module: str, unwanted: list[str]) -> None:
+    program = f"import sys, {module}; print(*sorted(set({unwanted}) & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_pmap_is_named_in_parallel_alone() -> None:
+    naming = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "minigpt_jax").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr == "pmap")
+        or (isinstance(node, ast.alias) and node.name.endswith("pmap"))
+    }
+    assert naming == {"minigpt_jax/parallel.py"}

@@ -1,0 +1,210 @@
+"""The token store against rows cut naively, and what becomes of damaged stores."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig
+from minigpt_jax.data import store
+from minigpt_jax.data.store import Rows
+from minigpt_jax.errors import UserError
+
+WORDS = "the king was dead and so was his old dog who had never liked him much".split()
+
+
+class Tales:
+    """A corpus of generated documents of very different lengths."""
+
+    name = "tales"
+
+    def __init__(self, count: int = 60, seed: int = 0):
+        self.fingerprint = f"tales {count} {seed}"
+        rng = np.random.default_rng(seed)
+        self.texts = {
+            split: [" ".join(rng.choice(WORDS, rng.integers(1, 90))) + " ." for _ in range(n)]
+            for split, n in (("train", count), ("valid", 7), ("test", 5))
+        }
+        self.reads = 0
+
+    def documents(self, split: str) -> Iterator[str]:
+        self.reads += 1
+        return iter(self.texts[split])
+
+    def floor(self, split: str) -> float | None:
+        return 100.0 + len(self.texts[split])
+
+
+def experiment(layout: str, length: int = 16, kind: str = "wordpiece", **data: object) -> Experiment:
+    size = 300 if kind == "bpe" else 38
+    return Experiment(
+        "tales",
+        data=DataConfig(layout=layout, sequence_length=length, min_bytes=40, **data),  # type: ignore[arg-type]
+        tokenizer=TokenizerConfig(kind=kind, vocabulary_size=size),  # type: ignore[arg-type]
+    )
+
+
+def test_lines_are_the_head_of_each_long_document(tmp_path: Path):
+    corpus = Tales()
+    prepared = store.prepare(experiment("lines"), corpus, tmp_path)
+    long = [text for text in corpus.texts["train"] if len(text.encode()) > 40]
+    assert 0 < len(long) < len(corpus.texts["train"])
+    expected = np.zeros((len(long), 17), np.uint8)
+    sizes = []
+    for row, text in zip(expected, long, strict=True):
+        ids = prepared.tokenizer.encode_batch([text])[0][:16]
+        row[: len(ids) + 1] = [BOS_ID, *ids]
+        # What the ids stand for is the shortest head of the text that has them.
+        head = next(n for n in range(len(text) + 1) if prepared.tokenizer.encode_batch([text[:n]])[0] == ids)
+        sizes.append(head)
+    rows = prepared.splits["train"]
+    assert rows.rows.dtype == np.uint8
+    np.testing.assert_array_equal(rows.rows, expected)
+    np.testing.assert_array_equal(rows.bytes, sizes)
+    assert rows.floor is None  # the rows do not hold all the text
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("length", [5, 16, 200])
+def test_packed_rows_hold_all_text_once(tmp_path: Path, length: int, kind: str):
+    corpus = Tales()
+    prepared = store.prepare(experiment("packed", length, kind), corpus, tmp_path)
+    for split, rows in prepared.splits.items():
+        stream = [BOS_ID]
+        for ids in prepared.tokenizer.encode_batch(corpus.texts[split]):
+            stream += [*ids, BOS_ID]
+        count = -(-(len(stream) - 1) // length)
+        stream += [0] * (count * length + 1 - len(stream))
+        expected = [stream[i * length : (i + 1) * length + 1] for i in range(count)]
+        np.testing.assert_array_equal(rows.rows, expected)
+        assert rows.bytes.sum() == sum(len(text.encode()) for text in corpus.texts[split])
+        assert rows.floor == corpus.floor(split)
+
+
+def test_packed_bytes_go_with_their_labels(tmp_path: Path):
+    corpus = Tales()
+    corpus.texts["train"] = ["king dog", "was  dead "] * 40
+    pieces = tmp_path / "pieces.txt"
+    pieces.write_text("\n".join(["[PAD]", "[UNK]", "[BOS]", "king", "dog", "was", "dead"]))
+    settings = Experiment(
+        "x",
+        data=DataConfig(layout="packed", sequence_length=3),
+        tokenizer=TokenizerConfig(vocabulary_size=7, file=pieces),
+    )
+    rows = store.prepare(settings, corpus, tmp_path).splits["train"]
+    # Labels: king, dog and the end of one document; was, dead and the end of the next, which carries the last space.
+    np.testing.assert_array_equal(rows.rows[:2], [[2, 3, 4, 2], [2, 5, 6, 2]])
+    np.testing.assert_array_equal(rows.bytes, [len("king dog"), len("was  dead ")] * 40)
+
+
+def test_a_second_use_reads_nothing(tmp_path: Path):
+    corpus = Tales()
+    first = store.prepare(experiment("packed"), corpus, tmp_path)
+    reads = corpus.reads
+    second = store.prepare(experiment("packed"), corpus, tmp_path)
+    assert corpus.reads == reads
+    np.testing.assert_array_equal(first.splits["train"].rows, second.splits["train"].rows)
+    assert first.tokenizer.fingerprint == second.tokenizer.fingerprint
+
+
+def test_another_corpus_or_setting_has_a_store_of_its_own(tmp_path: Path):
+    for corpus, layout, length in [(Tales(), "packed", 16), (Tales(seed=1), "packed", 16), (Tales(), "packed", 8)]:
+        prepared = store.prepare(experiment(layout, length), corpus, tmp_path)
+        assert prepared.splits["train"].rows.shape[1] == length + 1
+    assert len([path for path in (tmp_path / "stores").iterdir() if path.is_dir()]) == 3
+
+
+DAMAGES = {
+    "flipped byte": lambda folder: _flip(folder / "train.rows"),
+    "cut short": lambda folder: (folder / "valid.rows").write_bytes(b"\0" * 40),
+    "missing file": lambda folder: (folder / "test.bytes").unlink(),
+    "no meta": lambda folder: (folder / "meta.json").unlink(),
+    "cut meta": lambda folder: (folder / "meta.json").write_text('{"description": {'),
+    "another's meta": lambda folder: _edit(folder / "meta.json"),
+}
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _edit(path: Path) -> None:
+    meta = json.loads(path.read_text())
+    meta["description"]["corpus"] = "another"
+    path.write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_foreign_store_is_rebuilt(tmp_path: Path, damage: str):
+    corpus = Tales()
+    whole = np.array(store.prepare(experiment("packed"), corpus, tmp_path).splits["train"].rows)
+    folder = next(path for path in (tmp_path / "stores").iterdir() if path.is_dir())
+    DAMAGES[damage](folder)
+    reads = corpus.reads
+    again = store.prepare(experiment("packed"), corpus, tmp_path)
+    assert corpus.reads > reads
+    np.testing.assert_array_equal(again.splits["train"].rows, whole)
+
+
+def test_a_damaged_tokenizer_is_trained_again(tmp_path: Path):
+    corpus = Tales()
+    whole = store.prepare(experiment("packed"), corpus, tmp_path).tokenizer.fingerprint
+    folder = next(path for path in (tmp_path / "tokenizers").iterdir() if path.is_dir())
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:20])
+    assert store.prepare(experiment("packed"), corpus, tmp_path).tokenizer.fingerprint == whole
+
+
+def test_a_store_cut_short_by_a_crash_is_not_taken_for_whole(tmp_path: Path):
+    corpus = Tales()
+
+    def crash(items, title, total):
+        for i, item in enumerate(items):
+            if title == "tokenising train" and i == 20:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        store.prepare(experiment("packed"), corpus, tmp_path, crash)
+    assert not [path for path in (tmp_path / "stores").iterdir() if path.is_dir()]
+    store.prepare(experiment("packed"), corpus, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        (experiment("packed", 100_000), "--data.sequence-length 100000"),
+        (Experiment("x", data=DataConfig(min_bytes=10_000)), "--data.min-bytes 10000"),
+    ],
+)
+def test_a_corpus_too_small_for_a_row_is_refused(tmp_path: Path, settings: Experiment, flag: str):
+    with pytest.raises(UserError, match=flag):
+        store.prepare(settings, Tales(), tmp_path)
+    assert not list((tmp_path / "stores").glob("*/meta.json"))
+
+
+def test_rows_in_order_visit_every_row_once_on_any_number_of_processes():
+    rows = Rows(np.arange(1, 34, dtype=np.uint8).reshape(11, 3), np.arange(11, dtype=np.int32))
+    alone = [batch.rows for batch in rows.in_order(4)]
+    assert [len(batch) for batch in alone] == [4, 4, 4]
+    np.testing.assert_array_equal(np.concatenate(alone)[:11], rows.rows)
+    assert not np.concatenate(alone)[11:].any()
+    halves = zip(rows.in_order(4, 0, 2), rows.in_order(4, 1, 2), strict=True)
+    for whole, (first, second) in zip(rows.in_order(4), halves, strict=True):
+        np.testing.assert_array_equal(whole.rows, np.concatenate([first.rows, second.rows]))
+        np.testing.assert_array_equal(whole.bytes, np.concatenate([first.bytes, second.bytes]))
+
+
+@pytest.mark.parametrize("floor", [None, 12.5])
+def test_rows_survive_the_run_directory(tmp_path: Path, floor: float | None):
+    rows = Rows(np.arange(6, dtype=np.uint16).reshape(2, 3), np.array([4, 5], np.int32), floor)
+    rows.save(tmp_path / "data" / "valid.npz")
+    loaded = Rows.load(tmp_path / "data" / "valid.npz")
+    assert loaded.rows.dtype == np.uint16
+    np.testing.assert_array_equal(loaded.rows, rows.rows)
+    np.testing.assert_array_equal(loaded.bytes, rows.bytes)
+    assert loaded.floor == floor
