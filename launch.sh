@@ -201,7 +201,8 @@ install() {
     fi
   fi
   if [ -n "$uv" ]; then
-    run_logged "$uv" pip install --python "$python" --editable "$1"
+    # Bytecode now, as pip does it: not once more in each of many processes that start together.
+    run_logged "$uv" pip install --compile-bytecode --python "$python" --editable "$1"
   else
     run_logged "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off --editable "$1"
   fi

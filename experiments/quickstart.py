@@ -19,7 +19,7 @@ from minigpt_jax.config import (
 experiment = Experiment(
     name="quickstart",
     data=DataConfig(corpus="stories", layout="packed", sequence_length=128),
-    tokenizer=TokenizerConfig(vocabulary_size=1500),
+    tokenizer=TokenizerConfig(vocabulary_size=1677),
     model=ModelConfig(
         num_layers=3,
         width=128,

@@ -33,4 +33,4 @@ def describe(sums: Sums, rows: Rows) -> str:
     floor = rows.floor_bits_per_byte
     if floor is None:
         return text
-    return f"{text} · floor {floor:.4f}, {sums.bits_per_byte - floor:.4f} below"
+    return f"{text}, {sums.bits_per_byte - floor:.4f} above the floor of {floor:.4f}"

@@ -128,7 +128,9 @@ class LanguageModel:
         *_, last = chunks
         return last
 
-    def stream(self, prompt: str, sampler: Sampler | None = None, max_new_tokens: int | None = None, **settings: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: str, sampler: Sampler | None = None, max_new_tokens: int | None = None, **settings: Any
+    ) -> Iterator[str]:
         """Yields the text of `generate([prompt], …)` piece by piece as it is made: whole words, whole characters."""
         if isinstance(sampler, samplers.Beam):
             raise UserError("beam search knows its text only at the end and cannot be streamed; take another sampler")
@@ -152,7 +154,7 @@ class LanguageModel:
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > window + 1:
                 raise UserError(
-                    f"the text {_head(text)!r} is {len(tokens) - 1} tokens long and the window holds {window}; shorten it"
+                    f"the text {_head(text)!r} is {len(tokens) - 1} tokens long; the window holds {window}: shorten it"
                 )
         width = _bucket(max(map(len, ids), default=1) - 1, 8, window)
         rows = np.full((_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
@@ -219,7 +221,9 @@ class LanguageModel:
         state = programs.start(self.weights, by_row, shared, sampler)
         done = np.zeros(rows + padding, bool)
         for until in range(TOKENS_A_CHUNK, room + TOKENS_A_CHUNK, TOKENS_A_CHUNK):
-            state = programs.advance(state, self.weights, by_row, shared, sampler, jnp.int32(until), parallel.split_rows(done))
+            state = programs.advance(
+                state, self.weights, by_row, shared, sampler, jnp.int32(until), parallel.split_rows(done)
+            )
             generations, stopped = finish(programs.result(state, by_row, shared, sampler))
             yield generations
             done[:rows] = stopped
@@ -235,7 +239,9 @@ class LanguageModel:
                 raise UserError(f"num_return_sequences {count}: beam search has {sampler.num_beams} beams; widen it")
             return 1, count
         if count > 1 and isinstance(sampler, samplers.Greedy | samplers.Contrastive):
-            raise UserError(f"num_return_sequences {count}: {sampler.name} search gives one text; take a random sampler")
+            raise UserError(
+                f"num_return_sequences {count}: {sampler.name} search gives one text; take a random sampler"
+            )
         return count, 1
 
     def _limit(self, prompt: str, length: int, max_new_tokens: int | None) -> int:
@@ -280,7 +286,7 @@ class LanguageModel:
                 tokens = output.tokens[row, k, :count].tolist()
                 text, stopped = self.tokenizer.decode(tokens), bool(output.stopped[row, k])
                 if cut := _first_stop(text, strings):
-                    text, stopped, found[row] = text[:cut[0]], True, True
+                    text, stopped, found[row] = text[: cut[0]], True, True
                     # The shortest head of the ids whose text holds the stop string.
                     count = next(n for n in range(1, count + 1) if cut[1] in self.tokenizer.decode(tokens[:n]))
                     tokens = tokens[:count]

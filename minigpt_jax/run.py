@@ -73,7 +73,7 @@ def versions() -> dict[str, str]:
 
 def run(
     experiment: Experiment,
-    run_dir: Path | None = None,
+    run_dir: str | Path | None = None,
     *,
     prepared: Prepared | None = None,
     batches: BatchSource | None = None,
@@ -90,7 +90,7 @@ def run(
     """
     config.validate(experiment)
     parallel.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
-    files = RunDir(run_dir or Path("runs") / experiment.name)
+    files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     check_same(files, experiment)
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
     check_room(files, 3 * weights * (2 + experiment.train.keep))
@@ -193,8 +193,8 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
             last = checkpoints.latest
             where = "there is no checkpoint yet" if last is None else f"the last good checkpoint is of step {last}"
             raise UserError(
-                f"{error}; {where} in {files.checkpoints}; lower --optimizer.learning-rate or set --optimizer.clip-norm, "
-                "with another --run-dir"
+                f"{error}; {where} in {files.checkpoints}; lower --optimizer.learning-rate or set "
+                "--optimizer.clip-norm, with another --run-dir"
             ) from error
         if checkpoints.last_saved != progress.step and progress.step:
             save(state, progress)

@@ -73,7 +73,7 @@ def lock(run_dir: RunDir) -> IO[str]:
         foreign = sorted(path.name for path in run_dir.path.iterdir() if path.name != ".lock")
         if foreign:
             raise UserError(
-                f"--run-dir {run_dir.path}: holds {foreign[0]} and no run of this program; name an empty or a new folder"
+                f"--run-dir {run_dir.path}: holds {foreign[0]} but no run of this program; name an empty or a new one"
             )
     run_dir.path.mkdir(parents=True, exist_ok=True)
     file = (run_dir.path / ".lock").open("w")

@@ -98,7 +98,7 @@ def train_step(
         decay = jnp.minimum(hyper.ema_decay, (state.step + 1.0) / (state.step + 10.0))
         ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), ema, params)
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-    return state, StepMetrics(sums, objective / count, optax.global_norm(grads))
+    return state, StepMetrics(sums, objective / count, optax.tree.norm(grads))
 
 
 def train_steps(

@@ -85,7 +85,7 @@ def rotate(x: Floats, theta: float) -> Floats:
         [[complex(row[i], row[half + i]) * np.exp(1j * t * theta ** (-i / half)) for i in range(half)]
          for t, row in enumerate(x)]
     )  # fmt: skip
-    return np.concatenate([turned.real, turned.imag], -1)
+    return np.concatenate([np.real(turned), np.imag(turned)], -1)
 
 
 def _feed_forward(params: Any, config: ModelConfig, x: Floats) -> Floats:

@@ -93,5 +93,3 @@ def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path: Path):
     unfinished.mkdir()
     (unfinished / "params").mkdir()
     assert Checkpoints(tmp_path).latest == 1
-
-

@@ -197,8 +197,8 @@ def test_each_corpus_is_opened_by_its_name(tmp_path):
     [
         (DataConfig(corpus="text"), ["--data.files"]),
         (DataConfig(corpus="text", files=(" ",)), ["--data.files"]),
-        (DataConfig(files=("a.txt",)), ["--data.files", "--data.corpus text", "simplebooks"]),
-        (DataConfig(corpus="stories", archive=Path("a.zip")), ["--data.archive", "simplebooks", "stories"]),
+        (DataConfig(files=("a.txt",)), ["--data.files goes with --data.corpus text", "simplebooks"]),
+        (DataConfig(corpus="stories", archive=Path("a.zip")), ["--data.archive goes with", "simplebooks", "stories"]),
     ],
 )
 def test_a_flag_that_the_corpus_does_not_take_is_refused(tmp_path, config, words):
@@ -211,7 +211,7 @@ def test_a_flag_that_the_corpus_does_not_take_is_refused(tmp_path, config, words
 
 
 def test_the_same_text_is_the_same_corpus_in_every_kind_of_file(tmp_path):
-    lines = [f"line {number} – naïve" for number in range(50)]
+    lines = [f"line {number} – naïve" for number in range(49)] + ["\ufeffa mark that opens no file is text"]
     text = "\n".join(lines)
     jsonl = "\n".join(json.dumps({"id": number, "body": line}) + "\n" for number, line in enumerate(lines))
     files = [
@@ -253,7 +253,7 @@ def test_folders_globs_and_files_are_found_once_in_a_fixed_order(tmp_path):
     assert read("**/*.txt") == read("*") == ["a.txt", "b.txt", "sub/deep/c.txt"]
     assert read("sub", "a.txt") == ["a.txt", "sub/deep/c.txt"]
     assert order(".") == order("*") == order("a.txt", "b.txt", "sub")
-    assert order("a.txt", "*.txt", "./a.txt") == order("a.txt", "b.txt")
+    assert order("a.txt", "*.txt", "sub/../a.txt") == order("a.txt", "b.txt")
     assert order("b.txt", "a.txt") != order("a.txt", "b.txt")
     write(tmp_path / "odd[1].txt", "one\ntwo\nthree\n")
     assert read("odd[1].txt") == ["one", "three", "two"]

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chi_square import follows
 
 from minigpt_jax import rng, samplers
 from minigpt_jax.samplers import choose, processors
-from chi_square import follows
 
 V = 203
 
@@ -141,7 +141,9 @@ SMALL = np.random.default_rng(1).normal(size=(3, 12)).astype(np.float32)
 
 
 def make_request(**settings):
-    return samplers.request([text[:n] for text, n in zip(TEXTS, PROMPT_LENGTHS, strict=True)], max_new_tokens=9, **settings)
+    return samplers.request(
+        [text[:n] for text, n in zip(TEXTS, PROMPT_LENGTHS, strict=True)], max_new_tokens=9, **settings
+    )
 
 
 def control(**settings):
@@ -149,7 +151,9 @@ def control(**settings):
     return np.asarray(jax.jit(processors.control)(request, SMALL, history(TEXTS), jnp.asarray(PROMPT_LENGTHS), STEP))
 
 
-@pytest.mark.parametrize(("repetition", "presence", "frequency"), [(1.3, 0, 0), (0.7, 0, 0), (1, 0.5, 0), (1, 0, 0.25), (2, -1, 0.5)])
+@pytest.mark.parametrize(
+    ("repetition", "presence", "frequency"), [(1.3, 0, 0), (0.7, 0, 0), (1, 0.5, 0), (1, 0, 0.25), (2, -1, 0.5)]
+)
 def test_penalties(repetition, presence, frequency):
     out = control(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
     for logits, after, text, prompt in zip(SMALL, out, TEXTS, PROMPT_LENGTHS, strict=True):
@@ -196,7 +200,9 @@ def completes(text, prompt, token):
 def test_stops_are_found_among_generated_tokens_only():
     request = make_request(vocabulary_size=12, stops=STOPS)
     candidates = jnp.tile(jnp.arange(12), (3, 1))
-    found = processors.stops_at(candidates, jnp.asarray(request.stops), history(TEXTS), jnp.asarray(PROMPT_LENGTHS), STEP)
+    found = processors.stops_at(
+        candidates, jnp.asarray(request.stops), history(TEXTS), jnp.asarray(PROMPT_LENGTHS), STEP
+    )
     expected = [[completes(text, n, v) for v in range(12)] for text, n in zip(TEXTS, PROMPT_LENGTHS, strict=True)]
     assert np.array(expected).sum(axis=1).tolist() == [2, 2, 2]  # the cases are worth testing: the prompt holds [5, 6]
     np.testing.assert_array_equal(found, expected)

@@ -18,6 +18,7 @@ from minigpt_jax.corpora.simplebooks_download import download
 from minigpt_jax.errors import UserError
 
 TRAIN = "simplebooks/simplebooks-92-raw/train.txt"
+VALID = "simplebooks/simplebooks-92-raw/valid.txt"
 
 
 @pytest.fixture
@@ -68,6 +69,9 @@ def test_it_is_fetched_unpacked_and_cached(tmp_path, cache, server, archive, mon
     again = corpora.open_corpus(DataConfig(), cache)  # without a network
     assert {split: list(again.documents(split)) for split in SPLITS} == DOCUMENTS
     assert again.fingerprint == corpus.fingerprint
+    (unpacked / VALID).write_bytes((unpacked / VALID).read_bytes().upper())
+    with pytest.raises(UserError, match=r"valid\.txt has changed since it was unpacked"):
+        corpora.open_corpus(DataConfig(), cache)
 
 
 def test_processes_that_start_together_download_once(cache, server):
@@ -93,8 +97,10 @@ def test_a_silent_server_is_given_up(cache, monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
+        start = time.monotonic()
         with pytest.raises(UserError, match=r"timed out.*--data\.archive"):
             download(cache, f"http://127.0.0.1:{silent.getsockname()[1]}/simplebooks.zip")
+        assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
-from minigpt_jax.batch import Batch  # noqa: E402
-from minigpt_jax.data.store import Rows  # noqa: E402
+from minigpt_jax.batch import Batch
+from minigpt_jax.data.store import Rows
 
 
 def steps_per_epoch(rows: Rows, batch_size: int) -> int:

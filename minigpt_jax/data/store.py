@@ -1,9 +1,9 @@
 """The token store: a corpus tokenised once, as a matrix of rows on disk for each split. No TensorFlow here.
 
-A row is T + 1 ids, features and labels overlapping by T (`batch.Batch`). In the `lines` layout it is [BOS] and the first
+A row is T + 1 ids: features and labels, which overlap (`batch.Batch`). In the `lines` layout it is [BOS] and the first
 T ids of one long document, padded; in the `packed` layout the text of all documents is one stream,
-`[BOS] document [BOS] document … [BOS]`, cut into rows that overlap by one id, so that every id but the first is a label
-once and a document's end is the label [BOS].
+`[BOS] document [BOS] document … [BOS]`, cut into rows that overlap by one id, so that every id but the first is a
+label once and a document's end is the label [BOS].
 """
 
 import hashlib
@@ -182,7 +182,10 @@ def _build(
             texts = iter(track(documents(corpus, split, config), f"tokenising {split}", total))
             encoded = _encoded(texts, tokenizer, total)
             count = labels = 0
-            with (partial / f"{split}.rows").open("wb") as rows_file, (partial / f"{split}.bytes").open("wb") as bytes_file:
+            with (
+                (partial / f"{split}.rows").open("wb") as rows_file,
+                (partial / f"{split}.bytes").open("wb") as bytes_file,
+            ):
                 for rows, sizes in (_packed_rows if config.layout == "packed" else _line_rows)(encoded, length):
                     rows_file.write(rows.astype(dtype).tobytes())
                     bytes_file.write(sizes.astype(np.int32).tobytes())
@@ -267,8 +270,8 @@ def _too_small(config: DataConfig, split: Split) -> UserError:
             "--data.layout packed, which uses all the text"
         )
     return UserError(
-        f"--data.sequence-length {config.sequence_length}: the {split} split is shorter than one window; give more text "
-        "or a shorter window"
+        f"--data.sequence-length {config.sequence_length}: the {split} split is shorter than one window; "
+        "give more text or a shorter window"
     )
 
 

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from minigpt_jax import rng
+from minigpt_jax.samplers.processors import Kept
 
 
 def argmax(x: Float[Array, "B V"]) -> Int[Array, "B"]:
@@ -31,17 +32,45 @@ def top(x: Float[Array, "B V"], k: int) -> tuple[Float[Array, "B K"], Int[Array,
     return lax.platform_dependent(x, cpu=lambda x: _top_by_extraction(x, k), default=lambda x: tuple(lax.top_k(x, k)))
 
 
-def draw(logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-    """One token a row from softmax(logits), by that row's key.
+def draw(logits: Float[Array, "B V"], key: Key[Array, "B"], kept: Kept | None = None) -> Int[Array, "B"]:
+    """One token a row from softmax(logits), by that row's key; from the tokens kept only, if that is given.
 
-    First a block by its total probability, then a token within it: exact, for about 2 sqrt(V) random numbers a row in
-    place of V. Both choices are races (the Gumbel-max trick), because a race's winner, unlike the place where a running
-    sum crosses a random number, hardly ever changes with the last bits of the logits, which depend on the batch size.
+    A token that turns out not to be kept is drawn again, from those that come before it. These are fewer each time and
+    hold all that is kept, so that the one which stays is drawn from just that; two or three times do as a rule.
     """
-    weight_BRW = _blocks(jnp.exp(logits - logits.max(axis=1, keepdims=True)), 0.0)
+    weight_BV = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+    if kept is None:
+        return _draw(weight_BV, rng.at(key, 0))
+    score_BV = kept.score
+
+    def unsettled(state: tuple[Array, ...]) -> Array:
+        turn, _, _, settled_B = state
+        return ~settled_B.all() & (turn < logits.shape[1])
+
+    def again(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        turn, token_B, bar_B, settled_B = state
+        left_BV = kept.before(bar_B, token_B)
+        drawn_B = _draw(jnp.where(left_BV, weight_BV, 0.0), rng.at(key, turn))
+        token_B = jnp.where(settled_B, token_B, drawn_B)
+        bar_B = jnp.take_along_axis(score_BV, token_B[:, None], axis=1)[:, 0]
+        return turn + 1, token_B, bar_B, settled_B | kept.has(token_B)
+
+    rows = logits.shape[0]
+    state = (0, jnp.full(rows, logits.shape[1]), jnp.full(rows, -jnp.inf), jnp.zeros(rows, bool))
+    return lax.while_loop(unsettled, again, state)[1]
+
+
+def _draw(weight_BV: Array, key_B: Array) -> Array:
+    """One index a row, in proportion to weight.
+
+    First a block by its total weight, then an entry of it: exact, for about 2 sqrt(V) random numbers a row in place of
+    V. Both choices are races (the Gumbel-max trick): unlike the place where a running sum crosses a random number, a
+    race's winner hardly ever changes with the last bits of the weights, which depend on the batch size.
+    """
+    weight_BRW = _blocks(weight_BV, 0.0)
     # Blocks are the columns here: sums over the middle axis are the ones that vectorise.
-    column_B = _race(weight_BRW.sum(axis=1), rng.at(key, 0))
-    row_B = _race(_take(weight_BRW.swapaxes(1, 2), column_B), rng.at(key, 1))
+    column_B = _race(weight_BRW.sum(axis=1), rng.at(key_B, 0))
+    row_B = _race(_take(weight_BRW.swapaxes(1, 2), column_B), rng.at(key_B, 1))
     return row_B * weight_BRW.shape[2] + column_B
 
 

@@ -115,7 +115,7 @@ def last_position(request: Request, step: Array) -> Array:
 
 def generated(request: Request, tokens: Array, length: Array, new: Array) -> Array:
     """The new tokens of rows of tokens [.., S], and padding where `new` [.., M] is false."""
-    position = length[..., None] + jnp.arange(new.shape[-1])
+    position = length[..., None] + jnp.arange(new.shape[-1]).reshape(*[1] * length.ndim, -1)
     return jnp.where(new, jnp.take_along_axis(tokens, position, axis=-1), request.pad_id)
 
 

@@ -56,16 +56,16 @@ class Drawn(Sampler):
 
     temperature: float
 
-    def keep(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        """Set the logits of tokens that must not be drawn to -inf. They come divided by the temperature."""
-        return logits
+    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
+        """One token a row, from logits that are divided by the temperature already."""
+        return choose.draw(logits, key)
 
     def pick(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
         """One token a row, from logits that penalties, bias and bans have been through, by that row's key."""
 
         def drawn(logits: Array) -> Array:
             scaled = (logits - logits.max(axis=1, keepdims=True)) / self.temperature
-            return choose.draw(self.keep(scaled), key)
+            return self.draw(scaled, key)
 
         return lax.cond(self.temperature > 0, drawn, choose.argmax, logits)
 
@@ -88,8 +88,8 @@ class TopK(Drawn):
     k: int = 10
     temperature: float = 1.0
 
-    def keep(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return processors.top_k(logits, self.k)
+    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
+        return choose.draw(logits, key, processors.top_k(logits, self.k))
 
     def validate(self, vocabulary_size: int) -> None:
         super().validate(vocabulary_size)
@@ -103,8 +103,8 @@ class TopP(Drawn):
     p: float = 0.9
     temperature: float = 1.0
 
-    def keep(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return processors.top_p(logits, self.p)
+    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
+        return choose.draw(logits, key, processors.top_p(logits, self.p))
 
     def validate(self, vocabulary_size: int) -> None:
         super().validate(vocabulary_size)
@@ -118,8 +118,8 @@ class MinP(Drawn):
     p: float = 0.1
     temperature: float = 1.0
 
-    def keep(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return processors.min_p(logits, self.p)
+    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
+        return choose.draw(processors.min_p(logits, self.p), key)
 
     def validate(self, vocabulary_size: int) -> None:
         super().validate(vocabulary_size)
@@ -133,8 +133,8 @@ class Typical(Drawn):
     p: float = 0.95
     temperature: float = 1.0
 
-    def keep(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return processors.typical(logits, self.p)
+    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
+        return choose.draw(logits, key, processors.typical(logits, self.p))
 
     def validate(self, vocabulary_size: int) -> None:
         super().validate(vocabulary_size)

@@ -1,12 +1,15 @@
-"""Logit processors: pure functions from rows of logits to rows of logits; what may not be drawn becomes -inf.
+"""Logit processors: what may be drawn, and how likely.
 
 They are applied in this order: `control` (penalties, bias and bans, alike for every method), then the temperature, then
-one of `top_k`, `top_p`, `min_p` and `typical`. Letters: B rows, V vocabulary, S positions of a row's history (prompt
-and generated tokens, contiguous).
+one of `top_k`, `top_p`, `min_p` and `typical`. What may not be drawn has a logit of -inf; but where that depends on a
+token's rank it is not worked out for all tokens, which takes a sort, but for one: see `Kept`.
+
+Letters: B rows, V vocabulary, S positions of a row's history (prompt and generated tokens, contiguous), K candidates,
+E stop sequences, L their greatest length.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,94 +24,59 @@ _ROUNDING = 1e-6
 Logits = Float[Array, "B V"]
 
 
-def top_k(logits: Logits, k: Any) -> Logits:
-    """Keep the k greatest; of equals at the edge those with the lowest indices, so that k remain."""
-    return _keep_best(logits, logits, None, jnp.full(logits.shape[:1], k, jnp.float32))
+class Kept(NamedTuple):
+    """The first tokens by descending score, of equals by index, up to the one with which their weight reaches a total.
 
-
-def top_p(logits: Logits, p: Any) -> Logits:
-    """Keep the fewest, most probable tokens whose probability mass reaches p (Holtzman et al. 2020).
-
-    The token that crosses p is kept, so there is always one. Of equals at the edge the lowest indices are kept.
+    That is: a token is kept if what comes before it weighs less than the total. The first one always is.
     """
+
+    score: Float[Array, "B V"]
+    weight: Float[Array, "B V"]
+    total: Float[Array, "B"]
+
+    def before(self, score: Float[Array, "B"], index: Int[Array, "B"]) -> Bool[Array, "B V"]:
+        """The tokens that come before a score and index."""
+        earlier_BV = jnp.arange(self.score.shape[1])[None] < index[:, None]
+        return (self.score > score[:, None]) | ((self.score == score[:, None]) & earlier_BV)
+
+    def has(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
+        """Whether each row's token is kept; yes if that cannot be told, its logits being NaN."""
+        score_B = jnp.take_along_axis(self.score, token[:, None], axis=1)[:, 0]
+        return ~(jnp.sum(self.weight, axis=1, where=self.before(score_B, token)) >= self.total)
+
+
+def top_k(logits: Logits, k: Any) -> Kept:
+    """Keep the k most probable tokens."""
+    return Kept(logits, jnp.ones_like(logits), jnp.full(logits.shape[:1], k, jnp.float32))
+
+
+def top_p(logits: Logits, p: Any) -> Kept:
+    """Keep the fewest, most probable tokens whose probability mass reaches p (Holtzman et al. 2020)."""
     weight_BV = jnp.exp(logits - logits.max(axis=1, keepdims=True))
-    return _keep_best(logits, logits, weight_BV, _reach(p, weight_BV))
+    return Kept(logits, weight_BV, _share(p, weight_BV))
 
 
-def min_p(logits: Logits, p: Any) -> Logits:
-    """Keep the tokens that are at least p times as probable as the most probable one (Nguyen et al. 2024)."""
-    return jnp.where(logits >= logits.max(axis=1, keepdims=True) + jnp.log(p), logits, -jnp.inf)
-
-
-def typical(logits: Logits, p: Any) -> Logits:
+def typical(logits: Logits, p: Any) -> Kept:
     """Keep the fewest tokens whose mass reaches p, taking first those whose surprise is nearest the expected one.
 
     The order is that of |-log p(v) - H|, H being the entropy: locally typical sampling (Meister et al. 2022).
     """
     log_p_BV = jax.nn.log_softmax(logits)
     weight_BV = jnp.exp(log_p_BV)
-    entropy_B1 = -jnp.sum(jnp.where(weight_BV > 0, weight_BV * log_p_BV, 0.0), axis=1, keepdims=True)
-    return _keep_best(logits, -jnp.abs(log_p_BV + entropy_B1), weight_BV, _reach(p, weight_BV))
+    entropy_B1 = -jnp.sum(weight_BV * log_p_BV, axis=1, keepdims=True, where=weight_BV > 0)
+    return Kept(-jnp.abs(log_p_BV + entropy_B1), weight_BV, _share(p, weight_BV))
 
 
-def _reach(p: Any, weight_BV: Array) -> Array:
-    """The weight that a set of tokens must have to be a share p of all; for p = 1, that of all of them."""
-    return jnp.where(p < 1, p * weight_BV.sum(axis=1) * (1 - _ROUNDING), jnp.inf)
+def min_p(logits: Logits, p: Any) -> Logits:
+    """Keep the tokens that are at least p times as probable as the most probable one (Nguyen et al. 2024)."""
+    least_B1 = logits.max(axis=1, keepdims=True) + jnp.log(p) - _ROUNDING
+    return jnp.where(logits >= least_B1, logits, -jnp.inf)
 
 
-def _keep_best(logits_BV: Array, score_BV: Array, weight_BV: Array | None, total_B: Array) -> Array:
-    """Keep the tokens that come, by descending score, before the weights (1 each if None) sum up to the total.
-
-    No sorting: halve the interval of scores that the last kept token must be in until it is alone in there, or among
-    its equals. That is about log2(V) sums over the row, and on CPU some thirty times faster than XLA's sort of it.
-    """
-
-    def above(score_B: Array) -> Array:
-        beyond_BV = score_BV > score_B[:, None]
-        return jnp.sum(jnp.where(beyond_BV, 1.0 if weight_BV is None else weight_BV, 0.0), axis=1)
-
-    def inside(low_B: Array, high_B: Array) -> Array:
-        return (score_BV > low_B[:, None]) & (score_BV <= high_B[:, None])
-
-    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low_B, high_B = bounds
-        middle_B = _middle(low_B, high_B)
-        short_B = above(middle_B) < total_B
-        return jnp.where(short_B, low_B, middle_B), jnp.where(short_B, middle_B, high_B)
-
-    def undecided(bounds: tuple[Array, Array]) -> Array:
-        low_B, high_B = bounds
-        inside_BV = inside(low_B, high_B)
-        least_B = jnp.min(score_BV, axis=1, where=inside_BV, initial=jnp.inf)
-        greatest_B = jnp.max(score_BV, axis=1, where=inside_BV, initial=-jnp.inf)
-        middle_B = _middle(low_B, high_B)
-        return jnp.any((least_B < greatest_B) & (low_B < middle_B) & (middle_B < high_B))
-
-    # Weight above `low` reaches the total, weight above `high` does not. Where all of it does not, all are kept.
-    allowed_BV = logits_BV > -jnp.inf
-    high_B = jnp.max(score_BV, axis=1, where=allowed_BV, initial=-jnp.inf)
-    low_B = jnp.min(score_BV, axis=1, where=allowed_BV, initial=jnp.inf)
-    low_B -= jnp.maximum(jnp.abs(low_B) * 1e-6, jnp.finfo(jnp.float32).tiny)
-    everything_B = above(low_B) <= total_B
-    high_B = jnp.where(everything_B, low_B, high_B)
-    low_B, high_B = lax.while_loop(
-        undecided, lambda bounds: lax.fori_loop(0, 4, halve, bounds, unroll=True), (low_B, high_B)
-    )
-
-    def keep_equals(_: None) -> Bool[Array, "B V"]:
-        """Of several at the edge, those that come before the total is reached, by index."""
-        edge_BV = inside(low_B, high_B)
-        each_BV = jnp.where(edge_BV, 1.0 if weight_BV is None else weight_BV, 0.0)
-        before_BV = above(high_B)[:, None] + jnp.cumsum(each_BV, axis=1) - each_BV
-        return (score_BV > high_B[:, None]) | (edge_BV & (before_BV < total_B[:, None]))
-
-    several = jnp.any(inside(low_B, high_B).sum(axis=1) > 1)
-    keep_BV = lax.cond(several, keep_equals, lambda _: score_BV > low_B[:, None], None)
-    return jnp.where(keep_BV & allowed_BV, logits_BV, -jnp.inf)
-
-
-def _middle(low: Array, high: Array) -> Array:
-    return low + (high - low) / 2
+def _share(p: Any, weight_BV: Array) -> Array:
+    """The weight at which a set is a share p of all; p = 1 takes all there are."""
+    share_B = jnp.maximum(p * weight_BV.sum(axis=1) * (1 - _ROUNDING), jnp.finfo(jnp.float32).tiny)
+    return jnp.where(p < 1, share_B, jnp.inf)
 
 
 def control(

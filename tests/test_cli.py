@@ -1,0 +1,201 @@
+"""The command line: what it prints, its exit statuses, and one clear line for each mistake."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import tiny
+
+from minigpt_jax.cli import main
+from minigpt_jax.run import run
+
+HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny import EXPERIMENT as experiment\n"
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "run"
+    run(tiny.changed("train", steps=4), path)
+    return path
+
+
+@pytest.fixture
+def experiment_file(tmp_path: Path) -> Path:
+    path = tmp_path / "experiment.py"
+    path.write_text(HEAD.format(tests=str(Path(__file__).parent)))
+    return path
+
+
+def command(*arguments: object) -> int:
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # the flag parser's way
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.name)
+def test_every_experiment_parses(file: Path, capsys: pytest.CaptureFixture):
+    assert command(file, "--help") == 0
+    help_text = capsys.readouterr().out
+    for flag in ("--model.num-layers", "--data.archive", "--train.checkpoint-every", "--run-dir", "--seed"):
+        assert flag in help_text
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"]])
+def test_help(words: list[str], capsys: pytest.CaptureFixture):
+    assert command(*words) == 0
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spelling", [["--train.log-every", "1"], ["--train.log_every=1"]])
+def test_train_and_go_on(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, spelling: list[str]):
+    for steps in (1, 2):
+        assert command("train", experiment_file, "--run-dir", tmp_path / "r", "--train.steps", steps, *spelling) == 0
+    assert "going on from step 1" in capsys.readouterr().out
+    lines = json_lines((tmp_path / "r" / "metrics.jsonl").read_text())
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
+
+
+def test_sample_json(run_dir: Path, capsys: pytest.CaptureFixture):
+    prompts = ["once upon a time", ""]
+    flags = ["--sampler", "top-p", "--p", "0.8", "--max-new-tokens", "6", "--seed", "3", "--json"]
+    assert command("sample", run_dir, "--prompt", prompts[0], "--prompt", prompts[1], *flags) == 0
+    lines = json_lines(capsys.readouterr().out)
+    assert [line["prompt"] for line in lines] == prompts
+    for line in lines:
+        assert set(line) == {"prompt", "text", "tokens", "logprobs", "finish_reason"}
+        assert len(line["tokens"]) == len(line["logprobs"]) == 6
+        assert line["finish_reason"] == "length"
+
+
+def test_sample_reads_prompts_from_a_file(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "prompts.txt").write_text("the fox\nthe bear\n")
+    assert command("sample", run_dir, "--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 4, "--json") == 0
+    assert [line["prompt"] for line in json_lines(capsys.readouterr().out)] == ["the fox", "the bear"]
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_evaluate_json(run_dir: Path, capsys: pytest.CaptureFixture, split: str):
+    assert command("evaluate", run_dir, "--split", split, "--json") == 0
+    [figures] = json_lines(capsys.readouterr().out)
+    assert {"split", "loss", "perplexity", "bits_per_byte", "tokens", "step"} <= set(figures)
+    assert (figures["split"], figures["step"]) == (split, 4)
+    assert figures["floor_bits_per_byte"] < figures["bits_per_byte"]
+
+
+def refuse(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    """Asserts exit status 2 and one short message on standard error, which is returned."""
+    capsys.readouterr()
+    assert command(*arguments) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.startswith("╭") or said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--model.num-layer", "3"], "--model.num-layers"),
+        (["--model.norm", "layrnorm"], "layernorm"),
+        (["--train.steps", "many"], "--train.steps"),
+        (["--model.num-heads", "5", "--model.width", "4"], "--model.num-heads 5"),
+        (["--train.batch-size", "12"], "take 8 or 16"),
+        (["--data.corpus", "text", "--data.files", "nowhere/*.txt"], "nowhere/*.txt"),
+        (["--data.corpus", "simplebooks", "--data.archive", "nowhere.zip"], "nowhere.zip"),
+        (["--data.sequence-length", "1000000"], "--data.sequence-length 1000000"),
+        (["--tokenizer.vocabulary-size", "50000"], "--tokenizer.vocabulary-size 50000"),
+        (["--tokenizer.vocabulary-size", "20"], "--tokenizer.vocabulary-size 20"),
+        (["--tokenizer.file", "nowhere.txt"], "--tokenizer.file nowhere.txt"),
+    ],
+)
+def test_flags_that_cannot_be(experiment_file: Path, tmp_path: Path, capsys, flags: list[str], names: str):
+    said = refuse(capsys, "train", experiment_file, "--run-dir", tmp_path / "r", *flags)
+    assert names in said
+    assert not (tmp_path / "r").exists()
+
+
+BAD_TEXT = {
+    "empty.txt": b"",
+    "latin1.txt": "caf\xe9 au lait\n".encode("latin1") * 50,
+    "short.txt": b"one\ntwo\nthree\nfour\nfive\n",
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXT)
+def test_text_that_cannot_be(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
+    (tmp_path / name).write_bytes(BAD_TEXT[name])
+    flags = ["--data.corpus", "text", "--data.files", tmp_path / name, "--data.held-out", "0.2"]
+    size = ["--tokenizer.kind", "bpe", "--tokenizer.vocabulary-size", "270"]
+    refuse(capsys, "train", experiment_file, "--run-dir", tmp_path / "r", *flags, *size)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "not a zip", "another zip"])
+def test_archives_that_cannot_be(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, damage: str):
+    archive = tmp_path / "books.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("holiday/photo.txt", "sand " * 1000)
+    if damage == "truncated":
+        archive.write_bytes(archive.read_bytes()[:100])
+    elif damage == "not a zip":
+        archive.write_text("<html>not found</html>")
+    flags = ["--data.corpus", "simplebooks", "--data.archive", archive]
+    assert "books.zip" in refuse(capsys, "train", experiment_file, "--run-dir", tmp_path / "r", *flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "there is no such"), ("x = 1", "defines no experiment"), ("import nowhere_at_all", "cannot be run")],
+)
+def test_experiment_files_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture, text: str | None, says: str):
+    if text is not None:
+        (tmp_path / "e.py").write_text(text)
+    assert says in refuse(capsys, tmp_path / "e.py")
+
+
+def test_a_run_directory_of_another_experiment(run_dir: Path, experiment_file: Path, capsys: pytest.CaptureFixture):
+    assert "--model.width" in refuse(capsys, "train", experiment_file, "--run-dir", run_dir, "--model.width", 32)
+
+
+def test_a_file_where_the_run_directory_should_be(experiment_file: Path, tmp_path: Path, capsys):
+    (tmp_path / "r").write_text("")
+    assert "is a file" in refuse(capsys, "train", experiment_file, "--run-dir", tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["sample", "{run}", "--sampler", "topk"], "did you mean top_k"),
+        (["sample", "{run}", "--sampler", "greedy", "--k", "3"], "--k is not a setting of --sampler greedy"),
+        (["sample", "{run}", "--sampler", "top_k", "--k", "0"], "--k 0"),
+        (["sample", "{run}", "--step", "99"], "no checkpoint of step 99"),
+        (["sample", "{run}", "--prompt", "a " * 100], "shorten it"),
+        (["sample", "nowhere"], "nowhere is not a run directory"),
+        (["evaluate", "{run}", "--split", "tset"], "test"),
+        (["evaluate", "nowhere"], "nowhere is not a run directory"),
+        (["samlpe", "{run}"], "did you mean sample"),
+    ],
+)
+def test_commands_that_cannot_be(run_dir: Path, capsys, arguments: list[str], names: str):
+    assert names in refuse(capsys, *(argument.format(run=run_dir) for argument in arguments))
+
+
+def test_a_run_directory_without_a_checkpoint(tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture):
+    import shutil
+
+    copy = shutil.copytree(run_dir, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints")
+    assert "no checkpoint" in refuse(capsys, "sample", copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["experiment"]["model"]["width"] = 32
+    (copy / "config.json").write_text(json.dumps(config))
+    shutil.copytree(run_dir / "checkpoints", copy / "checkpoints")
+    assert "does not fit" in refuse(capsys, "sample", copy)

@@ -1,0 +1,220 @@
+"""The whole way from corpus to checkpoint, on an experiment small enough to run many times."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import EXPERIMENT, changed
+
+from minigpt_jax import evaluate, generate
+from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax.config import Experiment
+from minigpt_jax.data.store import Rows
+from minigpt_jax.errors import UserError
+from minigpt_jax.run import run
+from minigpt_jax.run_dir import RunDir, read_metrics
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all steps, left undisturbed."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    assert not run(EXPERIMENT, path).interrupted
+    return path
+
+
+def figures(run_dir: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    timed = ("seconds", "tokens_per_second")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(RunDir(run_dir))]
+
+
+def weights(run_dir: Path, step: int | None = None) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(generate.load(run_dir, step).weights)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert figures(one) == figures(other)
+    for a, b in zip(weights(one), weights(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for sample in (one / "samples").iterdir():
+        assert sample.read_text() == (other / "samples" / sample.name).read_text()
+
+
+def test_a_run_directory_holds_all_that_is_promised(whole: Path):
+    assert {path.name for path in whole.iterdir()} >= {
+        "config.json",
+        "tokenizer",
+        "checkpoints",
+        "metrics.jsonl",
+        "samples",
+    }
+    config = json.loads((whole / "config.json").read_text())
+    assert config["experiment"]["model"]["width"] == 16
+    assert set(config["fingerprints"]) == {"corpus", "tokenizer"}
+    assert "jax" in config["versions"]
+    lines = read_metrics(RunDir(whole))
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (5, "train"),
+        (6, "valid"),
+        (10, "train"),
+        (12, "train"),
+        (12, "valid"),
+    ]
+    for line in lines:
+        assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
+        assert line["bits_per_byte"] > 0
+    assert 12 * 16 * 32 - 32 < lines[-1]["tokens"] <= 12 * 16 * 32  # one row of the corpus is not full
+    assert lines[-1]["seconds"] > 0
+    assert sorted(path.name for path in (whole / "samples").iterdir()) == ["step-00000006.txt", "step-00000012.txt"]
+    assert (whole / "samples" / "step-00000012.txt").read_text().startswith("once upon a time")
+
+
+def test_it_learns(whole: Path):
+    valid = [line["loss"] for line in read_metrics(RunDir(whole)) if line["split"] == "valid"]
+    assert valid[-1] < valid[0] < math.log(300)
+
+
+def test_evaluation_needs_the_run_directory_alone(whole: Path):
+    lm = generate.load(whole)
+    rows = Rows.load(RunDir(whole).rows("valid"))
+    last = read_metrics(RunDir(whole))[-1]
+    for batch_size in (8, 24):
+        sums = evaluate.evaluate(lm.model, lm.weights, rows, batch_size)
+        assert sums.loss == pytest.approx(last["loss"], rel=1e-6)
+        assert sums.bits_per_byte == pytest.approx(last["bits_per_byte"], rel=1e-6)
+    assert rows.floor_bits_per_byte is not None
+    assert sums.bits_per_byte > rows.floor_bits_per_byte
+
+
+def test_the_loss_is_the_mean_since_the_line_before(tmp_path: Path, whole: Path):
+    run(changed("train", log_every=1), tmp_path / "each")
+    each = [line for line in read_metrics(RunDir(tmp_path / "each")) if line["split"] == "train"]
+    lines = [line for line in read_metrics(RunDir(whole)) if line["split"] == "train"]
+    counts = np.diff([0, *(step["tokens"] for step in each)])
+    losses = np.array([step["loss"] for step in each])
+    for line, part in zip(lines, (slice(0, 5), slice(5, 10), slice(10, 12)), strict=True):
+        assert line["loss"] == pytest.approx(np.average(losses[part], weights=counts[part]), rel=1e-6)
+
+
+def test_going_on_ends_bit_for_bit_as_one_go(tmp_path: Path, whole: Path):
+    path = tmp_path / "run"
+    run(changed("train", checkpoint_every=4, steps=8), path)
+    assert Checkpoints(path / "checkpoints", read_only=True).latest == 8
+    # As after a crash: the latest checkpoint is gone, and metrics.jsonl runs ahead of it and ends in half a line.
+    import shutil
+
+    shutil.rmtree(path / "checkpoints" / "8")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "spl')
+    (path / "samples" / "step-00000008.txt").unlink()
+    run(EXPERIMENT, path)
+    assert_same_run(path, whole)
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [4, 5])
+def test_steps_per_dispatch_change_nothing(tmp_path: Path, whole: Path, steps_per_dispatch: int):
+    run(changed("train", steps_per_dispatch=steps_per_dispatch), tmp_path / "run")
+    ours, theirs = figures(tmp_path / "run"), figures(whole)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_a_finished_run_is_left_as_it_is(whole: Path):
+    before = (whole / "metrics.jsonl").read_text()
+    result = run(EXPERIMENT, whole)
+    assert (result.progress.step, result.interrupted) == (12, False)
+    assert (whole / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("experiment", "difference"),
+    [
+        (changed("model", width=32), "--model.width is 32 here and 16 there"),
+        (changed("data", stories=210), "--data.stories is 210 here and 200 there"),
+        (changed("optimizer", learning_rate=0.5), "--optimizer.learning-rate"),
+    ],
+)
+def test_another_experiments_run_directory_is_refused_and_left(whole: Path, experiment: Experiment, difference: str):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=difference):
+        run(experiment, whole)
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        run(EXPERIMENT, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
+    with pytest.raises(UserError, match=r"not finite at step \d+; the last good checkpoint is of step 1 ") as stopped:
+        run(changed("train", changed("optimizer", learning_rate=1e30), checkpoint_every=1), tmp_path / "run")
+    assert "--optimizer.learning-rate" in str(stopped.value)
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from tiny import changed
+from minigpt_jax.run import run
+result = run(changed("train", steps=100_000, checkpoint_every=10_000), {path!r})
+print("interrupted", result.interrupted, result.progress.step)
+"""
+
+
+def start(path: Path) -> subprocess.Popen:
+    program = PROGRAM.format(tests=str(Path(__file__).parent), path=str(path))
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not read_metrics(RunDir(path)):
+        assert process.poll() is None, "training ended before its first line"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: int):
+    process = start(tmp_path / "run")
+    if number == signal.SIGTERM:
+        with pytest.raises(UserError, match="another process is training"):
+            run(changed("train", steps=100_000, checkpoint_every=10_000), tmp_path / "run")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    step = int(output.split()[-1])
+    assert "interrupted True" in output
+    assert Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).latest == step
+
+
+def test_training_from_prepared_rows_needs_no_tensorflow(tmp_path: Path):
+    program = f"""
+import sys
+sys.modules["tensorflow"] = None  # an import of it fails
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import itertools, pathlib
+import numpy as np
+from tiny import changed, EXPERIMENT
+from minigpt_jax import corpora, run
+from minigpt_jax.data import store
+cache = pathlib.Path({str(tmp_path / "cache")!r})
+prepared = store.prepare(EXPERIMENT, corpora.open_corpus(EXPERIMENT.data, cache), cache)
+def batches(rows, batch_size, seed, start, process_index, process_count):
+    return (rows.take(np.arange(batch_size) + i) for i in itertools.count(start))
+result = run.run(changed("train", steps=2), pathlib.Path({str(tmp_path / "run")!r}), prepared=prepared, batches=batches)
+assert result.progress.step == 2
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
