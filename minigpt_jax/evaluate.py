@@ -20,7 +20,8 @@ def evaluate(model: GPT, weights: Any, rows: Rows, batch_size: int) -> Sums:
     """Sums over every label of `rows`. The last batch is filled up with rows that weigh nothing."""
     batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     batches = rows.in_order(batch_size, jax.process_index(), jax.process_count())
-    queued = [_compiled(model)(weights, batch) for batch in parallel.prefetch(map(parallel.put_batch, batches))]
+    step = _compiled(model)  # pyright: ignore[reportArgumentType]
+    queued = [step(weights, batch) for batch in parallel.prefetch(map(parallel.put_batch, batches))]
     total = Sums()
     for sums in queued:
         total = total.plus(jax.tree.map(lambda x: x.item(), jax.device_get(sums)))

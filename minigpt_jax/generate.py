@@ -1,5 +1,6 @@
 """`load(run_dir)`: a trained model that samples and scores in this process. No TensorFlow here."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,11 +56,9 @@ def load(run_dir: str | Path, step: int | None = None) -> "LanguageModel":
     pieces = tokenizer.load(files.tokenizer)
     if not files.checkpoints.is_dir():
         raise UserError(f"{run_dir} holds no checkpoint yet; train on, to the first --train.checkpoint-every")
-    checkpoints = Checkpoints(files.checkpoints, read_only=True)
-    weights, step = checkpoints.restore_weights(
-        model.parameter_shapes(experiment), experiment.optimizer.ema_decay is not None, step
-    )
-    checkpoints.close()
+    use_ema = experiment.optimizer.ema_decay is not None
+    with contextlib.closing(Checkpoints(files.checkpoints, read_only=True)) as checkpoints:
+        weights, step = checkpoints.restore_weights(model.parameter_shapes(experiment), use_ema, step)
     return LanguageModel(experiment, pieces, weights, step)
 
 
@@ -160,7 +159,7 @@ class LanguageModel:
         rows = np.full((_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
         for row, tokens in zip(rows, ids, strict=False):
             row[: len(tokens)] = tokens
-        logprobs_B = parallel.join_rows(_score(self.model)(self.weights, parallel.split_rows(rows)))
+        logprobs_B = parallel.join_rows(_score(self.model)(self.weights, parallel.split_rows(rows)))  # pyright: ignore[reportArgumentType]
         return [float(value) for value in logprobs_B[: len(texts)]]
 
     def _chunks(
@@ -211,7 +210,7 @@ class LanguageModel:
             **controls,
         )
         slots = min(width + room, window)
-        programs = _programs(self.model, slots, room, jax.tree.structure(sampler))
+        programs = _programs(self.model, slots, room, jax.tree.structure(sampler))  # pyright: ignore[reportArgumentType]
         finish = functools.partial(self._generations, prompts, copies, kept, strings)
         shared, by_row = _split(request)
         if not streamed and not strings:
@@ -347,7 +346,7 @@ def _programs(gpt: GPT, slots: int, room: int, sampler: Any) -> _Programs:
 def _score(gpt: GPT) -> Any:
     def score(weights: Any, rows: Any) -> Any:
         labels_BT = rows[:, 1:]
-        nats_BT = metrics.cross_entropy(gpt.apply({"params": weights}, rows[:, :-1]), labels_BT)
+        nats_BT = metrics.cross_entropy(model.logits(gpt, weights, rows[:, :-1]), labels_BT)
         return -jnp.sum(nats_BT, axis=1, where=labels_BT != PAD_ID)
 
     return parallel.compile_rows(score, (None, 0))

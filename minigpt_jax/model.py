@@ -16,7 +16,8 @@ from minigpt_jax import kv_cache
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
 
 Dtype = Any
-KeysValues = kv_cache.Layer | tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]
+KeysValues = tuple[Array, Array]
+"""A `kv_cache.Layer`, or the keys and values of a full pass, [B T K H] both."""
 
 
 def compute_dtype(config: ModelConfig) -> Dtype:
@@ -41,6 +42,15 @@ def parameter_shapes(experiment: Experiment) -> Any:
     gpt = build(experiment)
     tokens_BT = jax.ShapeDtypeStruct((1, gpt.sequence_length), jnp.int32)
     return jax.eval_shape(gpt.init, jax.random.key(0), tokens_BT)["params"]
+
+
+def logits(
+    gpt: "GPT", params: Any, tokens_BT: Int[Array, "B T"], dropout_key: Array | None = None
+) -> Float[Array, "B T V"]:
+    """The full pass with these parameters; dropout only with a key for it."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    out: Any = gpt.apply({"params": params}, tokens_BT, deterministic=dropout_key is None, rngs=rngs)
+    return out
 
 
 def keras_uniform(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
@@ -115,14 +125,15 @@ class Attention(nn.Module):
         if config.positions == "rope":
             q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta)
             k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta)
+        kept: KeysValues
         if layer is None:
-            layer = (k_BTKH, v_BTKH)
+            kept = (k_BTKH, v_BTKH)
             y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None])
         else:
-            layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
+            kept = layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
             y_BTNH = kv_cache.attend(q_BTNH, layer, mask_BTS[:, 0])
         y_BTD = _dense(config, config.width, self.dtype, "out")(y_BTNH.reshape(*x_BTD.shape[:2], heads))
-        return y_BTD, layer
+        return y_BTD, kept
 
 
 class FeedForward(nn.Module):
@@ -166,14 +177,14 @@ class Block(nn.Module):
         feed_forward_norm = _norm(config, dtype, "feed_forward_norm")
 
         inner_BTD = attention_norm(x_BTD) if pre else x_BTD
-        y_BTD, layer = Attention(config, dtype, name="attention")(inner_BTD, position_BT, mask_BTS, layer)
+        y_BTD, kept = Attention(config, dtype, name="attention")(inner_BTD, position_BT, mask_BTS, layer)
         x_BTD = x_BTD + dropout(y_BTD)
         x_BTD = x_BTD if pre else attention_norm(x_BTD)
 
         inner_BTD = feed_forward_norm(x_BTD) if pre else x_BTD
         x_BTD = x_BTD + dropout(FeedForward(config, dtype, name="feed_forward")(inner_BTD))
         x_BTD = x_BTD if pre else feed_forward_norm(x_BTD)
-        return x_BTD, layer
+        return x_BTD, kept
 
 
 class GPT(nn.Module):
@@ -224,7 +235,8 @@ class GPT(nn.Module):
     ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], kv_cache.Cache]:
         """One token a row, at `position_B`, attending to the cache and to itself."""
         mask_B1S = kv_cache.visible(position_B, kv_cache.num_slots(cache))[:, None]
-        hidden_B1D, cache = self._blocks(tokens_B[:, None], position_B[:, None], mask_B1S, cache)
+        hidden_B1D, layers = self._blocks(tokens_B[:, None], position_B[:, None], mask_B1S, cache)
+        cache = tuple(kv_cache.Layer(*layer) for layer in layers)
         return self.logits(hidden_B1D[:, 0]), hidden_B1D[:, 0], cache
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -261,8 +273,8 @@ class GPT(nn.Module):
         x_BTD = self.dropout(x_BTD, deterministic=deterministic)
         layers = []
         for block, layer in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-            x_BTD, layer = block(x_BTD, position_BT, mask_BTS, layer, deterministic)
-            layers.append(layer)
+            x_BTD, kept = block(x_BTD, position_BT, mask_BTS, layer, deterministic)
+            layers.append(kept)
         if self.config.norm_position == "pre":
             x_BTD = self.final_norm(x_BTD)
         return x_BTD, tuple(layers)

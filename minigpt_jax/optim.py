@@ -43,7 +43,7 @@ def hyperparameters(config: OptimizerConfig, total_steps: int) -> Hyperparameter
     return Hyperparameters(**{name: np.float32(value) for name, value in values.items()})
 
 
-def schedule(kind: str, hyper: Hyperparameters, step: Int[Array, ""]) -> Float[Array, ""]:
+def schedule(kind: str, hyper: Hyperparameters, step: Int[Array, ""] | int) -> Float[Array, ""]:
     """The factor on the peak learning rate for the update after `step` updates, between 0 and 1.
 
     Warm-up is linear and ends at the peak; cosine and linear then fall to `final_fraction` at `total_steps`; wsd

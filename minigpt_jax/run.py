@@ -117,7 +117,7 @@ def _tf_data_batches() -> BatchSource:
 
 def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: BatchSource) -> Result:
     settings, rows = experiment.train, prepared.splits["train"]
-    per_epoch = -(-len(rows) // settings.batch_size)
+    per_epoch = rows.steps_per_epoch(settings.batch_size)
     total_steps = settings.steps or settings.epochs * per_epoch
     gpt = model.build(experiment)
     trainer = train.Trainer(
@@ -186,7 +186,7 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
                 total_steps=total_steps,
                 hooks=hooks,
                 on_step=recorder.on_step,
-                should_stop=stopped.__len__,
+                should_stop=lambda: bool(stopped),
             )
         except train.NonFiniteLossError as error:
             checkpoints.wait()
@@ -258,9 +258,8 @@ class Recorder:
         rate = sums.tokens / max(progress.seconds - self._seconds, 1e-9)
         self._seconds = progress.seconds
         optimizer = self._experiment.optimizer
-        learning_rate = self._hyper.learning_rate * optim.schedule(
-            optimizer.schedule, self._hyper, np.int32(progress.step - 1)
-        )
+        factor = optim.schedule(optimizer.schedule, self._hyper, progress.step - 1)
+        learning_rate = self._hyper.learning_rate * factor
         extra = {"learning_rate": float(learning_rate), "grad_norm": metrics.grad_norm, "tokens_per_second": rate}
         self.write(progress, "train", sums, extra)
         self._bar.line(progress.step, sums.loss, rate)
@@ -276,8 +275,9 @@ class Recorder:
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in figures.items() if self._board is not None else ():
-            self._board.add_scalar(f"{split}/{name}", value, progress.step)
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(f"{split}/{name}", value, progress.step)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from minigpt_jax import metrics, optim, rng
 from minigpt_jax.batch import Batch
 from minigpt_jax.config import PAD_ID, OptimizerConfig
 from minigpt_jax.metrics import Sums
-from minigpt_jax.model import GPT
+from minigpt_jax.model import GPT, logits
 from minigpt_jax.state import Progress, TrainState
 
 
@@ -110,14 +110,14 @@ def train_steps(
 
 def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:
     """Label sums of one batch, with no dropout; of all devices' rows under `axis_name`."""
-    logits_BTV = model.apply({"params": params}, batch.features)
+    logits_BTV = logits(model, params, batch.features)
     sums = metrics.token_sums(metrics.cross_entropy(logits_BTV, batch.labels), batch.labels != PAD_ID, batch.bytes)
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
 def _objective_sum(trainer: Trainer, params: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Sums, Array, Array]]:
     features_BT, labels_BT = batch.features, batch.labels
-    logits_BTV = trainer.model.apply({"params": params}, features_BT, deterministic=False, rngs={"dropout": key})
+    logits_BTV = logits(trainer.model, params, features_BT, dropout_key=key)
     nats_BT = metrics.cross_entropy(logits_BTV, labels_BT)
     trained_BT = features_BT != PAD_ID
     if not trainer.train_pad_label:

@@ -14,8 +14,20 @@ from minigpt_jax.samplers import choose, processors
 V = 203
 
 
-def kept(logits):
-    return np.isfinite(np.asarray(logits))
+@functools.partial(jax.jit, static_argnums=0)
+def kept(processor, logits, setting):
+    """Which tokens a processor keeps, asked of each token in turn."""
+    kept = processor(jnp.asarray(logits), setting)
+    tokens = jnp.arange(logits.shape[1])
+    has = jax.vmap(lambda v: kept.has(kept.score[:, v], jnp.full(len(logits), v)), out_axes=1)(tokens)
+    return has & jnp.isfinite(logits), kept.score >= kept.bar[:, None]
+
+
+def assert_kept(processor, setting, before, *expected):
+    has, over_the_bar = map(np.asarray, kept(processor, before, setting))
+    for row, over, tokens in zip(has, over_the_bar, expected, strict=True):
+        assert np.flatnonzero(row).tolist() == sorted(tokens)
+        assert over[tokens].all()
 
 
 @functools.cache
@@ -47,35 +59,33 @@ def shortest_run(order, mass, p):
 @pytest.mark.parametrize("kind", ["plain", "ties", "banned"])
 @pytest.mark.parametrize("k", [1, 2, 10, 90, V])
 def test_top_k_keeps_the_k_best(kind, k):
-    out = np.asarray(jax.jit(processors.top_k)(rows(kind), k))
-    for before, after in zip(rows(kind), out, strict=True):
-        expected = ranked(before, np.isfinite(before))[:k]
-        assert sorted(expected) == np.flatnonzero(kept(after)).tolist()
-        np.testing.assert_array_equal(after[expected], before[expected])
+    assert_kept(processors.top_k, k, rows(kind), *[ranked(row, np.isfinite(row))[:k] for row in rows(kind)])
 
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "banned"])
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999, 1.0])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(kind, p):
-    out = np.asarray(jax.jit(processors.top_p)(rows(kind), p))
-    for before, after in zip(rows(kind), out, strict=True):
-        order = ranked(before, np.isfinite(before))
-        size = len(order) if p == 1 else shortest_run(order, softmax(before), p)
-        assert sorted(order[:size]) == np.flatnonzero(kept(after)).tolist()
+    expected = []
+    for row in rows(kind):
+        order = ranked(row, np.isfinite(row))
+        expected.append(order if p == 1 else order[: shortest_run(order, softmax(row), p)])
+    assert_kept(processors.top_p, p, rows(kind), *expected)
 
 
 @pytest.mark.parametrize(("p", "count"), [(0.5, 1), (0.6, 2), (0.79, 2), (0.8, 2), (0.81, 3), (1.0, 3), (0.01, 1)])
 def test_top_p_includes_the_token_that_crosses(p, count):
-    out = processors.top_p(jnp.log(jnp.array([[0.3, 0.5, 0.2], [0.2, 0.3, 0.5]])), p)
-    assert kept(out).sum(axis=1).tolist() == [count, count]
-    assert kept(out)[0].tolist() == [count > 1, True, count > 2]
+    logits = np.log(np.array([[0.3, 0.5, 0.2], [0.2, 0.3, 0.5]], np.float32))
+    assert_kept(processors.top_p, p, logits, [1, 0, 2][:count], [2, 1, 0][:count])
 
 
 def test_of_equals_at_the_edge_the_lowest_indices_are_kept():
-    uniform = jnp.zeros((2, 10))
-    assert np.flatnonzero(kept(processors.top_k(uniform, 3))[1]).tolist() == [0, 1, 2]
-    assert np.flatnonzero(kept(processors.top_p(uniform, 0.5))[1]).tolist() == [0, 1, 2, 3, 4]
-    assert np.flatnonzero(kept(processors.typical(uniform, 0.35))[1]).tolist() == [0, 1, 2, 3]
+    uniform = np.zeros((2, 10), np.float32)
+    for processor, setting, size in (
+        (processors.top_k, 3, 3),
+        (processors.top_p, 0.5, 5),
+        (processors.typical, 0.35, 4),
+    ):
+        assert_kept(processor, setting, uniform, range(size), range(size))
 
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "banned"])
@@ -83,20 +93,20 @@ def test_of_equals_at_the_edge_the_lowest_indices_are_kept():
 def test_min_p_keeps_what_is_near_the_best(kind, p):
     out = np.asarray(processors.min_p(rows(kind), p))
     for before, after in zip(rows(kind), out, strict=True):
-        np.testing.assert_array_equal(kept(after), softmax(before) >= p * softmax(before).max() * (1 - 1e-6))
+        np.testing.assert_array_equal(np.isfinite(after), softmax(before) >= p * softmax(before).max() * (1 - 1e-6))
+        np.testing.assert_array_equal(after[np.isfinite(after)], before[np.isfinite(after)])
 
 
 @pytest.mark.parametrize("kind", ["plain", "banned"])
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.95, 1.0])
 def test_typical_keeps_what_is_as_surprising_as_expected(kind, p):
-    out = np.asarray(jax.jit(processors.typical)(rows(kind), p))
-    for before, after in zip(rows(kind), out, strict=True):
-        mass = softmax(before)
+    expected = []
+    for row in rows(kind):
+        mass = softmax(row)
         surprise = -np.log(np.maximum(mass, 1e-300))
-        entropy = np.sum(mass * surprise)
-        order = ranked(-np.abs(surprise - entropy), np.isfinite(before))
-        size = len(order) if p == 1 else shortest_run(order, mass, p)
-        assert sorted(order[:size]) == np.flatnonzero(kept(after)).tolist()
+        order = ranked(-np.abs(surprise - np.sum(mass * surprise)), np.isfinite(row))
+        expected.append(order if p == 1 else order[: shortest_run(order, mass, p)])
+    assert_kept(processors.typical, p, rows(kind), *expected)
 
 
 @pytest.mark.parametrize("kind", ["plain", "ties"])
@@ -116,15 +126,41 @@ def test_top_of_fewer_than_asked_ends_in_minus_infinity():
     assert indices.max() < 5
 
 
+PROBABILITIES = np.random.default_rng(0).dirichlet(np.ones(30) * 2)
+PROBABILITIES[[0, 7, 29]] = 0
+PROBABILITIES /= PROBABILITIES.sum()
+LOGITS = np.log(PROBABILITIES, where=PROBABILITIES > 0, out=np.full(30, -np.inf))
+
+
+def draws(keep=None, n=6_000):
+    keys = rng.at(rng.stream(0, "test"), jnp.arange(n))
+    tokens = jax.jit(choose.draw, static_argnums=2)(jnp.asarray(np.tile(LOGITS, (n, 1)), jnp.float32), keys, keep)
+    return np.bincount(tokens, minlength=30)
+
+
 def test_draws_follow_the_probabilities():
-    probabilities = np.random.default_rng(0).dirichlet(np.ones(30) * 2)
-    probabilities[[0, 7, 29]] = 0
-    probabilities /= probabilities.sum()
-    keys = rng.at(rng.stream(0, "test"), jnp.arange(20_000))
-    draws = jax.jit(choose.draw)(jnp.log(jnp.tile(probabilities, (20_000, 1))), keys)
-    assert follows(np.bincount(draws, minlength=30), probabilities)
+    assert follows(draws(), PROBABILITIES)
     # The test itself can fail.
-    assert not follows(np.bincount(draws, minlength=30), np.roll(probabilities, 1))
+    assert not follows(draws(), np.roll(PROBABILITIES, 1))
+    assert not follows(draws(), PROBABILITIES**1.2 / np.sum(PROBABILITIES**1.2))
+
+
+@pytest.mark.parametrize("k", [1, 3, 12, 30])
+def test_draws_of_kept_tokens_follow_their_probabilities(k):
+    best = np.where(np.argsort(np.argsort(-PROBABILITIES)) < k, PROBABILITIES, 0)
+    assert follows(draws(lambda logits: processors.top_k(logits, k)), best / best.sum())
+    # Without the bar, most have to be drawn several times.
+    low = jnp.full(6_000, -jnp.inf)
+    assert follows(draws(lambda logits: processors.top_k(logits, k)._replace(bar=low)), best / best.sum())
+
+
+def test_a_diverged_row_ends_and_leaves_the_others_alone():
+    logits = jnp.asarray(np.stack([LOGITS, np.full(30, np.nan), LOGITS]), jnp.float32)
+    keys = rng.at(rng.stream(0, "test"), jnp.arange(3))
+    tokens = choose.draw(logits, keys, lambda logits: processors.top_p(logits, 0.5))
+    alone = choose.draw(logits[::2], keys[::2], lambda logits: processors.top_p(logits, 0.5))
+    assert tokens[::2].tolist() == alone.tolist()
+    assert 0 <= tokens[1] < 30
 
 
 def history(texts, width=16):

@@ -12,6 +12,6 @@ def prepare() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

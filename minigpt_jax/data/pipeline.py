@@ -1,19 +1,34 @@
 """Training batches with tf.data: batch i is a pure function of (seed, i), so that resuming is starting at i."""
 
+import contextlib
 import os
 from collections.abc import Iterator
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import tensorflow as tf
+from typing import Any
 
 from minigpt_jax.batch import Batch
 from minigpt_jax.data.store import Rows
 
 
-def steps_per_epoch(rows: Rows, batch_size: int) -> int:
-    """Batches that hold every row once, the last one filled up."""
-    return -(-len(rows) // batch_size)
+@contextlib.contextmanager
+def _native_logs_unsaid() -> Iterator[None]:
+    """Hides what TensorFlow's C++ says at any log level, of instructions and missing GPUs; exceptions still pass."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+with _native_logs_unsaid():
+    import tensorflow
+
+    tf: Any = tensorflow  # whose own types are incomplete
+
+    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+    tf.constant(0)  # makes its devices, while nobody listens
 
 
 def batches(
@@ -25,12 +40,11 @@ def batches(
     permutation is computed where it is needed (`tf.random.experimental.index_shuffle`), so nothing of the earlier
     batches is read or stored.
     """
-    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
-    per_epoch = steps_per_epoch(rows, batch_size)
+    per_epoch = rows.steps_per_epoch(batch_size)
     share = batch_size // process_count
     last_row = len(rows) - 1
 
-    def indices(i: tf.Tensor) -> tf.Tensor:
+    def indices(i: Any) -> Any:
         epoch, position = i // per_epoch, i % per_epoch
         slot = position * batch_size + process_index * share + tf.range(share, dtype=tf.int64)
         shuffled = tf.random.experimental.index_shuffle(
@@ -38,7 +52,7 @@ def batches(
         )
         return tf.where(slot <= last_row, shuffled, last_row + 1)
 
-    def take(i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def take(i: Any) -> Any:
         return tf.numpy_function(
             lambda index: tuple(rows.take(index)), [indices(i)], (rows.rows.dtype, rows.bytes.dtype), stateful=False
         )

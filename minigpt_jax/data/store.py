@@ -65,6 +65,10 @@ class Rows:
     def floor_bits_per_byte(self) -> float | None:
         return None if self.floor is None else self.floor / np.log(2) / int(self.bytes.sum())
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Batches that hold every row once, the last one filled up."""
+        return -(-len(self) // batch_size)
+
     def take(self, indices: np.ndarray) -> Batch:
         """Rows by index; an index past the end gives a row of zeros, which weighs nothing."""
         inside = indices < len(self)
@@ -208,9 +212,9 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total: int) -> Iterator
     """
     chunks = iter(lambda: list(itertools.islice(texts, DOCUMENTS_A_CHUNK)), [])
     workers = min(os.cpu_count() or 1, total // DOCUMENTS_A_WORKER + 1)
-    encode = joblib.Parallel(workers, return_as="generator")
-    for encoded in encode(joblib.delayed(_encode_chunk)(tokenizer, chunk) for chunk in chunks):
-        yield from encoded
+    work = (joblib.delayed(_encode_chunk)(tokenizer, chunk) for chunk in chunks)
+    encoded: Any = joblib.Parallel(workers, return_as="generator")(work)
+    yield from itertools.chain.from_iterable(encoded)
 
 
 def _encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray, int]]:

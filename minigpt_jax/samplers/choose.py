@@ -6,22 +6,43 @@ V vocabulary, K candidates, R x W a row of V (padded) as blocks.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from minigpt_jax import rng
-from minigpt_jax.samplers.processors import Kept
+
+
+class Kept(NamedTuple):
+    """The first tokens by descending score, of equals by index, up to the one with which their weight reaches a total.
+
+    That is, a token is kept if the tokens before it weigh less than the total. The first one always is.
+    """
+
+    score: Float[Array, "B V"]
+    weight: Float[Array, "B V"]
+    total: Float[Array, "B"]
+    bar: Float[Array, "B"]
+    """Nothing with a lower score is kept. It need not be tight."""
+
+    def before(self, score: Float[Array, "B"], index: Int[Array, "B"]) -> Bool[Array, "B V"]:
+        """Which tokens come before one of this score and index."""
+        earlier_BV = jnp.arange(self.score.shape[1])[None] < index[:, None]
+        return (self.score > score[:, None]) | ((self.score == score[:, None]) & earlier_BV)
+
+    def has(self, score: Float[Array, "B"], index: Int[Array, "B"]) -> Bool[Array, "B"]:
+        """Whether the tokens of these scores and indices are kept; yes where NaN forbids to tell."""
+        return ~(jnp.sum(self.weight, axis=1, where=self.before(score, index)) >= self.total)
 
 
 def argmax(x: Float[Array, "B V"]) -> Int[Array, "B"]:
     """The index of each row's greatest entry, the lowest of equals."""
-    # Plain float minima and maxima vectorise on CPU, the pairs that jnp.argmax reduces do not: a sixth of the time.
-    index_V = jnp.arange(x.shape[1], dtype=jnp.float32)[None]
-    return jnp.where(x == x.max(axis=1, keepdims=True), index_V, jnp.inf).min(axis=1).astype(jnp.int32)
+    # On CPU plain minima and maxima of floats vectorise; the pairs that jnp.argmax reduces take six times as long.
+    return _first(x == x.max(axis=1, keepdims=True))
 
 
 def top(x: Float[Array, "B V"], k: int) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
@@ -32,53 +53,61 @@ def top(x: Float[Array, "B V"], k: int) -> tuple[Float[Array, "B K"], Int[Array,
     return lax.platform_dependent(x, cpu=lambda x: _top_by_extraction(x, k), default=lambda x: tuple(lax.top_k(x, k)))
 
 
-def draw(logits: Float[Array, "B V"], key: Key[Array, "B"], kept: Kept | None = None) -> Int[Array, "B"]:
-    """One token a row from softmax(logits), by that row's key; from the tokens kept only, if that is given.
+def draw(
+    logits: Float[Array, "B V"], key: Key[Array, "B"], keep: Callable[[Float[Array, "B V"]], Kept] | None = None
+) -> Int[Array, "B"]:
+    """One token a row from softmax(logits), by that row's key; only from those that `keep(logits)` keeps, if given.
 
-    A token that turns out not to be kept is drawn again, from those that come before it. These are fewer each time and
-    hold all that is kept, so that the one which stays is drawn from just that; two or three times do as a rule.
+    First a block is drawn by its total probability, then a token in it: exact, for some 2 sqrt(V) random numbers a row
+    in place of V. A token that is not to be kept is drawn again from those before it. These are fewer each time, and
+    hold all that are kept, so that the token which is kept at last is drawn from just those.
     """
-    weight_BV = jnp.exp(logits - logits.max(axis=1, keepdims=True))
-    if kept is None:
-        return _draw(weight_BV, rng.at(key, 0))
-    score_BV = kept.score
+    rows, logits_BRW = jnp.arange(logits.shape[0]), blocks(logits, -jnp.inf)
+    height, width = logits_BRW.shape[1:]
+    logits_BV = logits_BRW.reshape(rows.size, -1)
+    weight_BV = jnp.exp(logits_BV - logits_BV.max(axis=1, keepdims=True))
+    if keep is None:
+        return jnp.minimum(_draw(weight_BV.reshape(logits_BRW.shape), rng.at(key, 0)), logits.shape[1] - 1)
+    kept = keep(logits_BV)
 
     def unsettled(state: tuple[Array, ...]) -> Array:
-        turn, _, _, settled_B = state
-        return ~settled_B.all() & (turn < logits.shape[1])
+        turn, *_, settled_B = state
+        return ~settled_B.all() & (turn < height * width)
 
     def again(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        turn, token_B, bar_B, settled_B = state
-        left_BV = kept.before(bar_B, token_B)
-        drawn_B = _draw(jnp.where(left_BV, weight_BV, 0.0), rng.at(key, turn))
+        turn, score_B, token_B, settled_B = state
+        left_BV = kept.before(score_B, token_B)
+        drawn_B = _draw(jnp.where(left_BV, weight_BV, 0.0).reshape(logits_BRW.shape), rng.at(key, turn))
         token_B = jnp.where(settled_B, token_B, drawn_B)
-        bar_B = jnp.take_along_axis(score_BV, token_B[:, None], axis=1)[:, 0]
-        return turn + 1, token_B, bar_B, settled_B | kept.has(token_B)
+        score_B = jnp.where(settled_B, score_B, kept.score[rows, drawn_B])
+        return turn + 1, score_B, token_B, settled_B | kept.has(score_B, token_B)
 
-    rows = logits.shape[0]
-    state = (0, jnp.full(rows, logits.shape[1]), jnp.full(rows, -jnp.inf), jnp.zeros(rows, bool))
-    return lax.while_loop(unsettled, again, state)[1]
+    state = (0, kept.bar, jnp.full(rows.size, height * width), jnp.zeros(rows.size, bool))
+    # Only a row of NaN can have drawn padding.
+    return jnp.minimum(lax.while_loop(unsettled, again, state)[2], logits.shape[1] - 1)
 
 
-def _draw(weight_BV: Array, key_B: Array) -> Array:
+def _draw(weight_BRW: Array, key_B: Array) -> Array:
     """One index a row, in proportion to weight.
 
-    First a block by its total weight, then an entry of it: exact, for about 2 sqrt(V) random numbers a row in place of
-    V. Both choices are races (the Gumbel-max trick): unlike the place where a running sum crosses a random number, a
-    race's winner hardly ever changes with the last bits of the weights, which depend on the batch size.
+    A block and an entry of it each win a race of exponential clocks that run at their weights (the Gumbel-max trick).
+    Unlike the place where a running sum crosses a random number, a race's winner hardly ever changes with the last bits
+    of the weights, which depend on the batch size.
     """
-    weight_BRW = _blocks(weight_BV, 0.0)
-    # Blocks are the columns here: sums over the middle axis are the ones that vectorise.
-    column_B = _race(weight_BRW.sum(axis=1), rng.at(key_B, 0))
-    row_B = _race(_take(weight_BRW.swapaxes(1, 2), column_B), rng.at(key_B, 1))
-    return row_B * weight_BRW.shape[2] + column_B
-
-
-def _race(weight_BN: Array, key_B: Array) -> Array:
-    """Index drawn in proportion to weight: that of the first of exponential clocks with these rates to ring."""
+    rows, height, width = weight_BRW.shape
     tiny = jnp.finfo(jnp.float32).tiny
-    uniform_BN = jax.vmap(lambda key: jax.random.uniform(key, weight_BN.shape[1:], minval=tiny))(key_B)
-    return jnp.argmax(weight_BN / -jnp.log(uniform_BN), axis=1)
+    noise_BN = jax.vmap(lambda key: jax.random.uniform(key, (width + height,), minval=tiny))(key_B)
+    pace_BN = -1 / jnp.log(noise_BN)
+    # Blocks are the columns: sums over the middle axis are the ones that vectorise.
+    column_B = argmax(weight_BRW.sum(axis=1) * pace_BN[:, :width])
+    entry_B = argmax(weight_BRW[jnp.arange(rows), :, column_B] * pace_BN[:, width:])
+    return entry_B * width + column_B
+
+
+def _first(mask_BN: Array) -> Array:
+    """The index of each row's first true entry; the last index if there is none."""
+    index_1N = jnp.arange(mask_BN.shape[1], dtype=jnp.float32)[None]
+    return jnp.min(index_1N, axis=1, where=mask_BN, initial=mask_BN.shape[1] - 1).astype(jnp.int32)
 
 
 def _top_by_extraction(x_BV: Array, k: int) -> Any:
@@ -86,17 +115,17 @@ def _top_by_extraction(x_BV: Array, k: int) -> Any:
 
     Nothing is erased, which would copy x: in a fixed order, the last entry taken from a block tells which are left.
     """
-    x_BRW = _blocks(x_BV, -jnp.inf)
+    x_BRW = blocks(x_BV, -jnp.inf)
     rows, places_1W = jnp.arange(x_BRW.shape[0]), jnp.arange(x_BRW.shape[2])[None]
 
     def take(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         # best: the greatest entry left in a block; after: where among its equals the ones that are left begin.
         best_BR, after_BR, values_BK, indices_BK = carry
-        block_B = jnp.argmax(best_BR, axis=1)
+        block_B = argmax(best_BR)
         best_B1 = best_BR[rows, block_B][:, None]
         block_BW = _take(x_BRW, block_B)
         equal_BW = (block_BW == best_B1) & (places_1W >= after_BR[rows, block_B][:, None])
-        place_B1 = jnp.argmax(equal_BW, axis=1, keepdims=True)
+        place_B1 = _first(equal_BW)[:, None]
         left_BW = (block_BW < best_B1) | (equal_BW & (places_1W > place_B1))
         next_B1 = jnp.max(block_BW, axis=1, keepdims=True, where=left_BW, initial=-jnp.inf)
         after_B1 = jnp.where(next_B1 == best_B1, place_B1 + 1, 0)
@@ -112,7 +141,7 @@ def _top_by_extraction(x_BV: Array, k: int) -> Any:
     return lax.fori_loop(0, k, take, (best_BR, jnp.zeros(best_BR.shape, jnp.int32), *out))[2:]
 
 
-def _blocks(x_BV: Array, fill: float) -> Array:
+def blocks(x_BV: Array, fill: float) -> Array:
     """[B, V] as [B, R, W], in order, with R and W near sqrt(V) and the end filled up."""
     size = x_BV.shape[1]
     width = 2 ** round(math.log2(size) / 2)

@@ -89,7 +89,7 @@ class TopK(Drawn):
     temperature: float = 1.0
 
     def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        return choose.draw(logits, key, processors.top_k(logits, self.k))
+        return choose.draw(logits, key, lambda logits: processors.top_k(logits, self.k))
 
     def validate(self, vocabulary_size: int) -> None:
         super().validate(vocabulary_size)
@@ -104,7 +104,7 @@ class TopP(Drawn):
     temperature: float = 1.0
 
     def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        return choose.draw(logits, key, processors.top_p(logits, self.p))
+        return choose.draw(logits, key, lambda logits: processors.top_p(logits, self.p))
 
     def validate(self, vocabulary_size: int) -> None:
         super().validate(vocabulary_size)
@@ -134,7 +134,7 @@ class Typical(Drawn):
     temperature: float = 1.0
 
     def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        return choose.draw(logits, key, processors.typical(logits, self.p))
+        return choose.draw(logits, key, lambda logits: processors.typical(logits, self.p))
 
     def validate(self, vocabulary_size: int) -> None:
         super().validate(vocabulary_size)

@@ -1,21 +1,22 @@
 """Logit processors: what may be drawn, and how likely.
 
 They are applied in this order: `control` (penalties, bias and bans, alike for every method), then the temperature, then
-one of `top_k`, `top_p`, `min_p` and `typical`. What may not be drawn has a logit of -inf; but where that depends on a
-token's rank it is not worked out for all tokens, which takes a sort, but for one: see `Kept`.
+one of `top_k`, `top_p`, `min_p` and `typical`. What may not be drawn gets a logit of -inf; but where that depends on
+ranks it would take a sort, and is not worked out for all tokens, only for those that are drawn: see `choose.Kept`.
 
 Letters: B rows, V vocabulary, S positions of a row's history (prompt and generated tokens, contiguous), K candidates,
 E stop sequences, L their greatest length.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from minigpt_jax.samplers.choose import Kept, blocks
 from minigpt_jax.samplers.interface import Request
 
 # Probability masses are sums of V rounded numbers: a mass this near to p has reached it.
@@ -24,36 +25,20 @@ _ROUNDING = 1e-6
 Logits = Float[Array, "B V"]
 
 
-class Kept(NamedTuple):
-    """The first tokens by descending score, of equals by index, up to the one with which their weight reaches a total.
-
-    That is: a token is kept if what comes before it weighs less than the total. The first one always is.
-    """
-
-    score: Float[Array, "B V"]
-    weight: Float[Array, "B V"]
-    total: Float[Array, "B"]
-
-    def before(self, score: Float[Array, "B"], index: Int[Array, "B"]) -> Bool[Array, "B V"]:
-        """The tokens that come before a score and index."""
-        earlier_BV = jnp.arange(self.score.shape[1])[None] < index[:, None]
-        return (self.score > score[:, None]) | ((self.score == score[:, None]) & earlier_BV)
-
-    def has(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
-        """Whether each row's token is kept; yes if that cannot be told, its logits being NaN."""
-        score_B = jnp.take_along_axis(self.score, token[:, None], axis=1)[:, 0]
-        return ~(jnp.sum(self.weight, axis=1, where=self.before(score_B, token)) >= self.total)
-
-
 def top_k(logits: Logits, k: Any) -> Kept:
     """Keep the k most probable tokens."""
-    return Kept(logits, jnp.ones_like(logits), jnp.full(logits.shape[:1], k, jnp.float32))
+    # The k-th greatest of any k tokens or more is a bar; that of the best of 64 or so blocks is near the true one.
+    best_BW = blocks(logits, -jnp.inf).max(axis=1)
+    ahead_BW = jnp.sum(best_BW[:, None, :] > best_BW[:, :, None], axis=2)
+    bar_B = jnp.min(best_BW, axis=1, where=ahead_BW < k, initial=jnp.inf)
+    bar_B = jnp.where(k <= best_BW.shape[1], bar_B, -jnp.inf)
+    return Kept(logits, jnp.ones_like(logits), jnp.full(logits.shape[:1], k, jnp.float32), bar_B)
 
 
 def top_p(logits: Logits, p: Any) -> Kept:
     """Keep the fewest, most probable tokens whose probability mass reaches p (Holtzman et al. 2020)."""
     weight_BV = jnp.exp(logits - logits.max(axis=1, keepdims=True))
-    return Kept(logits, weight_BV, _share(p, weight_BV))
+    return Kept(logits, weight_BV, _share(p, weight_BV), jnp.full(logits.shape[:1], -jnp.inf))
 
 
 def typical(logits: Logits, p: Any) -> Kept:
@@ -64,7 +49,8 @@ def typical(logits: Logits, p: Any) -> Kept:
     log_p_BV = jax.nn.log_softmax(logits)
     weight_BV = jnp.exp(log_p_BV)
     entropy_B1 = -jnp.sum(weight_BV * log_p_BV, axis=1, keepdims=True, where=weight_BV > 0)
-    return Kept(-jnp.abs(log_p_BV + entropy_B1), weight_BV, _share(p, weight_BV))
+    score_BV = -jnp.abs(log_p_BV + entropy_B1)
+    return Kept(score_BV, weight_BV, _share(p, weight_BV), jnp.full(logits.shape[:1], -jnp.inf))
 
 
 def min_p(logits: Logits, p: Any) -> Logits:
