@@ -216,6 +216,7 @@ def _sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
         sampler=samplers.TopK(k=min(settings.k, len(lm.tokenizer)), temperature=settings.temperature),
         max_new_tokens=settings.max_new_tokens,
         seed=experiment.seed,
+        stop=[lm.end_id] if experiment.data.layout == "packed" else [],  # the tutorial samples past the line's end
     )
     return [(prompt + " " + output.text).strip() for prompt, output in zip(settings.prompts, outputs, strict=True)]
 
