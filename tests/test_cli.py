@@ -5,19 +5,19 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tiny
+import tiny_experiment
 
 from minigpt_jax.cli import main
 from minigpt_jax.run import run
 
-HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny import EXPERIMENT as experiment\n"
+HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "run"
-    run(tiny.changed("train", steps=4), path)
+    run(tiny_experiment.changed("train", steps=4), path)
     return path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import EXPERIMENT, changed
+from tiny_experiment import EXPERIMENT, changed
 
 from minigpt_jax import evaluate, generate
 from minigpt_jax.checkpoint import Checkpoints
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
-from tiny import changed
+from tiny_experiment import changed
 from minigpt_jax.run import run
 result = run(changed("train", steps=100_000, checkpoint_every=10_000), {path!r})
 print("interrupted", result.interrupted, result.progress.step)
@@ -207,7 +207,7 @@ sys.modules["tensorflow"] = None  # an import of it fails
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import itertools, pathlib
 import numpy as np
-from tiny import changed, EXPERIMENT
+from tiny_experiment import changed, EXPERIMENT
 from minigpt_jax import corpora, run
 from minigpt_jax.data import store
 cache = pathlib.Path({str(tmp_path / "cache")!r})

@@ -1,29 +1,87 @@
-"""An experiment small enough to run in a second or two, for tests of the whole way."""
+"""Tiny models, one for each option, with weights that leave nothing at its neutral value."""
 
-import dataclasses
+import functools
+from dataclasses import replace
 from typing import Any
 
-from minigpt_jax.config import (
-    DataConfig,
-    Experiment,
-    ModelConfig,
-    OptimizerConfig,
-    SampleConfig,
-    TokenizerConfig,
-    TrainConfig,
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.model import GPT
+
+V, T = 23, 12
+TINY = ModelConfig(num_layers=1, width=16, num_heads=3, feed_forward=24)  # heads of 5: 16 // 3, as 85 = 256 // 3
+TWO_LAYERS = replace(TINY, num_layers=2)
+EVEN = replace(TINY, num_heads=4)
+EVERYTHING = ModelConfig(
+    num_layers=2,
+    width=16,
+    num_heads=4,
+    num_kv_heads=2,
+    feed_forward=24,
+    activation="swiglu",
+    norm="rmsnorm",
+    norm_position="pre",
+    positions="rope",
+    use_bias=False,
+    tied_embeddings=True,
+    qk_norm=True,
+    logit_softcap=2.0,
 )
+CONFIGS = {
+    "reference": TWO_LAYERS,
+    "pre-norm": replace(TINY, norm_position="pre"),
+    "rmsnorm": replace(TINY, norm="rmsnorm", norm_epsilon=0.1),
+    "rope": replace(EVEN, positions="rope", rope_theta=100.0),
+    "gelu": replace(TINY, activation="gelu"),
+    "relu2": replace(TINY, activation="relu2"),
+    "swiglu": replace(TINY, activation="swiglu"),
+    "no bias": replace(TINY, use_bias=False),
+    "tied": replace(TINY, tied_embeddings=True),
+    "qk-norm": replace(TINY, qk_norm=True),
+    "grouped heads": replace(EVEN, num_kv_heads=2),
+    "soft-cap": replace(TINY, logit_softcap=1.5),
+    "everything": EVERYTHING,
+}
 
-EXPERIMENT = Experiment(
-    name="tiny",
-    data=DataConfig(corpus="stories", stories=200, layout="packed", sequence_length=32),
-    tokenizer=TokenizerConfig(vocabulary_size=300),
-    model=ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=32, positions="rope", dropout=0.1),
-    optimizer=OptimizerConfig(learning_rate=1e-2),
-    train=TrainConfig(batch_size=16, steps=12, log_every=5, evaluate_every=6, checkpoint_every=6, tensorboard=False),
-    sample=SampleConfig(prompts=("once upon a time",), max_new_tokens=8),
-)
+LENGTHS = np.array([12, 3, 7, 1])
+RAGGED = np.where(
+    np.arange(T) < LENGTHS[:, None], np.random.default_rng(0).integers(3, V, (len(LENGTHS), T)), 0
+)  # right-padded rows of ids
 
 
-def changed(section: str, experiment: Experiment = EXPERIMENT, **fields: Any) -> Experiment:
-    """The experiment with some fields of a section changed."""
-    return dataclasses.replace(experiment, **{section: dataclasses.replace(getattr(experiment, section), **fields)})
+@functools.cache
+def gpt(config: ModelConfig, dtype: Any = jnp.float32) -> GPT:
+    return GPT(config, vocabulary_size=V, sequence_length=T, dtype=dtype)
+
+
+@functools.cache
+def weights(config: ModelConfig) -> Any:
+    """Parameters with nothing at its neutral value: no bias is 0, no scale is 1."""
+    shapes = jax.eval_shape(gpt(config).init, jax.random.key(0), jnp.zeros((1, T), jnp.int32))["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        centre, spread = (1.0, 0.3) if path[-1].key == "scale" else (0.0, 0.4)
+        return rng.normal(centre, spread, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def apply(module: GPT, params: Any, *inputs: Any, **options: Any) -> Any:
+    return module.apply({"params": params}, *inputs, **options)
+
+
+full_pass = jax.jit(apply, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnames=("module", "slots"))
+def prefill(module: GPT, params: Any, tokens: Any, length: Any, slots: int) -> Any:
+    return apply(module, params, tokens, length, slots, method=GPT.prefill)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(module: GPT, params: Any, tokens: Any, cache: Any, position: Any) -> Any:
+    return apply(module, params, tokens, cache, position, method=GPT.step)

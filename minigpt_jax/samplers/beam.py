@@ -48,7 +48,9 @@ class State:
     """Live hypotheses all have `step` new tokens."""
 
     cache: PyTree
-    """R rows: all but the last token of each live hypothesis."""
+    """R rows: all tokens of each live hypothesis."""
+    logits: Float[Array, "R V"]
+    """The model's, after their last tokens."""
     total: Float[Array, "B K"]
     """Sum of each live hypothesis's log-probabilities, best first; -inf: none lives here."""
     tokens: Int[Array, "B K S"]
@@ -60,14 +62,15 @@ class State:
 
 
 def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int) -> State:
-    """Read the prompts and begin each row's hypotheses with its best first tokens."""
+    """Read the prompts; each row has one live hypothesis, with no new token."""
     logits_BV, _, cache = prefill(request.tokens, request.length)
-    blank = loop.blank(request, (), max_new_tokens)
+    blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens)
     wide = lambda x: jnp.repeat(x[:, None], sampler.width, axis=1)  # noqa: E731
     nothing_BK = jnp.full(wide(blank.count).shape, -jnp.inf)
     tokens_BKS, logprobs_BKM = wide(blank.tokens), wide(blank.logprobs)
-    state = State(
-        cache=kv_cache.repeat(cache, sampler.width),
+    return State(
+        cache=blank.cache,
+        logits=kv_cache.repeat(blank.logits, sampler.width),
         total=nothing_BK.at[:, 0].set(0.0),
         tokens=tokens_BKS,
         logprobs=logprobs_BKM,
@@ -75,7 +78,6 @@ def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int)
         running=blank.running,
         step=blank.step,
     )
-    return _extend(sampler, request, state, kv_cache.repeat(logits_BV, sampler.width))
 
 
 def advance(step: Step, sampler: Any, request: Request, state: State, until: Int[Array, ""]) -> State:
@@ -85,10 +87,11 @@ def advance(step: Step, sampler: Any, request: Request, state: State, until: Int
         return state.running.any() & (state.step < until)
 
     def body(state: State) -> State:
+        state = _extend(sampler, request, state)
         position_BK1 = jnp.broadcast_to(loop.last_position(request, state.step)[:, None, None], (*state.total.shape, 1))
         tokens_R = jnp.take_along_axis(state.tokens, position_BK1, axis=2).reshape(-1)
         logits_RV, _, cache = step(tokens_R, state.cache, position_BK1.reshape(-1))
-        return _extend(sampler, request, dataclasses.replace(state, cache=cache), logits_RV)
+        return dataclasses.replace(state, logits=logits_RV.astype(jnp.float32), cache=cache)
 
     return lax.while_loop(unfinished, body, state)
 
@@ -98,7 +101,7 @@ def result(sampler: Any, request: Request, state: State) -> Output:
     done = state.finished
     found_BK = done.score > -jnp.inf
     length_BK = jnp.where(found_BK, done.length, 0)
-    new_BKM = jnp.arange(done.logprobs.shape[2]) < length_BK[:, :, None]
+    new_BKM = jnp.arange(done.logprobs.shape[2])[None, None] < length_BK[:, :, None]
     return Output(
         tokens=loop.generated(request, done.tokens, request.length[:, None], new_BKM),
         logprobs=jnp.where(new_BKM, done.logprobs, 0.0),
@@ -113,15 +116,15 @@ def length_divisor(length: Any, alpha: Any) -> Any:
     return ((5.0 + length) / 6.0) ** alpha
 
 
-def _extend(sampler: Any, request: Request, state: State, logits_RV: Array) -> State:
-    """One more token for every live hypothesis."""
+def _extend(sampler: Any, request: Request, state: State) -> State:
+    """One more token for every live hypothesis; their logits are still to be found."""
     rows, width = state.total.shape
     length = state.step + 1
     allowed_K = jnp.arange(width) < sampler.num_beams
 
     # The best tokens of each hypothesis: enough that K are left when those that complete a stop sequence are set apart.
     history_RS, prompt_R = state.tokens.reshape(rows * width, -1), jnp.repeat(request.length, width)
-    own_RV = logits_RV.astype(jnp.float32)
+    own_RV = state.logits
     controlled_RV = processors.control(request, own_RV, history_RS, prompt_R, state.step)
     norm_R1 = jax.nn.logsumexp(jnp.maximum(controlled_RV, own_RV), axis=1, keepdims=True)
     values_RC, tokens_RC = choose.top(controlled_RV, min(own_RV.shape[1], width + len(request.stops)))
@@ -162,6 +165,7 @@ def _extend(sampler: Any, request: Request, state: State, logits_RV: Array) -> S
     hope_B = jnp.maximum(total_BK.max(axis=1) / shortest, total_BK.max(axis=1) / longest)
     worst_B = jnp.min(kept.score, axis=1, where=allowed_K[None], initial=jnp.inf)
     return State(
+        logits=own_RV,
         cache=kv_cache.reorder(state.cache, (jnp.arange(rows)[:, None] * width + parent_BK).reshape(-1)),
         total=total_BK,
         tokens=tokens_BKS,

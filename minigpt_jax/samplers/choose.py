@@ -82,7 +82,7 @@ def draw(
         score_B = jnp.where(settled_B, score_B, kept.score[rows, drawn_B])
         return turn + 1, score_B, token_B, settled_B | kept.has(score_B, token_B)
 
-    state = (0, kept.bar, jnp.full(rows.size, height * width), jnp.zeros(rows.size, bool))
+    state = (jnp.int32(0), kept.bar, jnp.full(rows.size, height * width), jnp.zeros(rows.size, bool))
     # Only a row of NaN can have drawn padding.
     return jnp.minimum(lax.while_loop(unsettled, again, state)[2], logits.shape[1] - 1)
 

@@ -27,10 +27,8 @@ from minigpt_jax.samplers.interface import Prefill, Request, Step
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State(loop.State):
-    """As for the other methods, except that the cache, of R rows, holds each row's last token too."""
+    """As for the other methods, but the cache has R rows, those of a group all alike."""
 
-    logits: Float[Array, "B V"]
-    """After the last token."""
     hidden: Float[Array, "B S D"]
     """The hidden state at each token, of length 1."""
 
@@ -38,9 +36,8 @@ class State(loop.State):
 def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int) -> State:
     """Read the prompts; no token is picked yet."""
     logits_BV, hidden_BTD, cache = prefill(request.tokens, request.length)
-    blank = loop.blank(request, kv_cache.repeat(cache, sampler.width), max_new_tokens)
-    hidden_BSD = jnp.pad(_unit(hidden_BTD), ((0, 0), (0, max_new_tokens), (0, 0)))
-    return State(**vars(blank), logits=logits_BV.astype(jnp.float32), hidden=hidden_BSD)
+    blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens)
+    return State(**vars(blank), hidden=jnp.pad(_unit(hidden_BTD), ((0, 0), (0, max_new_tokens), (0, 0))))
 
 
 def advance(step: Step, sampler: Any, request: Request, state: State, until: Int[Array, ""]) -> State:
@@ -62,7 +59,7 @@ def _pick(step: Step, sampler: Any, request: Request, state: State) -> State:
     values_BK, tokens_BK = choose.top(controlled_BV, width)
 
     # Each candidate as if it came next. Rows at rest stay within their limit.
-    position_B = jnp.minimum(request.length + state.step, loop.last_position(request, request.limit))
+    position_B = request.length + jnp.clip(state.step, 0, jnp.maximum(request.limit - 1, 0))
     position_R = jnp.repeat(position_B, width)
     logits_RV, hidden_RD, cache = step(tokens_BK.reshape(-1), state.cache, position_R)
     hidden_BKD = _unit(hidden_RD).reshape(rows, width, -1)
@@ -76,10 +73,8 @@ def _pick(step: Step, sampler: Any, request: Request, state: State) -> State:
 
     row_B = jnp.arange(rows)
     chosen_R = jnp.repeat(row_B * width + chosen_B, width)
-    tokens_B = tokens_BK[row_B, chosen_B]
-    own_B = state.logits[row_B, tokens_B] - jax.nn.logsumexp(state.logits, axis=1)
     return dataclasses.replace(
-        loop.append(request, state, tokens_B, own_B),
+        loop.append(request, state, tokens_BK[row_B, chosen_B]),
         # All rows of a group hold one context, so only the new token has to be handed round.
         cache=kv_cache.adopt(cache, chosen_R, position_R),
         logits=logits_RV[chosen_R[::width]].astype(jnp.float32),

@@ -23,7 +23,9 @@ class State:
     """What changes from token to token. Running rows have all generated `step` tokens, the others are at rest."""
 
     cache: PyTree
-    """All but the last token of each row."""
+    """All tokens of each row."""
+    logits: Float[Array, "B V"]
+    """The model's, after the last token."""
     tokens: Int[Array, "B S"]
     """Prompt, new tokens, padding."""
     logprobs: Float[Array, "B M"]
@@ -42,9 +44,9 @@ AnyState = TypeVar("AnyState", bound=State)
 
 
 def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int) -> State:
-    """Read the prompts and pick each row's first token."""
+    """Read the prompts; no token is picked yet."""
     logits_BV, _, cache = prefill(request.tokens, request.length)
-    return _pick(sampler, request, blank(request, cache, max_new_tokens), logits_BV)
+    return blank(request, logits_BV, cache, max_new_tokens)
 
 
 def advance(step: Step, sampler: Any, request: Request, state: State, until: Int[Array, ""]) -> State:
@@ -54,10 +56,15 @@ def advance(step: Step, sampler: Any, request: Request, state: State, until: Int
         return state.running.any() & (state.step < until)
 
     def body(state: State) -> State:
+        controlled_BV = processors.control(request, state.logits, state.tokens, request.length, state.step)
+        key_B = rng.at(rng.stream(request.seed, "sample"), request.row_id, request.length + state.step)
+        state = append(request, state, sampler.pick(controlled_BV, key_B))
+        # Picking first and stepping after wastes the very last step. The other way round, picking would have to be
+        # compiled twice; and a condition on the step would copy the cache.
         position_B = last_position(request, state.step)
         tokens_B = jnp.take_along_axis(state.tokens, position_B[:, None], axis=1)[:, 0]
         logits_BV, _, cache = step(tokens_B, state.cache, position_B)
-        return _pick(sampler, request, dataclasses.replace(state, cache=cache), logits_BV)
+        return dataclasses.replace(state, logits=logits_BV.astype(jnp.float32), cache=cache)
 
     return lax.while_loop(unfinished, body, state)
 
@@ -74,13 +81,14 @@ def result(sampler: Any, request: Request, state: State) -> Output:
     )
 
 
-def blank(request: Request, cache: PyTree, max_new_tokens: int) -> State:
+def blank(request: Request, logits: Float[Array, "B V"], cache: PyTree, max_new_tokens: int) -> State:
     """The state before the first token."""
     rows, width = request.tokens.shape
     position_1T = jnp.arange(width)[None]
     prompt_BT = jnp.where(position_1T < request.length[:, None], request.tokens, request.pad_id)
     return State(
         cache=cache,
+        logits=logits.astype(jnp.float32),
         tokens=jnp.pad(prompt_BT, ((0, 0), (0, max_new_tokens)), constant_values=request.pad_id),
         logprobs=jnp.zeros((rows, max_new_tokens), jnp.float32),
         count=jnp.zeros(rows, jnp.int32),
@@ -90,17 +98,17 @@ def blank(request: Request, cache: PyTree, max_new_tokens: int) -> State:
     )
 
 
-def append(request: Request, state: AnyState, tokens_B: Array, logprobs_B: Array) -> AnyState:
+def append(request: Request, state: AnyState, tokens: Int[Array, "B"]) -> AnyState:
     """Give each running row its next token, and see which rows end with it."""
-    stops_B = processors.stops_at(tokens_B[:, None], request.stops, state.tokens, request.length, state.step)[:, 0]
+    stops_B = processors.stops_at(tokens[:, None], request.stops, state.tokens, request.length, state.step)[:, 0]
     stops_B &= state.running
-    rows = jnp.arange(tokens_B.shape[0])
+    rows = jnp.arange(tokens.shape[0])
+    logprobs_B = state.logits[rows, tokens] - jax.nn.logsumexp(state.logits, axis=1)
+    kept = lambda new, rest: jnp.where(state.running, new, rest)  # noqa: E731
     return dataclasses.replace(
         state,
-        tokens=state.tokens.at[rows, request.length + state.step].set(
-            jnp.where(state.running, tokens_B, request.pad_id)
-        ),
-        logprobs=state.logprobs.at[:, state.step].set(jnp.where(state.running, logprobs_B, 0.0)),
+        tokens=state.tokens.at[rows, request.length + state.step].set(kept(tokens, request.pad_id)),
+        logprobs=state.logprobs.at[:, state.step].set(kept(logprobs_B, 0.0)),
         count=state.count + state.running,
         stopped=state.stopped | stops_B,
         running=state.running & ~stops_B & (state.step + 1 < request.limit),
@@ -109,21 +117,11 @@ def append(request: Request, state: AnyState, tokens_B: Array, logprobs_B: Array
 
 
 def last_position(request: Request, step: Array) -> Array:
-    """Position of each row's newest token after `step` of them; rows at rest stay within their limit."""
-    return request.length + jnp.clip(step, 0, request.limit) - 1
+    """Position of each running row's newest token after `step` of them; some position within reach for the others."""
+    return jnp.maximum(request.length + jnp.clip(step, 0, request.limit - 1) - 1, 0)
 
 
 def generated(request: Request, tokens: Array, length: Array, new: Array) -> Array:
     """The new tokens of rows of tokens [.., S], and padding where `new` [.., M] is false."""
     position = length[..., None] + jnp.arange(new.shape[-1]).reshape(*[1] * length.ndim, -1)
     return jnp.where(new, jnp.take_along_axis(tokens, position, axis=-1), request.pad_id)
-
-
-def _pick(sampler: Any, request: Request, state: State, logits_BV: Array) -> State:
-    own_BV = logits_BV.astype(jnp.float32)
-    position_B = request.length + state.step
-    key_B = rng.at(rng.stream(request.seed, "sample"), request.row_id, position_B)
-    controlled_BV = processors.control(request, own_BV, state.tokens, request.length, state.step)
-    tokens_B = sampler.pick(controlled_BV, key_B)
-    chosen_B = jnp.take_along_axis(own_BV, tokens_B[:, None], axis=1)[:, 0]
-    return append(request, state, tokens_B, chosen_B - jax.nn.logsumexp(own_BV, axis=1))

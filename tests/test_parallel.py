@@ -1,0 +1,185 @@
+"""Training on several devices is training on one; each number of devices has a process of its own."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from minigpt_jax import parallel
+from minigpt_jax.errors import UserError
+
+PROGRAM = """
+import functools, json, warnings
+import jax, numpy as np
+from minigpt_jax import optim, parallel, train
+from minigpt_jax.batch import Batch
+from minigpt_jax.config import ModelConfig, OptimizerConfig
+from minigpt_jax.model import GPT
+
+STEPS, B, T, V = 10, 8, 8, 50
+rng = np.random.default_rng(0)
+lengths = rng.integers(1, T + 1, (STEPS, B))  # so that no two devices hold as many labels
+lengths[:, -3:] = -1  # rows of zeros: on four devices, one has nothing else
+rows = rng.integers(3, V, (STEPS, B, T + 1))
+rows = np.where(np.arange(T + 1) <= lengths[..., None], rows, 0).astype(np.uint16)
+batches = Batch(rows, np.maximum(lengths, 0).astype(np.int32))
+batch = lambda i: jax.tree.map(lambda x: x[i], batches)
+
+config = OptimizerConfig(learning_rate=0.01, clip_norm=1.0, ema_decay=0.9)
+hyper, key = optim.hyperparameters(config, STEPS), jax.random.key(0)
+model = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16), V, T)
+
+def trainer(accumulate=1):
+    return train.Trainer(model, config, True, accumulate, parallel.axis_name())
+
+@jax.jit
+def fresh():
+    return train.init_state(trainer(), hyper, jax.random.key(1))
+
+def gone(state):  # was the memory given away?
+    return all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+def compiled(step, accumulate=1):
+    return parallel.compile(functools.partial(step, trainer(accumulate)), donate=True)
+
+out = {"devices": jax.device_count()}
+start = parallel.put_replicated(fresh())
+evaluate = parallel.compile(functools.partial(train.eval_step, model, axis_name=parallel.axis_name()))
+
+state, losses, norms = start, [], []
+step = compiled(train.train_step)
+for i in range(STEPS):
+    state, metrics = step(state, parallel.put_batch(batch(i)), hyper, key)
+    losses.append(float(metrics.objective)); norms.append(float(metrics.grad_norm))
+out |= {"losses": losses, "norms": norms, "donated": gone(start), "labels": int(metrics.sums.tokens)}
+out["evaluation"] = [float(x) for x in evaluate(state.weights, parallel.put_batch(batch(0)))]
+out["kept"] = not gone(state)  # evaluation donates nothing
+
+several = compiled(train.train_steps)
+state = parallel.put_replicated(fresh())
+losses = []
+for i in range(0, STEPS, 5):
+    together = jax.tree.map(lambda x: x[i : i + 5], batches)
+    state, metrics = several(state, parallel.put_batch(together, row_axis=1), hyper, key)
+    losses += np.asarray(metrics.objective).tolist()
+out["scanned"] = losses
+out["step"] = int(state.step)
+
+state = parallel.put_replicated(fresh())
+_, metrics = compiled(train.train_step, accumulate=2)(state, parallel.put_batch(batch(0)), hyper, key)
+out["accumulated"] = [float(metrics.objective), float(metrics.grad_norm)]
+print(json.dumps(out))
+"""
+
+
+@functools.cache
+def trained(devices: int) -> Any:
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # it compiles for longer than it runs
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "donated" not in result.stderr, result.stderr  # JAX warns of donated buffers that it cannot use
+    return json.loads(result.stdout)
+
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_losses_are_those_of_one_device(devices: int) -> None:
+    """Over ten steps, each row of a batch on whatever device; sums over counts, as no device holds its fair share."""
+    one, many = trained(1), trained(devices)
+    assert many["devices"] == devices
+    assert one["losses"][0] - one["losses"][-1] > 0.1
+    close(many["losses"], one["losses"])
+    close(many["norms"], one["norms"], rtol=1e-4)
+    close(many["evaluation"], one["evaluation"])
+    assert many["labels"] == one["labels"]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_several_steps_a_dispatch_share_out_the_rows(devices: int) -> None:
+    close(trained(devices)["scanned"], trained(1)["losses"])
+    assert trained(devices)["step"] == 10
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_accumulation_on_devices_is_one_batch(devices: int) -> None:
+    """With four devices a micro-batch is one row each, and three of the eight are empty."""
+    close(trained(devices)["accumulated"], [trained(1)["losses"][0], trained(1)["norms"][0]])
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_memory_of_the_state_is_given_on_where_asked(devices: int) -> None:
+    assert trained(devices)["donated"]
+    assert trained(devices)["kept"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "accumulate", "batch_size", "nearest"),
+    [(4, 1, 10, "8 or 12"), (4, 1, 3, "take 4$"), (8, 1, 63, "56 or 64"), (4, 2, 12, "8 or 16"), (1, 3, 4, "3 or 6")],
+)
+def test_a_batch_that_does_not_divide_is_refused(
+    devices: int, accumulate: int, batch_size: int, nearest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    with pytest.raises(UserError, match=rf"^--train.batch-size {batch_size}: .*{nearest}") as raised:
+        parallel.check_batch_size(batch_size, accumulate)
+    assert "\n" not in str(raised.value)
+    assert (f"--train.accumulate {accumulate}" in str(raised.value)) == (accumulate > 1)
+
+
+@pytest.mark.parametrize(("devices", "accumulate", "batch_size"), [(1, 1, 7), (4, 1, 64), (4, 2, 64), (8, 8, 64)])
+def test_a_batch_that_divides_is_taken(
+    devices: int, accumulate: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    parallel.check_batch_size(batch_size, accumulate)
+
+
+@pytest.mark.parametrize("row_axis", [0, 1])
+def test_put_batch_shares_out_rows_in_order(row_axis: int) -> None:
+    devices = jax.device_count()
+    rows = np.arange(2 * devices * 2 * devices).reshape(2 * devices, 2 * devices)
+    placed = parallel.put_batch({"rows": rows}, row_axis)["rows"]
+    if devices > 1:
+        expected = np.moveaxis(rows, row_axis, 0).reshape(devices, 2, -1)
+        for device, shard in zip(jax.devices(), placed.addressable_shards, strict=True):
+            assert shard.device == device
+            share = np.moveaxis(np.asarray(shard.data)[0], row_axis, 0)
+            np.testing.assert_array_equal(share, expected[device.id])
+    else:
+        np.testing.assert_array_equal(placed, rows)
+
+
+def drawn_ahead(size: int, length: int) -> Iterator[tuple[int, int]]:
+    """(item, items drawn by then) for each item of a prefetched count."""
+    drawn = 0
+
+    def source() -> Iterator[int]:
+        nonlocal drawn
+        for i in range(length):
+            drawn += 1
+            yield i
+
+    for item in parallel.prefetch(source(), size):
+        yield item, drawn
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_prefetch_keeps_order_and_draws_ahead(size: int) -> None:
+    assert list(drawn_ahead(size, 8)) == [(i, min(i + 1 + size, 8)) for i in range(8)]
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_prefetch_of_less_than_its_size(length: int) -> None:
+    assert [item for item, _ in drawn_ahead(3, length)] == list(range(length))
