@@ -223,6 +223,7 @@ make_environment() {
     return
   fi
   if [ -n "$waited" ] && [ -s "$log" ]; then die "the other launch.sh could not set up .venv; its log: $log"; fi
+  rm -f "$log"
   local admits='requires-python = "(>=3\.([0-9]+),<3\.([0-9]+))"'
   [[ $project =~ $admits ]] || die "no requires-python such as \">=3.11,<3.14\" in $root/pyproject.toml"
   requires=${BASH_REMATCH[1]} oldest=${BASH_REMATCH[2]} newest=$((BASH_REMATCH[3] - 1))

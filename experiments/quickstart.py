@@ -21,10 +21,10 @@ experiment = Experiment(
     data=DataConfig(corpus="stories", layout="packed", sequence_length=128),
     tokenizer=TokenizerConfig(vocabulary_size=1677),
     model=ModelConfig(
-        num_layers=3,
+        num_layers=2,
         width=128,
-        num_heads=4,
-        feed_forward=384,
+        num_heads=8,
+        feed_forward=512,
         norm="rmsnorm",
         norm_position="pre",
         positions="rope",
@@ -33,7 +33,7 @@ experiment = Experiment(
         tied_embeddings=True,
         qk_norm=True,
     ),
-    optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="linear", warmup_steps=20, b2=0.95),
-    train=TrainConfig(batch_size=32, steps=330, log_every=10, evaluate_every=110),
+    optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="linear", warmup_steps=30, b2=0.95),
+    train=TrainConfig(batch_size=16, steps=500, log_every=20, evaluate_every=250),
     sample=SampleConfig(prompts=("", "once upon a time , there was a brave")),
 )

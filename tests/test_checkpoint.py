@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back exactly, the right ones are kept, and a wrong one is refused in one line."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -81,7 +82,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, change: str):
     save_all(tmp_path, {1: None}).close()
     like = state_at(0, width=6) if change == "width" else state_at(0)
     if change == "layer":
-        like = like.replace(params={"other": like.params["layer"]})
+        like = dataclasses.replace(like, params={"other": like.params["layer"]})
     with pytest.raises(UserError, match=r"does not fit its run's config\.json") as refused:
         Checkpoints(tmp_path).restore_weights(like.params, use_ema=False)
     assert "\n" not in str(refused.value)

@@ -40,14 +40,17 @@ def quick_compilation() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("name", ["rope", "everything"])
-def test_a_rolled_cache_is_a_window(name: str) -> None:
-    """Past its last slot the cache forgets the oldest token: each token sees the last `slots` tokens."""
+@pytest.mark.parametrize(("name", "lengths"), [("rope", (9, 2, 6)), ("everything", (5, 2, 3))])
+def test_a_rolled_cache_is_a_window(name: str, lengths: tuple[int, ...]) -> None:
+    """Past its last slot the cache forgets the oldest token: each token sees the last `slots` tokens.
+
+    A prompt may be longer than the cache; through one layer, that is, as what a second layer keeps of it has seen more.
+    """
     config, slots = CONFIGS[name], 5
     module, params = gpt(config), weights(config)
     text = np.random.default_rng(2).integers(3, V, (3, 3 * slots))
-    length = np.array([5, 2, 3])
-    prompt = np.where(np.arange(slots) < length[:, None], text[:, :slots], 0)
+    length = np.array(lengths)
+    prompt = np.where(np.arange(max(lengths)) < length[:, None], text[:, : max(lengths)], 0)
     windowed = numpy_gpt.forward(params, config, text, window=slots)
     unlimited = numpy_gpt.forward(params, config, text)
     assert np.abs(windowed - unlimited)[:, slots:].max() > 1e-2

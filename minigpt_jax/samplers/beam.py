@@ -66,7 +66,7 @@ def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int)
     logits_BV, _, cache = prefill(request.tokens, request.length)
     blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens)
     wide = lambda x: jnp.repeat(x[:, None], sampler.width, axis=1)  # noqa: E731
-    nothing_BK = jnp.full(wide(blank.count).shape, -jnp.inf)
+    nothing_BK = jnp.full(wide(blank.count).shape, -jnp.inf, jnp.float32)
     tokens_BKS, logprobs_BKM = wide(blank.tokens), wide(blank.logprobs)
     return State(
         cache=blank.cache,

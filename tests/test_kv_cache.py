@@ -1,0 +1,146 @@
+"""The cache against lists of what was written."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minigpt_jax import kv_cache
+
+B, N, S, H = 3, 2, 5, 4
+
+
+def token(row, position):
+    """The key of a row's token, [N, H]; its value is the negative."""
+    return np.arange(N * H, dtype=np.float32).reshape(N, H) / 10 + 100 * row + position
+
+
+def fill(length, steps, slots=S, width=4):
+    """A cache with prompts of these lengths, and then some steps."""
+    prompts = np.stack([[token(row, position) for position in range(width)] for row in range(len(length))])
+    cache = kv_cache.from_prefill([(prompts, -prompts)] * 2, slots, jnp.array(length))
+    for step in range(steps):
+        new = np.stack([token(row, n + step) for row, n in enumerate(length)])[:, None]
+        cache = tuple(kv_cache.write(layer, new, -new, jnp.array(length) + step) for layer in cache)
+    return cache
+
+
+def visible_tokens(cache, row, position):
+    """The positions whose keys and values a query of a row would see, by slot."""
+    mask = kv_cache.visible(jnp.array([position]), kv_cache.num_slots(cache))[0]
+    seen = []
+    for slot in np.flatnonzero(mask):
+        keys, values = (np.asarray(leaf[row, :, slot]) for leaf in cache[-1])
+        np.testing.assert_array_equal(keys, -values)
+        [match] = [p for p in range(position + 1) if np.array_equal(keys, token(row, p))]
+        assert match % kv_cache.num_slots(cache) == slot
+        seen.append(match)
+    return sorted(seen)
+
+
+def test_allocate_has_rows_first():
+    cache = kv_cache.allocate(B, 2, S, N, H, jnp.bfloat16)
+    assert [leaf.shape for leaf in jax.tree.leaves(cache)] == [(B, N, S, H)] * 4
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype(jnp.bfloat16)}
+    assert kv_cache.num_slots(cache) == S
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 9])
+def test_a_token_sees_all_before_it_up_to_the_window(steps):
+    lengths = [1, 4, 2]
+    cache = fill(lengths, steps)
+    for row, length in enumerate(lengths):
+        last = length + steps - 1
+        assert visible_tokens(cache, row, last) == list(range(max(0, last - S + 1), last + 1))
+
+
+@pytest.mark.parametrize("lengths", [[1, 4, 3], [9, 2, 6], [5, 5, 8]])
+def test_a_prompt_wider_than_the_cache_leaves_its_last_tokens(lengths):
+    cache = fill(lengths, 1, width=9)
+    for row, length in enumerate(lengths):
+        assert visible_tokens(cache, row, length) == list(range(max(0, length - S + 1), length + 1))
+
+
+@pytest.mark.parametrize("query_heads", [N, 3 * N])
+def test_attend_is_attention(query_heads):
+    generator = np.random.default_rng(0)
+    query = generator.normal(size=(B, 1, query_heads, H)).astype(np.float32)
+    keys, values = generator.normal(size=(2, B, S, N, H)).astype(np.float32)
+    cache = kv_cache.from_prefill([(keys, values)], S, jnp.full(B, S))
+    mask = kv_cache.visible(jnp.array([0, 2, 7]), S)
+    out = kv_cache.attend(jnp.asarray(query), cache[0], mask)
+    for row, seen in enumerate([1, 3, S]):
+        for head in range(query_heads):
+            kv_head = head // (query_heads // N)
+            scores = keys[row, :seen, kv_head] @ query[row, 0, head] / np.sqrt(H)
+            weights = np.exp(scores - scores.max())
+            np.testing.assert_allclose(
+                out[row, 0, head], weights / weights.sum() @ values[row, :seen, kv_head], atol=1e-5
+            )
+    # The library's own agrees on which query heads share a key-value head.
+    library = jax.nn.dot_product_attention(query, keys, values, mask=mask[:, None, None])
+    np.testing.assert_allclose(out, library, atol=1e-5)
+
+
+def test_reorder_and_repeat_move_whole_rows():
+    cache = fill([1, 4, 2], 2)
+    for leaf, moved, twice in zip(
+        *map(jax.tree.leaves, (cache, kv_cache.reorder(cache, jnp.array([2, 0, 0, 1])), kv_cache.repeat(cache, 2))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(moved, np.asarray(leaf)[[2, 0, 0, 1]])
+        np.testing.assert_array_equal(twice, np.asarray(leaf)[[0, 0, 1, 1, 2, 2]])
+
+
+@pytest.mark.parametrize("position", [2, 7])
+def test_adopt_is_reorder_for_rows_that_differ_in_one_token(position):
+    cache = kv_cache.repeat(fill([4, 4], 3, slots=S), 3)
+    new = np.random.default_rng(0).normal(size=(6, 1, N, H)).astype(np.float32)
+    where, rows = jnp.full(6, position), jnp.array([1, 1, 1, 5, 5, 5])
+    layers = {"layers": tuple(kv_cache.write(layer, new, -new, where) for layer in cache), "other": jnp.arange(6)}
+    adopted, reordered = kv_cache.adopt(layers, rows, where), kv_cache.reorder(layers, rows)
+    jax.tree.map(np.testing.assert_array_equal, adopted, reordered)
+    assert not np.array_equal(adopted["layers"][0].keys, layers["layers"][0].keys)
+
+
+def test_a_step_writes_in_place():
+    """A donated cache keeps its memory, and a loop of steps needs next to none besides."""
+    rows, slots = 4, 256
+
+    def steps(cache, n):
+        def body(i, cache):
+            new = jnp.full((rows, 1, N, H), i, jnp.float32)
+            return tuple(kv_cache.write(layer, new, new, jnp.arange(rows) + i) for layer in cache)
+
+        return jax.lax.fori_loop(0, n, body, cache)
+
+    cache = kv_cache.allocate(rows, 2, slots, N, H)
+    compiled = jax.jit(steps, donate_argnums=0).lower(cache, 3).compile()
+    memory = compiled.memory_analysis()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size / 4
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache)]
+    written = compiled(cache, 3)
+    assert [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(written)] == pointers
+    assert [float(written[0].keys[1, 0, slot, 0]) for slot in range(5)] == [0, 0, 1, 2, 0]
+
+
+def test_generation_past_the_window_with_a_window_of_keys():
+    """Attention through a cache that rolls equals attention to the last S tokens of all."""
+    generator = np.random.default_rng(1)
+    tokens = generator.normal(size=(2, 3, 13, N, H)).astype(np.float32)
+    lengths = jnp.array([2, 4, 3])
+    cache = kv_cache.from_prefill([(tokens[0, :, :4], tokens[1, :, :4])], S, lengths)
+    step = jax.jit(functools.partial(kv_cache.write))
+    for n in range(9):
+        position = lengths + n
+        new = [np.take_along_axis(part, np.asarray(position)[:, None, None, None], axis=1) for part in tokens]
+        cache = (step(cache[0], *new, position),)
+        out = kv_cache.attend(jnp.asarray(new[0]), cache[0], kv_cache.visible(position, S))
+        for row, last in enumerate(np.asarray(position)):
+            window = tokens[:, row, max(0, last - S + 1) : last + 1]
+            expected = jax.nn.dot_product_attention(new[0][row], window[0], window[1])
+            np.testing.assert_allclose(out[row], expected, atol=1e-5)
