@@ -19,7 +19,7 @@ from minigpt_jax.config import (
 experiment = Experiment(
     name="quickstart",
     data=DataConfig(corpus="stories", layout="packed", sequence_length=128),
-    tokenizer=TokenizerConfig(vocabulary_size=1677),
+    tokenizer=TokenizerConfig(vocabulary_size=1400),
     model=ModelConfig(
         num_layers=2,
         width=128,
