@@ -78,7 +78,7 @@ class ModelConfig:
     feed_forward: int = 128
     """Hidden width of the feed-forward layer."""
     activation: Literal["relu", "gelu", "relu2", "swiglu"] = "relu"
-    """Activation of the feed-forward layer."""
+    """Activation of the feed-forward layer; gelu is GPT-2's tanh form."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation layer."""
     norm_position: Literal["post", "pre"] = "post"
@@ -120,7 +120,7 @@ class OptimizerConfig:
     """The update rule and its schedule."""
 
     name: Literal["adam", "adamw", "muon", "lion"] = "adam"
-    """adam is Keras's form of it; muon takes the matrices and leaves the rest to AdamW."""
+    """adam is Keras's form of it; muon takes the blocks' matrices and leaves the rest to NAdam."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     muon_learning_rate: float = 2e-2
@@ -140,7 +140,7 @@ class OptimizerConfig:
     epsilon: float = 1e-7
     """Added to the denominator."""
     weight_decay: float = 0.0
-    """Decoupled weight decay on matrices (adamw, muon, lion)."""
+    """Decoupled weight decay on matrices (adamw, lion) or on the blocks' matrices (muon)."""
     clip_norm: float | None = None
     """Clip gradients to this global norm."""
     ema_decay: float | None = None

@@ -233,7 +233,10 @@ class GPT(nn.Module):
     def step(
         self, tokens_B: Int[Array, "B"], cache: kv_cache.Cache, position_B: Int[Array, "B"]
     ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], kv_cache.Cache]:
-        """One token a row, at `position_B`, attending to the cache and to itself."""
+        """One token a row, at `position_B`, attending to the cache and to itself.
+
+        `isolate_documents` is not looked at: text that goes on after a [BOS] still sees what stands before it.
+        """
         mask_B1S = kv_cache.visible(position_B, kv_cache.num_slots(cache))[:, None]
         hidden_B1D, layers = self._blocks(tokens_B[:, None], position_B[:, None], mask_B1S, cache)
         cache = tuple(kv_cache.Layer(*layer) for layer in layers)

@@ -95,7 +95,7 @@ def transformation(config: OptimizerConfig, hyper: Hyperparameters, step: Any) -
     """The update rule at `step`, to be built inside the traced train step.
 
     The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on matrices, not on
-    biases, norms and embeddings.
+    biases, norms and embeddings; under Muon on the blocks' matrices alone, the rest being Adam with Nesterov momentum.
     """
     factor = schedule(config.schedule, hyper, step)
     rate = hyper.learning_rate * factor

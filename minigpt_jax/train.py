@@ -132,10 +132,10 @@ def _first(x: Any) -> Any:
 
 
 class NonFiniteLossError(Exception):
-    """The objective of a step is NaN or infinite."""
+    """The objective of a step, or its gradient, is NaN or infinite."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"the loss is not finite at step {step}")
+        super().__init__(f"the loss or its gradient is not finite at step {step}")
         self.step = step
 
 
@@ -179,7 +179,7 @@ def fit(
         run_steps: makes that many updates; its metrics have a leading axis of steps if there is more than one.
 
     Raises:
-        NonFiniteLossError: at the first step whose objective is NaN or infinite.
+        NonFiniteLossError: at the first step whose objective or gradient is NaN or infinite.
     """
     pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
     mark = time.perf_counter()
@@ -195,7 +195,8 @@ def fit(
             progress.seconds += (now - mark) / size
             progress.tokens += metrics_i.sums.tokens
             progress.since_log = progress.since_log.plus(metrics_i.sums)
-            if not math.isfinite(metrics_i.objective):
+            # A gradient can overflow where the loss does not; the weights are lost either way.
+            if not (math.isfinite(metrics_i.objective) and math.isfinite(metrics_i.grad_norm)):
                 raise NonFiniteLossError(progress.step)
             on_step(progress, metrics_i)
         mark = now

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from minigpt_jax import parallel
 from minigpt_jax.errors import UserError
 
 PROGRAM = """
-import functools, json, warnings
+import functools, json, sys
 import jax, numpy as np
+if sys.argv[1:]:  # this process's number, and where to meet the other
+    jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[1]))
 from minigpt_jax import optim, parallel, train
 from minigpt_jax.batch import Batch
 from minigpt_jax.config import ModelConfig, OptimizerConfig
@@ -30,6 +33,8 @@ lengths[:, -3:] = -1  # rows of zeros: on four devices, one has nothing else
 rows = rng.integers(3, V, (STEPS, B, T + 1))
 rows = np.where(np.arange(T + 1) <= lengths[..., None], rows, 0).astype(np.uint16)
 batches = Batch(rows, np.maximum(lengths, 0).astype(np.int32))
+share = B // jax.process_count()
+batches = jax.tree.map(lambda x: x[:, share * jax.process_index() :][:, :share], batches)
 batch = lambda i: jax.tree.map(lambda x: x[i], batches)
 
 config = OptimizerConfig(learning_rate=0.01, clip_norm=1.0, ema_decay=0.9)
@@ -79,16 +84,28 @@ print(json.dumps(out))
 """
 
 
-@functools.cache
-def trained(devices: int) -> Any:
+def launch(devices: int, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # it compiles for longer than it runs
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True
     )
-    assert result.returncode == 0, result.stderr
-    assert "donated" not in result.stderr, result.stderr  # JAX warns of donated buffers that it cannot use
-    return json.loads(result.stdout)
+
+
+def result(process: subprocess.Popen[str]) -> Any:
+    try:
+        output, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert "donated" not in errors, errors  # JAX warns of donated buffers that it cannot use
+    return json.loads(output.splitlines()[-1])
+
+
+@functools.cache
+def trained(devices: int) -> Any:
+    return result(launch(devices))
 
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
@@ -104,6 +121,22 @@ def test_losses_are_those_of_one_device(devices: int) -> None:
     close(many["norms"], one["norms"], rtol=1e-4)
     close(many["evaluation"], one["evaluation"])
     assert many["labels"] == one["labels"]
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_are_four_devices() -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [launch(2, str(i), address) for i in range(2)]
+    try:
+        for got in map(result, processes):
+            assert got["devices"] == 4
+            for name in ("losses", "scanned", "evaluation", "accumulated"):
+                close(got[name], trained(4)[name])
+    finally:
+        for process in processes:  # one waits for the other
+            process.kill()
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
