@@ -119,6 +119,7 @@ def test_a_step_writes_in_place():
     cache = kv_cache.allocate(rows, 2, slots, N, H)
     compiled = jax.jit(steps, donate_argnums=0).lower(cache, 3).compile()
     memory = compiled.memory_analysis()
+    assert memory is not None
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < size / 4
