@@ -29,7 +29,9 @@ _HOMES = {
     "samplers": ["Beam", "Contrastive", "Greedy", "MinP", "Random", "TopK", "TopP", "Typical"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME)
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,8 +32,7 @@ def command(*arguments: object) -> int:
     try:
         return main([str(argument) for argument in arguments])
     except SystemExit as stop:  # the flag parser's way
-        assert isinstance(stop.code, int)
-        return stop.code
+        return int(stop.code or 0)
 
 
 def json_lines(text: str) -> list[dict]:
