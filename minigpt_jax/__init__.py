@@ -30,6 +30,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
+
 def __dir__() -> list[str]:
     return [*globals(), *_HOME]
 
