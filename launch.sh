@@ -199,6 +199,7 @@ install() {
     else
       run_logged "$base" -m venv "$venv" || return
     fi
+    needs=''
   fi
   if [ -n "$uv" ]; then
     # Bytecode now, as pip does it: not once more in each of many processes that start together.
@@ -304,7 +305,6 @@ main() {
     make_environment
   fi
 
-  export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
   # -P: a file of the caller's folder that is called like a module must not stand in for it.
   if [[ $1 == test ]]; then
     shift

@@ -26,7 +26,7 @@ case ${0##*/} in
   nvidia-smi) [ -n "${FAKE_GPU:-}" ] && echo "$FAKE_GPU" ;;
   uv)
     case $1 in
-      venv) make_venv "${!#}" ;;
+      venv) [ -z "${FAKE_NO_VENV:-}" ] && make_venv "${!#}" ;;
       pip) install uv "$@" ;;
     esac ;;
   python*)
@@ -378,7 +378,12 @@ def test_no_python_that_fits(checkout: Checkout, stand_ins: list[str], env: dict
 
 def test_uv_may_bring_a_python(checkout: Checkout) -> None:
     checkout.have("uv")
+    status, _, err = checkout.run("x.py", FAKE_FAILURE="error: no route to host")
+    assert (status, "no route to host" in one_line(err)) == (2, True)
     assert checkout.run("x.py")[0] == 0
+    (checkout.root / ".venv").rename(checkout.folder / "old")
+    status, _, err = checkout.run("x.py", FAKE_NO_VENV="1")
+    assert (status, "3.11 to 3.13" in one_line(err)) == (2, True)
 
 
 @pytest.mark.parametrize("tool", ["uv", "pip"])
