@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib
+import os
 import sys
 
 from minigpt_jax.errors import UserError
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # as `| head` leaves it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
