@@ -45,11 +45,15 @@ def parameter_shapes(experiment: Experiment) -> Any:
 
 
 def logits(
-    gpt: "GPT", params: Any, tokens_BT: Int[Array, "B T"], dropout_key: Array | None = None
+    gpt: "GPT",
+    params: Any,
+    tokens_BT: Int[Array, "B T"],
+    dropout_key: Array | None = None,
+    dropout_rate: Float[Array, ""] | None = None,
 ) -> Float[Array, "B T V"]:
-    """The full pass with these parameters; dropout only with a key for it."""
+    """The full pass with these parameters; dropout only with a key for it, at the configuration's rate by default."""
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    out: Any = gpt.apply({"params": params}, tokens_BT, deterministic=dropout_key is None, rngs=rngs)
+    out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_rate, rngs=rngs)
     return out
 
 
@@ -92,6 +96,23 @@ def _dense(config: ModelConfig, features: int, dtype: Dtype, name: str) -> nn.De
     return nn.Dense(
         features, use_bias=config.use_bias, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name
     )
+
+
+class Dropout(nn.Module):
+    """Sets a share of the entries to 0 and scales the others up. None at all at a configured `rate` of 0.
+
+    The rate of a call, which may be traced, takes the place of the configured one, with which it shares the masks.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*S"], deterministic: bool, rate: Any = None) -> Float[Array, "*S"]:
+        if deterministic or self.rate == 0:
+            return x
+        keep = 1.0 - (self.rate if rate is None else rate)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
 
 
 class Attention(nn.Module):
@@ -169,10 +190,12 @@ class Block(nn.Module):
         mask_BTS: Bool[Array, "B T S"],
         layer: kv_cache.Layer | None = None,
         deterministic: bool = True,
+        dropout_rate: Any = None,
     ) -> tuple[Float[Array, "B T D"], KeysValues]:
         config, dtype = self.config, self.dtype
         pre = config.norm_position == "pre"
-        dropout = nn.Dropout(config.dropout, deterministic=deterministic)
+        module = Dropout(config.dropout)
+        dropout = lambda x: module(x, deterministic, dropout_rate)  # noqa: E731
         attention_norm = _norm(config, dtype, "attention_norm")
         feed_forward_norm = _norm(config, dtype, "feed_forward_norm")
 
@@ -205,7 +228,7 @@ class GPT(nn.Module):
         self.token_embedding = embed(self.vocabulary_size)
         if config.positions == "learned":
             self.position_embedding = embed(self.sequence_length)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         block = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
         self.blocks = [block(config, self.dtype, name=f"block_{i}") for i in range(config.num_layers)]
         if config.norm_position == "pre":
@@ -215,9 +238,11 @@ class GPT(nn.Module):
         elif config.use_bias:
             self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,))
 
-    def __call__(self, tokens_BT: Int[Array, "B T"], deterministic: bool = True) -> Float[Array, "B T V"]:
+    def __call__(
+        self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_rate: Any = None
+    ) -> Float[Array, "B T V"]:
         """Logits for the token after each of `tokens_BT`. With dropout, needs an rng named "dropout"."""
-        return self.logits(self._full_pass(tokens_BT, deterministic)[0])
+        return self.logits(self._full_pass(tokens_BT, deterministic, dropout_rate)[0])
 
     def prefill(
         self, tokens_BT: Int[Array, "B T"], length_B: Int[Array, "B"], slots: int
@@ -256,11 +281,11 @@ class GPT(nn.Module):
         return logits
 
     def _full_pass(
-        self, tokens_BT: Int[Array, "B T"], deterministic: bool
+        self, tokens_BT: Int[Array, "B T"], deterministic: bool, dropout_rate: Any = None
     ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         mask_BTS = training_mask(tokens_BT, self.config.isolate_documents)
-        return self._blocks(tokens_BT, position_BT, mask_BTS, None, deterministic)
+        return self._blocks(tokens_BT, position_BT, mask_BTS, None, deterministic, dropout_rate)
 
     def _blocks(
         self,
@@ -269,14 +294,15 @@ class GPT(nn.Module):
         mask_BTS: Bool[Array, "B T S"],
         cache: kv_cache.Cache | None,
         deterministic: bool = True,
+        dropout_rate: Any = None,
     ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.positions == "learned":
             x_BTD = x_BTD + self.position_embedding(position_BT)
-        x_BTD = self.dropout(x_BTD, deterministic=deterministic)
+        x_BTD = self.dropout(x_BTD, deterministic, dropout_rate)
         layers = []
         for block, layer in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-            x_BTD, kept = block(x_BTD, position_BT, mask_BTS, layer, deterministic)
+            x_BTD, kept = block(x_BTD, position_BT, mask_BTS, layer, deterministic, dropout_rate)
             layers.append(kept)
         if self.config.norm_position == "pre":
             x_BTD = self.final_norm(x_BTD)

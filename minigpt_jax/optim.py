@@ -1,10 +1,10 @@
 """Learning-rate schedules and the Optax chain.
 
-What only scales numbers (`Hyperparameters`) is traced, so that another learning rate, or a stack of them under `vmap`,
-runs the same compiled program; what changes the program (the rule, the schedule's shape) is static.
+What only scales numbers (`Hyperparameters`) is traced, so that another learning rate or schedule, or a stack of them
+under `vmap`, runs the same compiled program; what changes the program (the rule) is static.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,15 @@ from jaxtyping import Array, Float, Int
 from minigpt_jax.config import OptimizerConfig
 
 
+SCHEDULES: tuple[str, ...] = get_args(get_type_hints(OptimizerConfig)["schedule"])
+
+
 class Hyperparameters(NamedTuple):
-    """The traced scalars of an update; steps are counted in optimiser updates."""
+    """The traced scalars of an update; steps are counted in optimiser updates, `schedule` is its place in SCHEDULES."""
 
     learning_rate: Any
     muon_learning_rate: Any
+    schedule: Any
     warmup_steps: Any
     total_steps: Any
     decay_fraction: Any
@@ -36,6 +40,7 @@ def hyperparameters(config: OptimizerConfig, total_steps: int) -> Hyperparameter
     """Float32 scalars from the configuration; no clipping is clipping at infinity."""
     values = {name: getattr(config, name) for name in Hyperparameters._fields if hasattr(config, name)}
     values |= {
+        "schedule": SCHEDULES.index(config.schedule),
         "total_steps": total_steps,
         "clip_norm": np.inf if config.clip_norm is None else config.clip_norm,
         "ema_decay": config.ema_decay or 0.0,
@@ -43,27 +48,23 @@ def hyperparameters(config: OptimizerConfig, total_steps: int) -> Hyperparameter
     return Hyperparameters(**{name: np.float32(value) for name, value in values.items()})
 
 
-def schedule(kind: str, hyper: Hyperparameters, step: Int[Array, ""] | int) -> Float[Array, ""]:
+def schedule(kind: Any, hyper: Hyperparameters, step: Int[Array, ""] | int) -> Float[Array, ""]:
     """The factor on the peak learning rate for the update after `step` updates, between 0 and 1.
 
     Warm-up is linear and ends at the peak; cosine and linear then fall to `final_fraction` at `total_steps`; wsd
-    (warm-up, stable, decay: Hu et al. 2024) stays at the peak but for the last `decay_fraction` of all steps.
+    (warm-up, stable, decay: Hu et al. 2024) stays at the peak but for the last `decay_fraction` of all steps. `kind` is
+    one of SCHEDULES or, traced, its place there.
     """
+    place = SCHEDULES.index(kind) if isinstance(kind, str) else jnp.asarray(kind).astype(jnp.int32)
+    is_kind = {name: place == i for i, name in enumerate(SCHEDULES)}
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper.warmup_steps, 1))
-    start = hyper.warmup_steps
-    if kind == "wsd":
-        start = jnp.maximum(start, hyper.total_steps * (1 - hyper.decay_fraction))
+    stable = jnp.where(is_kind["wsd"], hyper.total_steps * (1 - hyper.decay_fraction), 0.0)
+    start = jnp.maximum(hyper.warmup_steps, stable)
     progress = jnp.clip((step - start) / jnp.maximum(hyper.total_steps - start, 1), 0.0, 1.0)
-    remaining = {
-        "constant": jnp.ones(()),
-        "cosine": 0.5 * (1 + jnp.cos(jnp.pi * progress)),
-        "linear": 1 - progress,
-        "wsd": 1 - progress,
-    }[kind]
-    if kind != "constant":
-        remaining = hyper.final_fraction + (1 - hyper.final_fraction) * remaining
-    return warmup * remaining
+    remaining = jnp.where(is_kind["cosine"], 0.5 * (1 + jnp.cos(jnp.pi * progress)), 1 - progress)
+    remaining = hyper.final_fraction + (1 - hyper.final_fraction) * remaining
+    return warmup * jnp.where(is_kind["constant"], 1.0, remaining)
 
 
 def scale_by_keras_adam(b1: Any, b2: Any, epsilon: Any) -> optax.GradientTransformation:
@@ -97,7 +98,7 @@ def transformation(config: OptimizerConfig, hyper: Hyperparameters, step: Any) -
     The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on matrices, not on
     biases, norms and embeddings; under Muon on the blocks' matrices alone, the rest being Adam with Nesterov momentum.
     """
-    factor = schedule(config.schedule, hyper, step)
+    factor = schedule(hyper.schedule, hyper, step)
     rate = hyper.learning_rate * factor
     if config.name == "adam":
         rule = optax.chain(scale_by_keras_adam(hyper.b1, hyper.b2, hyper.epsilon), optax.scale(-rate))

@@ -101,15 +101,21 @@ def run(
         prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
     fingerprints["tokenizer"] = prepared.tokenizer.fingerprint
     with lock(files):
-        check_same(files, experiment, fingerprints)
-        write_description(files, experiment, fingerprints, versions())
-        write_tokenizer(files, prepared.tokenizer.save)
-        for split in ("valid", "test"):
-            prepared.splits[split].save(files.rows(split))
-        return _train(experiment, files, prepared, batches or _tf_data_batches())
+        describe(files, experiment, prepared, fingerprints)
+        return _train(experiment, files, prepared, batches or tf_data_batches())
 
 
-def _tf_data_batches() -> BatchSource:
+def describe(files: RunDir, experiment: Experiment, prepared: Prepared, fingerprints: dict[str, str]) -> None:
+    """Fills a locked run directory with all but what training writes. Raises UserError if it is another experiment's."""
+    check_same(files, experiment, fingerprints)
+    write_description(files, experiment, fingerprints, versions())
+    write_tokenizer(files, prepared.tokenizer.save)
+    for split in ("valid", "test"):
+        prepared.splits[split].save(files.rows(split))
+
+
+def tf_data_batches() -> BatchSource:
+    """The training batches by tf.data."""
     from minigpt_jax.data import pipeline  # TensorFlow takes seconds to import, and may not be there
 
     return pipeline.batches
@@ -149,7 +155,7 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
             sums = valid[progress.step] = evaluate.evaluate(gpt, state.weights, held_out, settings.batch_size)
         recorder.write(progress, "valid", sums)
         display.console.print(f"step {progress.step:,} · validation: {evaluate.describe(sums, held_out)}")
-        texts = _sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, state.weights))
+        texts = sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, state.weights))
         write_whole(files.samples / f"step-{progress.step:08}.txt", "\n\n".join(texts) + "\n")
         for text in texts:
             display.console.print(f"  {text}", markup=False)
@@ -174,7 +180,7 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
     with (
         contextlib.closing(checkpoints),
         display.TrainingBar(progress.step, total_steps) as bar,
-        _stop_signals() as stopped,
+        stop_signals() as stopped,
         Recorder(files, experiment, hyper, bar, progress, total_steps) as recorder,
     ):
         try:
@@ -209,7 +215,8 @@ def _draw(stream: Iterator[Batch], size: int) -> Any:
     return parallel.put_batch(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), row_axis=1)
 
 
-def _sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
+def sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
+    """The texts that the experiment has sampled at each evaluation, prompts included."""
     settings = experiment.sample
     outputs = lm.generate(
         list(settings.prompts),
@@ -282,7 +289,7 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM, so that the step is finished and saved; a second Ctrl-C interrupts at once."""
     received: list[int] = []
 

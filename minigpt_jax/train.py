@@ -60,12 +60,18 @@ def init_state(trainer: Trainer, hyper: optim.Hyperparameters, key: Array) -> Tr
 
 
 def train_step(
-    trainer: Trainer, state: TrainState, batch: Batch, hyper: optim.Hyperparameters, key: Array
+    trainer: Trainer,
+    state: TrainState,
+    batch: Batch,
+    hyper: optim.Hyperparameters,
+    key: Array,
+    dropout_rate: Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One optimiser update on one batch.
 
     The gradient is that of the objective's sum over all rows (of all devices) divided by its count, so that a partial
     batch weighs what it holds. The dropout key is `key` with the step folded in, and then the device and micro-batch.
+    A `dropout_rate` takes the place of the model's own.
     """
     key = rng.at(key, state.step)
     if trainer.axis_name is not None:
@@ -75,12 +81,12 @@ def train_step(
 
     def accumulate(carry: Any, i_batch: Any) -> tuple[Any, None]:
         i, batch = i_batch
-        return jax.tree.map(jnp.add, carry, gradient(trainer, state.params, batch, rng.at(key, i))), None
+        return jax.tree.map(jnp.add, carry, gradient(trainer, state.params, batch, rng.at(key, i), dropout_rate)), None
 
     if trainer.accumulate == 1:
-        totals = gradient(trainer, state.params, batch, key)
+        totals = gradient(trainer, state.params, batch, key, dropout_rate)
     else:
-        shapes = jax.eval_shape(lambda batch: gradient(trainer, state.params, batch, key), jax.tree.map(_first, micro))
+        shapes = jax.eval_shape(lambda batch: gradient(trainer, state.params, batch, key, dropout_rate), jax.tree.map(_first, micro))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         totals, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(trainer.accumulate), micro))
     if trainer.axis_name is not None:
@@ -102,10 +108,15 @@ def train_step(
 
 
 def train_steps(
-    trainer: Trainer, state: TrainState, batches: Batch, hyper: optim.Hyperparameters, key: Array
+    trainer: Trainer,
+    state: TrainState,
+    batches: Batch,
+    hyper: optim.Hyperparameters,
+    key: Array,
+    dropout_rate: Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """`train_step` over the leading axis of `batches` in one program; metrics gain that axis."""
-    return jax.lax.scan(lambda state, batch: train_step(trainer, state, batch, hyper, key), state, batches)
+    return jax.lax.scan(lambda state, batch: train_step(trainer, state, batch, hyper, key, dropout_rate), state, batches)
 
 
 def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:
@@ -115,9 +126,11 @@ def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = Non
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
-def _objective_sum(trainer: Trainer, params: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Sums, Array, Array]]:
+def _objective_sum(
+    trainer: Trainer, params: Any, batch: Batch, key: Array, dropout_rate: Array | None = None
+) -> tuple[Array, tuple[Sums, Array, Array]]:
     features_BT, labels_BT = batch.features, batch.labels
-    logits_BTV = logits(trainer.model, params, features_BT, dropout_key=key)
+    logits_BTV = logits(trainer.model, params, features_BT, key, dropout_rate)
     nats_BT = metrics.cross_entropy(logits_BTV, labels_BT)
     trained_BT = features_BT != PAD_ID
     if not trainer.train_pad_label:

@@ -160,11 +160,13 @@ def test_no_scalar_compiles_anew(name: Any) -> None:
         "ema_decay": 0.5,
         "decay_fraction": 0.9,
         "final_fraction": 0.5,
+        "schedule": "cosine",
     }
     for field, value in changes.items():
         # As a user gives it: in the configuration, which is static only in what changes the program.
-        changed = optim.hyperparameters(OptimizerConfig(name=name, schedule="wsd", **{field: value}), 100)
-        assert getattr(changed, field) == np.float32(value)
+        changed = optim.hyperparameters(OptimizerConfig(name=name, **{"schedule": "wsd", field: value}), 100)
+        scalar = optim.SCHEDULES.index(value) if field == "schedule" else value
+        assert getattr(changed, field) == np.float32(scalar)
         update(fixed, params(), state, changed, 0)
     late, _ = update(fixed, params(), state, hyper(fixed, total_steps=777), 776)
     assert traces == 1

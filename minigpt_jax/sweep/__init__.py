@@ -1,0 +1,19 @@
+"""Sweeps: trials over the fields of an experiment, many of them trained in one program, by any number of workers.
+
+    axes      what varies, read and checked before anything runs
+    plan      what a sweep is; its workers agree on it
+    study     what to try next, who is at it and what came of it, in a storage that workers share
+    stack     the compiled program that trains many trials
+    lockstep  a stack from its first step to its last
+    lane      one trial of a stack, and its run directory
+    worker    takes configurations, trains them, and goes on until there are none
+    results   results.jsonl and results.csv
+    table     what a person sees
+
+Shapes: N trials, S distinct seeds among them, and the batch's own.
+"""
+
+from minigpt_jax.sweep.plan import Plan as Plan
+from minigpt_jax.sweep.plan import make as make
+from minigpt_jax.sweep.worker import Outcome as Outcome
+from minigpt_jax.sweep.worker import sweep as sweep

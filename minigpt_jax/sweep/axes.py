@@ -1,0 +1,180 @@
+"""Axes: which fields of an experiment a sweep varies, read and checked before anything runs.
+
+An axis is `optimizer.learning_rate=1e-3,3e-3` (values) or `optimizer.learning_rate=1e-4..1e-2:log` (a range).
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from minigpt_jax import config
+from minigpt_jax.config import Experiment
+from minigpt_jax.errors import UserError
+
+SEED = "seed"
+MOST_CHECKED = 4096
+_RANGE = re.compile(r"(?P<low>.+?)\.\.(?P<high>.+?)(?P<log>:log)?")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One field of the experiment and what it may be: `values`, or for a range the numbers from `low` to `high`."""
+
+    field: str
+    values: tuple[Any, ...] = ()
+    low: Any = None
+    high: Any = None
+    log: bool = False
+
+    @property
+    def is_range(self) -> bool:
+        return not self.values
+
+    def to_json(self) -> dict[str, Any]:
+        """As sweep.json has it."""
+        if self.is_range:
+            return {"field": self.field, "low": self.low, "high": self.high, "log": self.log}
+        return {"field": self.field, "values": [plain(value) for value in self.values]}
+
+
+def plain(value: Any) -> Any:
+    """A field's value as JSON has it, a text where JSON has no such thing."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def parse(texts: Sequence[str]) -> list[Axis]:
+    """The axes that the command line gave.
+
+    Raises:
+        UserError: for a field that the experiment does not have, with the nearest that it has; for a value of the
+            wrong type; for a range of what is not a number.
+    """
+    if not texts:
+        raise UserError("a sweep needs an axis, such as optimizer.learning_rate=1e-3,3e-3 or model.num_layers=1,2")
+    axes = [_parse_axis(text) for text in texts]
+    for axis, others in ((axis, axes[:i]) for i, axis in enumerate(axes)):
+        if axis.field in [other.field for other in others]:
+            raise UserError(f"{axis.field} is given twice; put all its values on one axis")
+    return axes
+
+
+def field_types() -> dict[str, Any]:
+    """The type of every field of an experiment, by dotted name."""
+    types: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(Experiment).items():
+        if dataclasses.is_dataclass(kind):
+            types |= {f"{name}.{inner}": inner_kind for inner, inner_kind in typing.get_type_hints(kind).items()}
+        elif name != "name":  # the name of the file's experiment is no choice that a result depends on
+            types[name] = kind
+    return types
+
+
+def apply(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment with these fields, by dotted name, changed."""
+    for name, value in values.items():
+        section, _, inner = name.partition(".")
+        if inner:
+            value = dataclasses.replace(getattr(experiment, section), **{inner: value})
+        experiment = dataclasses.replace(experiment, **{section: value})
+    return experiment
+
+
+def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+    """All combinations, the first axis the slowest, so that trials which share a program stand together."""
+    return [
+        dict(zip([axis.field for axis in axes], values, strict=True))
+        for values in itertools.product(*(axis.values for axis in axes))
+    ]
+
+
+def check(axes: Sequence[Axis], experiment: Experiment) -> None:
+    """Raises UserError for the first combination that cannot work; of a range, its two ends are tried."""
+    ends = [Axis(axis.field, (axis.low, axis.high)) if axis.is_range else axis for axis in axes]
+    for values in itertools.islice(grid(ends), MOST_CHECKED):
+        try:
+            config.validate(apply(experiment, values))
+        except UserError as error:
+            if len(axes) == 1:
+                raise
+            combination = " ".join(f"{name}={plain(value)}" for name, value in values.items())
+            raise UserError(f"the combination {combination} cannot work: {error}") from error
+
+
+def _parse_axis(text: str) -> Axis:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise UserError(f"{text} is not an axis; write FIELD=VALUE,VALUE or FIELD=LOW..HIGH[:log]")
+    name, types = name.strip().lstrip("-").replace("-", "_"), field_types()
+    if name not in types:
+        raise UserError(f"{name} is not a field of an experiment; {_nearest(name, types)}")
+    kind = types[name]
+    numeric = next((t for t in (int, float) if t is kind or t in typing.get_args(kind)), None)
+    match = _RANGE.fullmatch(value)
+    if match and numeric:
+        return _parse_range(name, numeric, match)
+    texts = value.split(",")
+    values = tuple(_read(name, kind, item.strip()) for item in texts)
+    for i, item in enumerate(values):
+        if item in values[:i]:
+            raise UserError(f"{name}={value}: {plain(item)} is given twice; leave one")
+    return Axis(name, values)
+
+
+def _parse_range(name: str, kind: type, match: re.Match[str]) -> Axis:
+    if name == SEED:
+        raise UserError(f"{name}={match[0]}: seeds are replicates of each configuration; list them, as in seed=0,1,2")
+    low, high = (_read(name, kind, match[end]) for end in ("low", "high"))
+    log = match["log"] is not None
+    if not low < high:
+        raise UserError(f"{name}={match[0]}: a range goes from a lower number to a higher one")
+    if log and low <= 0:
+        raise UserError(f"{name}={match[0]}: a logarithmic range must start above 0")
+    if high == float("inf"):
+        raise UserError(f"{name}={match[0]}: a range needs an end")
+    return Axis(name, low=low, high=high, log=log)
+
+
+def _read(name: str, kind: Any, text: str) -> Any:
+    """A text as a value of the field's type, by the rules of the command line's flags."""
+    text = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            value = tyro.cli(kind, args=["--", text] if text.startswith("-") else [text], console_outputs=False)
+    except SystemExit:
+        value = float("nan")
+    if isinstance(value, float) and value != value:
+        choices = _choices(kind)
+        raise UserError(f"{name}={text}: {text or 'nothing'} is not {' or '.join(choices)}")
+    return value
+
+
+def _choices(kind: Any) -> list[str]:
+    if typing.get_origin(kind) is typing.Literal:
+        return list(map(str, typing.get_args(kind)))
+    if typing.get_args(kind) and typing.get_origin(kind) is not tuple:
+        return [choice for inner in typing.get_args(kind) for choice in _choices(inner)]
+    names = {int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
+    return [names.get(kind, getattr(kind, "__name__", str(kind)))]
+
+
+def _nearest(name: str, types: Mapping[str, Any]) -> str:
+    sections = sorted({known.partition(".")[0] for known in types if "." in known})
+    if name in sections:
+        inner = ", ".join(known for known in types if known.startswith(f"{name}."))
+        return f"it is a group of them: {inner}"
+    last = name.rpartition(".")[2]
+    near = [known for known in types if known.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(name, types, n=1, cutoff=0.5)
+    near = near or [k for k in types if difflib.get_close_matches(last, [k.rpartition(".")[2]], cutoff=0.5)][:1]
+    return f"did you mean {near[0]}?" if near else "FILE.py --help lists them"

@@ -1,0 +1,136 @@
+"""What a sweep is: its experiment, axes, search and budget. All of its workers agree on it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from minigpt_jax import config
+from minigpt_jax.config import Experiment, dumps
+from minigpt_jax.errors import UserError
+from minigpt_jax.run_dir import RunDir, write_whole
+from minigpt_jax.sweep import axes as axes_
+from minigpt_jax.sweep.axes import SEED, Axis
+
+Search = Literal["grid", "random", "tpe"]
+TRIALS = 20
+OBJECTIVE = "valid loss"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep.
+
+    Attributes:
+        axes: what varies, seeds aside.
+        seeds: every configuration is trained once with each.
+        trials: configurations to try.
+        prune: stop configurations at the rungs that the worse half does not pass.
+        file, flags, command: how the user asked for it, for sweep.json.
+    """
+
+    name: str
+    experiment: Experiment
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    search: Search
+    trials: int
+    prune: bool
+    file: str = ""
+    flags: tuple[str, ...] = ()
+    command: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / "sweeps" / self.name
+
+    def trial(self, configuration: int, values: Mapping[str, Any], seed: int) -> "Trial":
+        """One configuration with one seed."""
+        experiment = axes_.apply(self.experiment, {**values, SEED: seed})
+        return Trial(configuration, seed, dict(values), experiment, self.folder)
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for two commands to mean one sweep; more trials may be asked for later."""
+        return {
+            "experiment": config.to_json(self.experiment),
+            "axes": [axis.to_json() for axis in self.axes],
+            "seeds": list(self.seeds),
+            "search": self.search,
+            "prune": self.prune,
+        }
+
+    def write(self) -> None:
+        """Writes sweep.json."""
+        description = {
+            "name": self.name,
+            "file": self.file,
+            "axes": [axis.to_json() for axis in [*self.axes, Axis(SEED, self.seeds)]],
+            "search": self.search,
+            "trials": self.trials,
+            "flags": list(self.flags),
+            "objective": OBJECTIVE,
+            "command": self.command,
+        }
+        write_whole(self.folder / "sweep.json", dumps(description))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration with one seed: a run."""
+
+    configuration: int
+    seed: int
+    values: dict[str, Any]
+    experiment: Experiment
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return f"{self.configuration:04}-seed-{self.seed}"
+
+    @property
+    def files(self) -> RunDir:
+        return RunDir(self.folder / "trials" / self.id)
+
+
+def make(
+    experiment: Experiment,
+    axes: Iterable[Axis],
+    search: Search = "grid",
+    trials: int | None = None,
+    name: str | None = None,
+    prune: bool | None = None,
+    **asked: Any,
+) -> Plan:
+    """A plan, checked as far as it can be without a corpus.
+
+    Args:
+        trials: by default all of a grid, TRIALS of a search.
+        prune: by default a search does and a grid does not, whose reader wants every point.
+        asked: `file`, `flags` and `command`.
+
+    Raises:
+        UserError: for what cannot work.
+    """
+    axes = tuple(axes)
+    seeds = next((axis.values for axis in axes if axis.field == SEED), (experiment.seed,))
+    varied = tuple(axis for axis in axes if axis.field != SEED)
+    if trials is not None and trials < 1:
+        raise UserError(f"--trials {trials}: must be 1 or more")
+    if search == "grid":
+        for axis in varied:
+            if axis.is_range:
+                raise UserError(
+                    f"{axis.field}={axis.low}..{axis.high}: a grid needs values; list them, or take --search random "
+                    "or --search tpe"
+                )
+        # A stack of trials shares one program, so what makes another program changes slowest.
+        varied = tuple(sorted(varied, key=lambda axis: not axis.field.startswith(("data.", "tokenizer.", "model."))))
+        points = len(axes_.grid(varied))
+        trials = min(trials or points, points)
+    name = name or experiment.name
+    if not name or Path(name).name != name:
+        raise UserError(f"--name {name}: must be the name of a folder, without any /")
+    axes_.check(axes, experiment)
+    prune = search != "grid" if prune is None else prune
+    return Plan(name, experiment, varied, seeds, search, trials or TRIALS, prune, **asked)

@@ -1,0 +1,55 @@
+"""results.jsonl and results.csv: a row is one configuration and seed."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from minigpt_jax.metrics import Sums
+from minigpt_jax.run_dir import write_whole
+from minigpt_jax.state import Progress
+from minigpt_jax.sweep import axes
+from minigpt_jax.sweep.plan import Trial
+from minigpt_jax.sweep.study import Study
+
+
+def row(trial: Trial, status: str, progress: Progress, sums: Sums | None) -> dict[str, Any]:
+    """What came of a trial: `sums` are of its last evaluation, None where its loss ceased to be finite."""
+    figures = (Sums() if sums is None else sums).summary()
+    return {
+        "configuration": trial.configuration,
+        "trial": trial.id,
+        "seed": trial.seed,
+        **{name: axes.plain(value) for name, value in trial.values.items()},
+        "status": status,
+        **{name: value if abs(value) < float("inf") else None for name, value in figures.items()},
+        "step": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "run_dir": str(trial.files.path.relative_to(trial.folder)),
+    }
+
+
+def write(study: Study) -> None:
+    """Writes both files anew from the study, whoever's rows they are. Workers take turns, so that none goes back."""
+    folder = study.plan.folder
+    with filelock.FileLock(folder / ".results.lock"):
+        rows = study.rows()
+        write_whole(folder / "results.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_whole(folder / "results.csv", _csv(rows))
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The rows of results.jsonl."""
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]

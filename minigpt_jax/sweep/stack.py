@@ -1,0 +1,189 @@
+"""Stacks: trials that differ in traced values alone, trained in lockstep by one compiled program.
+
+States, hyperparameters and keys carry a leading axis of trials, N, which is what is spread over the devices: no trial
+needs another, so nothing is summed. The batch is read once for each distinct seed, S, and shared by its trials. A trial
+that diverges is a lane of NaNs beside the others; a lane whose trial has ended is dropped once enough of them are.
+
+How a device runs its trials is measured, not guessed. An accelerator takes them all at once (`vmap`), for a small model
+leaves it idle. A CPU takes one after another inside the program (`lax.map`): two cores are busy with one trial's
+matrices, whose batched form is up to twice as slow as they are one by one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minigpt_jax import model, optim, parallel, rng, train
+from minigpt_jax.batch import Batch
+from minigpt_jax.config import Experiment, OptimizerConfig, SampleConfig
+from minigpt_jax.state import TrainState
+
+_TRACED = {name for name in optim.Hyperparameters._fields if name not in ("total_steps", "ema_decay")}
+MEMORY_SHARE = 0.8
+
+
+def program_of(experiment: Experiment) -> Experiment:
+    """The experiment without what a program does not depend on: equal for those that may share a stack."""
+    default = OptimizerConfig()
+    ema_decay = None if experiment.optimizer.ema_decay is None else 0.0
+    traced = {name: getattr(default, name) for name in _TRACED}
+    return dataclasses.replace(
+        experiment,
+        optimizer=dataclasses.replace(experiment.optimizer, **traced, ema_decay=ema_decay),
+        model=dataclasses.replace(experiment.model, dropout=0.0),
+        sample=SampleConfig(),
+        seed=0,
+    )
+
+
+class Lanes(NamedTuple):
+    """What a program is told about its trials; every leaf has the axis of trials in front."""
+
+    hyper: optim.Hyperparameters
+    init_key: Any
+    dropout_key: Any
+    dropout_rate: Any
+    source: Any
+    """Which of the S batches is the trial's."""
+
+
+def lanes_of(experiments: Sequence[Experiment], sources: Sequence[int], total_steps: int) -> Lanes:
+    """The traced values of some trials."""
+    return Lanes(
+        hyper=jax.tree.map(
+            lambda *scalars: np.stack(scalars),
+            *(optim.hyperparameters(experiment.optimizer, total_steps) for experiment in experiments),
+        ),
+        init_key=jnp.stack([rng.stream(experiment.seed, "init") for experiment in experiments]),
+        dropout_key=jnp.stack([rng.stream(experiment.seed, "dropout") for experiment in experiments]),
+        dropout_rate=np.array([experiment.model.dropout for experiment in experiments], np.float32),
+        source=np.array(sources, np.int32),
+    )
+
+
+def over_trials(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """`function` for each trial, along axis 0 of those arguments whose entry in `in_axes` is 0."""
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function, in_axes)
+
+    def one_by_one(*arguments: Any) -> Any:
+        stacked = [argument for argument, axis in zip(arguments, in_axes, strict=True) if axis == 0]
+
+        def call(trial: list[Any]) -> Any:
+            own = iter(trial)
+            return function(*(next(own) if axis == 0 else a for a, axis in zip(arguments, in_axes, strict=True)))
+
+        return jax.lax.map(call, stacked)
+
+    return one_by_one
+
+
+class Program:
+    """The compiled programs of a stack: one for each width that is asked for.
+
+    Args:
+        experiment: any of the trials'; `program_of` it is all that counts, and whether there is `dropout`.
+    """
+
+    def __init__(self, experiment: Experiment, dropout: bool) -> None:
+        program = program_of(experiment)
+        # Any rate but 0: it says that there are masks, not how dense they are.
+        program = dataclasses.replace(program, model=dataclasses.replace(program.model, dropout=0.5 * dropout))
+        self.gpt = model.build(program)
+        self.trainer = train.Trainer(
+            self.gpt,
+            program.optimizer,
+            train_pad_label=program.data.layout == "lines",
+            accumulate=program.train.accumulate,
+        )
+        self._dropout = dropout
+        self.init = parallel.compile_rows(over_trials(self._init, (0,)), (0,))
+        self.steps = parallel.compile_rows(over_trials(self._steps, (0, 0, None)), (0, 0, None), donate=(0,))
+        self.evaluate = parallel.compile_rows(over_trials(self._evaluate, (0, None)), (0, None))
+        self.learning_rate = jax.jit(jax.vmap(self._learning_rate, (0, None)))
+        self._compiled: dict[Any, Any] = {}
+
+    def _init(self, lane: Lanes) -> TrainState:
+        return train.init_state(self.trainer, lane.hyper, lane.init_key)
+
+    def _steps(self, state: TrainState, lane: Lanes, batches: Batch) -> tuple[TrainState, train.StepMetrics]:
+        """As many updates as `batches`, of shape [steps, S, B, …], has steps."""
+        steps, sources = batches.bytes.shape[:2]
+        own = jax.tree.map(lambda x: x[:, 0 if sources == 1 else lane.source], batches)
+        rest = (lane.hyper, lane.dropout_key, lane.dropout_rate if self._dropout else None)
+        if steps > 1:
+            return train.train_steps(self.trainer, state, own, *rest)
+        state, metrics = train.train_step(self.trainer, state, jax.tree.map(lambda x: x[0], own), *rest)
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    def _evaluate(self, weights: Any, batch: Batch) -> Any:
+        return train.eval_step(self.gpt, weights, batch)
+
+    def _learning_rate(self, hyper: optim.Hyperparameters, step: Any) -> Any:
+        return hyper.learning_rate * optim.schedule(hyper.schedule, hyper, step)
+
+    def width(self, lanes: Lanes, batches: Batch) -> int:
+        """How many of the trials fit into memory at once, found by compiling: all of them, or halves until they do."""
+        count = len(lanes.source)
+        while True:
+            compiled = self.compiled(stacked(jax.tree.map(lambda x: x[:count], lanes)), batches)  # noqa: B023
+            if count == 1 or memory_needed(compiled) <= MEMORY_SHARE * memory_there():
+                return count
+            count = -(-count // 2)
+
+    def compiled(self, lanes: Any, batches: Batch) -> Any:
+        """The program of some steps for a stack (lanes that are already split over the devices)."""
+        key = (lanes.source.shape, batches.rows.shape)
+        if key not in self._compiled:
+            state = jax.eval_shape(self.init, lanes)
+            self._compiled[key] = self.steps.lower(state, lanes, batches).compile()
+        return self._compiled[key]
+
+
+@functools.lru_cache(maxsize=4)
+def program(experiment: Experiment, dropout: bool) -> Program:
+    """The program of `program_of(experiment)`, kept for the next stack that needs it."""
+    return Program(experiment, dropout)
+
+
+def padded(count: int) -> int:
+    """The next number of trials that the devices can share out evenly."""
+    devices = parallel.local_devices()
+    return -(-count // devices) * devices
+
+
+def pad(tree: Any, width: int) -> Any:
+    """Rows up to `width`, by repeating the last."""
+    return jax.tree.map(lambda x: x[np.minimum(np.arange(width), len(x) - 1)], tree)
+
+
+def stacked(trials: Any) -> Any:
+    """Trials, along the leading axis of every leaf, as a stack that is split over the devices."""
+    return parallel.split_rows(pad(trials, padded(len(jax.tree.leaves(trials)[0]))))
+
+
+def memory_needed(compiled: Any) -> int:
+    """Bytes that a compiled program takes on one device; 0 where the backend does not say."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return 0
+    needed = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    needed -= stats.alias_size_in_bytes
+    return needed * (parallel.local_devices() if jax.default_backend() == "cpu" else 1)
+
+
+def memory_there() -> float:
+    """Bytes free on one accelerator, or on the host where that computes."""
+    if jax.default_backend() == "cpu":
+        try:
+            with open("/proc/meminfo") as file:
+                return next(int(line.split()[1]) * 1024.0 for line in file if line.startswith("MemAvailable"))
+        except (OSError, StopIteration):
+            return float("inf")
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", float("inf")) - stats.get("bytes_in_use", 0)

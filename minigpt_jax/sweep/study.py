@@ -1,0 +1,309 @@
+"""The study that a sweep's workers share: what to try next, who is at it, and what has come of it.
+
+It lives in an Optuna storage, a configuration being one Optuna trial. Optuna's own heartbeat does not cover
+ask-and-tell, so workers keep leases here: a worker says every now and then until when it may be counted on, a running
+configuration names its worker, and what belongs to a worker whose lease is over is handed out again. Telling a result is
+atomic in every storage, so that a worker which was only slow cannot finish anything twice.
+"""
+
+import math
+import secrets
+import socket
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from minigpt_jax.errors import UserError
+from minigpt_jax.sweep import axes as axes_
+from minigpt_jax.sweep.axes import Axis
+from minigpt_jax.sweep.plan import Plan
+
+LEASE_SECONDS = 60.0
+_TRIES = 64
+_LEASE = "lease of "
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A configuration that this worker is to train."""
+
+    configuration: int
+    values: dict[str, Any]
+    done: dict[int, dict[str, Any]]
+    """Rows of results by seed, of seeds that an earlier worker came to the end of."""
+
+
+class Sampler(optuna.samplers.BaseSampler):
+    """Draws each configuration by its number alone (TPE: and the results so far), whichever worker asks."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._points = axes_.grid(plan.axes) if plan.search == "grid" else []
+
+    def _make(self, seed: int) -> optuna.samplers.BaseSampler:
+        if self._plan.search == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {} if self._points else self._make(trial.number).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {} if self._points else self._make(trial.number).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if self._points:
+            place = sum(not _is_void(other) for other in study.get_trials(deepcopy=False)[: trial.number])
+            return _choice(self._points[place % len(self._points)][param_name])
+        seed = zlib.crc32(f"{trial.number} {param_name}".encode())
+        return self._make(seed).sample_independent(study, trial, param_name, param_distribution)
+
+
+class Study:
+    """A worker's hold on the study. Use as a context: the lease is renewed meanwhile, and given up at the end.
+
+    Args:
+        storage: the address of a database that SQLAlchemy knows, or None for a journal in the sweep's folder.
+        lease: seconds without a sign of life after which a worker's configurations are another's to take.
+
+    Raises:
+        UserError: the storage cannot be used, or holds another sweep of this name.
+    """
+
+    def __init__(self, plan: Plan, storage: str | None = None, lease: float = LEASE_SECONDS) -> None:
+        self.plan, self.lease = plan, lease
+        self.worker = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._space = {axis.field: _distribution(axis) for axis in plan.axes}
+        self._values = {axis.field: {_choice(value): value for value in axis.values} for axis in plan.axes}
+        self._orphans: dict[int, float] = {}
+        self._full = False
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", module="optuna")
+        self._storage, self._study = self._open(storage)
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Study":
+        self._renew()
+        self._heart.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._heart.join()
+        self._study.set_user_attr(_lease_name(self.worker), 0.0)
+
+    def claim(self, most: int) -> list[Claim]:
+        """Up to `most` configurations to train: those that a lost worker has left, then new ones."""
+        claims: list[Claim] = []
+        for frozen in self._trials():
+            if len(claims) == most:
+                break
+            if frozen.state == TrialState.RUNNING and self._is_free(frozen):
+                self._own(frozen)
+                if self.holds(frozen.number):
+                    claims.append(self._claimed(optuna.trial.Trial(self._study, frozen._trial_id)))
+        while len(claims) < most and (claim := self._new()) is not None:
+            claims.append(claim)
+        return claims
+
+    def holds(self, configuration: int) -> bool:
+        """Whether the configuration is still this worker's, which it is not once another took it for lost."""
+        frozen = self._study.get_trials(deepcopy=False)[configuration]
+        return frozen.state == TrialState.RUNNING and frozen.user_attrs.get("worker") == self.worker
+
+    def release(self, configuration: int) -> None:
+        """Lets another worker have the configuration at once."""
+        if self.holds(configuration):
+            self._set(configuration, "worker", "")
+
+    def report(self, configuration: int, step: int, loss: float) -> None:
+        """Tells a configuration's validation loss after so many steps."""
+        self._storage.set_trial_intermediate_value(self._id(configuration), step, loss)
+
+    def losses_at(self, step: int) -> list[float]:
+        """The losses of all configurations, pruned ones too, that have come to this step."""
+        return [t.intermediate_values[step] for t in self._trials() if step in t.intermediate_values]
+
+    def record(self, configuration: int, seed: int, row: dict[str, Any]) -> bool:
+        """Keeps the row of results of one seed; False where the configuration is finished or no longer ours."""
+        if not self.holds(configuration):
+            return False
+        try:
+            self._set(configuration, f"row {seed}", row)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return False
+        return True
+
+    def finish(self, configuration: int) -> bool:
+        """Tells the search what came of a configuration, all of whose seeds have a row; False if that was told."""
+        rows = list(_rows(self._study.get_trials(deepcopy=False)[configuration]).values())
+        statuses = {row["status"] for row in rows}
+        losses = [row["loss"] for row in rows]
+        try:
+            if statuses == {"complete"}:
+                mean = math.fsum(losses) / len(losses)
+                spread = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1))
+                self._set(configuration, "spread", spread)
+                self._study.tell(configuration, mean)
+            elif "failed" in statuses:
+                self._study.tell(configuration, state=TrialState.FAIL)
+            else:
+                if "diverged" in statuses:  # the worst there is, for a search to keep away from
+                    self.report(configuration, max(row["step"] for row in rows) + 1, math.inf)
+                self._study.tell(configuration, state=TrialState.PRUNED)
+        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            return False
+        return True
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of results so far, in the order of configurations and seeds."""
+        rows = []
+        for frozen in self._trials():
+            found = _rows(frozen)
+            rows += [found[seed] for seed in self.plan.seeds if seed in found]
+        return rows
+
+    def unfinished(self) -> int:
+        """Configurations that are still to be finished, by whichever worker."""
+        trials = self._trials()
+        finished = sum(t.state.is_finished() for t in trials)
+        return len(trials) - finished if self._full else max(self.plan.trials, len(trials)) - finished
+
+    def workers(self) -> int:
+        """Workers whose lease has not run out, this one included."""
+        leases = {n: v for n, v in self._study.user_attrs.items() if n.startswith(_LEASE)}
+        return max(1, sum(until > time.time() for until in leases.values()))
+
+    def _open(self, storage: str | None) -> tuple[optuna.storages.BaseStorage, optuna.Study]:
+        folder, name = self.plan.folder, self.plan.name
+        try:
+            if storage is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                opened = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+            else:
+                opened = optuna.storages.get_storage(storage)
+            study = optuna.create_study(
+                storage=opened, sampler=Sampler(self.plan), study_name=name, load_if_exists=True
+            )
+        except OSError:
+            raise
+        except Exception as error:  # of SQLAlchemy, of the database's driver, of Optuna
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise UserError(
+                f"--storage {storage or folder / 'study.journal'}: cannot be used ({reason}); give an address such as "
+                "postgresql+psycopg://user@host/database, or none for a journal in the sweep's folder"
+            ) from error
+        identity = self.plan.identity()
+        known = study.user_attrs.get("sweep")
+        if known is None:
+            study.set_user_attr("sweep", identity)
+        elif known != identity:
+            differing = " and ".join(part for part in identity if known.get(part) != identity[part])
+            raise UserError(f"--name {name}: a sweep of this name has another {differing}; choose another --name")
+        return opened, study
+
+    def _trials(self) -> list[FrozenTrial]:
+        return [t for t in self._study.get_trials(deepcopy=False) if not _is_void(t)]
+
+    def _id(self, configuration: int) -> int:
+        return self._study.get_trials(deepcopy=False)[configuration]._trial_id
+
+    def _set(self, configuration: int, name: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._id(configuration), name, value)
+
+    def _new(self) -> Claim | None:
+        for _ in range(_TRIES):
+            if len(self._trials()) >= self.plan.trials:
+                return None
+            trial = self._study.ask()
+            self._own(trial)
+            claim = self._claimed(trial)
+            earlier = [t for t in self._trials() if t.number < trial.number]
+            if len(earlier) >= self.plan.trials:  # another worker asked in the same moment
+                self._void(trial)
+                return None
+            if all(t.params != trial.params for t in earlier):
+                return claim
+            self._void(trial)
+        self._full = True  # what can be chosen has been
+        return None
+
+    def _claimed(self, trial: optuna.trial.Trial) -> Claim:
+        values = {}
+        for name, distribution in self._space.items():
+            # A worker may have been lost between asking and drawing: what was drawn is kept, the rest is drawn now.
+            if isinstance(distribution, CategoricalDistribution):
+                values[name] = self._values[name][trial.suggest_categorical(name, distribution.choices)]
+            elif isinstance(distribution, IntDistribution):
+                values[name] = trial.suggest_int(name, distribution.low, distribution.high, log=distribution.log)
+            elif isinstance(distribution, FloatDistribution):
+                values[name] = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+        return Claim(trial.number, values, _rows(self._study.get_trials(deepcopy=False)[trial.number]))
+
+    def _void(self, trial: optuna.trial.Trial) -> None:
+        trial.set_user_attr("void", True)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _own(self, trial: optuna.trial.Trial | FrozenTrial) -> None:
+        self._storage.set_trial_user_attr(trial._trial_id, "worker", self.worker)
+
+    def _is_free(self, frozen: FrozenTrial) -> bool:
+        worker = frozen.user_attrs.get("worker")
+        if worker is None:  # just asked for, or its worker was lost in that moment
+            return time.monotonic() - self._orphans.setdefault(frozen.number, time.monotonic()) > self.lease
+        return worker != self.worker and self._study.user_attrs.get(_lease_name(worker), 0.0) < time.time()
+
+    def _renew(self) -> None:
+        self._study.set_user_attr(_lease_name(self.worker), time.time() + self.lease)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.lease / 4):
+            try:
+                self._renew()
+            except Exception:  # a database that is away for a moment; the next beat may reach it
+                continue
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    if not axis.is_range:
+        return CategoricalDistribution([_choice(value) for value in axis.values])
+    make: Callable[..., BaseDistribution] = IntDistribution if isinstance(axis.low, int) else FloatDistribution
+    return make(axis.low, axis.high, log=axis.log)
+
+
+def _choice(value: Any) -> Any:
+    """A value as the storage keeps it."""
+    return axes_.plain(value)
+
+
+def _rows(frozen: FrozenTrial) -> dict[int, dict[str, Any]]:
+    return {int(name[4:]): row for name, row in frozen.user_attrs.items() if name.startswith("row ")}
+
+
+def _is_void(frozen: FrozenTrial) -> bool:
+    """A configuration asked for in vain: the same as an earlier one, or more than were wanted."""
+    return "void" in frozen.user_attrs
+
+
+def _lease_name(worker: str) -> str:
+    return _LEASE + worker
+
+
+def survivors(losses: dict[int, float], all_losses: Sequence[float]) -> set[int]:
+    """Successive halving: the configurations whose loss is in the better half of all that came to the rung."""
+    passing = sorted(all_losses)[: -(-len(all_losses) // 2)]
+    return {configuration for configuration, loss in losses.items() if loss <= passing[-1]}

@@ -1,0 +1,128 @@
+"""What a person sees of a sweep: a live table of configurations, best first; a line now and then elsewhere."""
+
+import statistics
+import time
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from minigpt_jax import display
+from minigpt_jax.sweep.plan import Plan, Trial
+
+_RANK = {"complete": 0, "training": 0, "pruned": 1, "diverged": 2, "failed": 3}
+
+
+class Table:
+    """The configurations so far with loss, spread over seeds, step and status, and how much is left of the sweep."""
+
+    def __init__(self, plan: Plan, rows: list[dict[str, Any]]) -> None:
+        self._plan = plan
+        self._trials: dict[tuple[int, int], dict[str, Any]] = {(r["configuration"], r["seed"]): r for r in rows}
+        self._share: dict[tuple[int, int], float] = dict.fromkeys(self._trials, 1.0)
+        self._total = plan.trials * len(plan.seeds)
+        self._start, self._done_before = time.perf_counter(), len(rows)
+        self._printed = self._start
+        self._note = ""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=display.console,
+        )
+        self._task = self._bar.add_task("sweep", total=self._total, completed=len(rows), left="")
+        self._live = Live(console=display.console, get_renderable=self._render, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "Table":
+        plan = self._plan
+        already = f", {self._done_before} of them done" if self._done_before else ""
+        display.console.print(
+            f"sweep {plan.name}: {plan.trials} configurations × {len(plan.seeds)} seeds by {plan.search}{already}; "
+            f"results in {plan.folder}"
+        )
+        if display.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if display.console.is_terminal:
+            self._live.stop()
+            display.console.print(self._table(rows=20))
+
+    def step(self, trial: Trial, step: int, total_steps: int, loss: float | None) -> None:
+        """A trial has come to a step."""
+        key = (trial.configuration, trial.seed)
+        known = {"status": "training", "step": step, "loss": loss, **trial.values}
+        self._trials[key] = known
+        self._share[key] = step / total_steps
+        if not display.console.is_terminal and time.perf_counter() - self._printed > display.SECONDS_BETWEEN_LINES:
+            self._printed = time.perf_counter()
+            done = sum(self._share.values()) / self._total
+            display.console.print(f"{done:.0%} of the sweep{self._left()}")
+
+    def ended(self, row: dict[str, Any], step: int, total_steps: int) -> None:
+        """A trial has come to its end."""
+        key = (row["configuration"], row["seed"])
+        self._trials[key], self._share[key] = row, 1.0
+        if not display.console.is_terminal:
+            values = " ".join(f"{axis.field}={_short(row.get(axis.field))}" for axis in self._plan.axes)
+            loss = "" if row["loss"] is None else f" · loss {row['loss']:.4f} · perplexity {row['perplexity']:.2f}"
+            done = sum(share == 1 for share in self._share.values())
+            line = f"[{done}/{self._total}] {row['trial']} {row['status']} at step {step:,}{loss} · {values}"
+            display.console.print(line, markup=False)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the table."""
+        display.console.print(line, markup=False)
+
+    def others(self, left: int) -> None:
+        """Tells that this worker waits for `left` configurations of others, or no longer does."""
+        note = f"waiting for {left} configurations of other workers" if left else ""
+        if note and not self._note and not display.console.is_terminal:
+            self.say(note)
+        self._note = note
+
+    def _left(self) -> str:
+        done = sum(self._share.values())
+        if done <= self._done_before:
+            return ""
+        seconds = (time.perf_counter() - self._start) / (done - self._done_before) * (self._total - done)
+        return f" · {seconds:,.0f} s left" if seconds < 120 else f" · {seconds / 60:,.0f} min left"
+
+    def _render(self) -> Group:
+        self._bar.update(self._task, completed=sum(self._share.values()), left=self._left().strip(" ·"))
+        room = max(display.console.height - 8, 5)
+        return Group(self._table(room), self._bar, Text(self._note))
+
+    def _table(self, rows: int) -> RichTable:
+        table = RichTable()
+        for name in ["configuration", *(axis.field for axis in self._plan.axes), "loss", "spread", "step", "status"]:
+            table.add_column(name, justify="left" if name == "status" else "right")
+        configurations: dict[int, list[dict[str, Any]]] = {}
+        for (configuration, _), trial in sorted(list(self._trials.items())):
+            configurations.setdefault(configuration, []).append(trial)
+        lines = []
+        for configuration, trials in configurations.items():
+            losses = [trial["loss"] for trial in trials if trial["loss"] is not None]
+            status = max((trial["status"] for trial in trials), key=lambda status: _RANK[status])
+            mean = statistics.fmean(losses) if losses else float("inf")
+            spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+            values = [_short(trials[0].get(axis.field)) for axis in self._plan.axes]
+            loss = f"{mean:.4f}" if losses else "–"
+            step = f"{max(trial['step'] for trial in trials):,}"
+            lines.append(((_RANK[status], mean), [str(configuration), *values, loss, spread, step, status]))
+        lines.sort(key=lambda line: line[0])
+        for _, cells in lines[:rows]:
+            table.add_row(*cells)
+        if len(lines) > rows:
+            table.caption = f"and {len(lines) - rows} more"
+        return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
