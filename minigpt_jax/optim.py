@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from minigpt_jax.config import OptimizerConfig
 
-
 SCHEDULES: tuple[str, ...] = get_args(get_type_hints(OptimizerConfig)["schedule"])
 
 

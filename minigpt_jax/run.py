@@ -106,7 +106,7 @@ def run(
 
 
 def describe(files: RunDir, experiment: Experiment, prepared: Prepared, fingerprints: dict[str, str]) -> None:
-    """Fills a locked run directory with all but what training writes. Raises UserError if it is another experiment's."""
+    """Fills a locked run directory with what training does not write. UserError if it is another experiment's."""
     check_same(files, experiment, fingerprints)
     write_description(files, experiment, fingerprints, versions())
     write_tokenizer(files, prepared.tokenizer.save)

@@ -86,7 +86,9 @@ def train_step(
     if trainer.accumulate == 1:
         totals = gradient(trainer, state.params, batch, key, dropout_rate)
     else:
-        shapes = jax.eval_shape(lambda batch: gradient(trainer, state.params, batch, key, dropout_rate), jax.tree.map(_first, micro))
+        shapes = jax.eval_shape(
+            lambda batch: gradient(trainer, state.params, batch, key, dropout_rate), jax.tree.map(_first, micro)
+        )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         totals, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(trainer.accumulate), micro))
     if trainer.axis_name is not None:
@@ -116,7 +118,9 @@ def train_steps(
     dropout_rate: Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """`train_step` over the leading axis of `batches` in one program; metrics gain that axis."""
-    return jax.lax.scan(lambda state, batch: train_step(trainer, state, batch, hyper, key, dropout_rate), state, batches)
+    return jax.lax.scan(
+        lambda state, batch: train_step(trainer, state, batch, hyper, key, dropout_rate), state, batches
+    )
 
 
 def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:

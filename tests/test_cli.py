@@ -47,7 +47,9 @@ def test_every_experiment_parses(file: Path, capsys: pytest.CaptureFixture):
         assert flag in help_text
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["sweep", "--help"]]
+)
 def test_help(words: list[str], capsys: pytest.CaptureFixture):
     assert command(*words) == 0
     assert "usage" in capsys.readouterr().out
@@ -186,6 +188,27 @@ def test_a_file_where_the_run_directory_should_be(experiment_file: Path, tmp_pat
 )
 def test_commands_that_cannot_be(run_dir: Path, capsys, arguments: list[str], names: str):
     assert names in refuse(capsys, *(argument.format(run=run_dir) for argument in arguments))
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        (["optimizer.learning_rat=1"], "did you mean optimizer.learning_rate?"),
+        (["model.num_layers=two"], "two is not a whole number"),
+        (["model.num_heads=3,99"], "--model.num-heads 99"),
+        (["optimizer.learning_rate=1e-4..1e-2"], "--search random"),
+        (["model.width=8", "--search", "bayes"], "tpe"),
+        (["model.width=8", "--stack", "0"], "--stack 0"),
+        (["model.width=8", "--storage", "postgres:nowhere"], "--storage postgres:nowhere"),
+        (["model.width=8", "--", "--model.depth", "3"], "--model.depth"),
+        (["data.stories=200", "tokenizer.vocabulary_size=300,50000"], "--tokenizer.vocabulary-size 50000"),
+        ([], "axes"),
+    ],
+)
+def test_sweeps_that_cannot_be(experiment_file: Path, tmp_path: Path, capsys, monkeypatch, axes: list[str], says: str):
+    monkeypatch.chdir(tmp_path)
+    assert says.lower() in refuse(capsys, "sweep", experiment_file, *axes).lower()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_directory_without_a_checkpoint(tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture):

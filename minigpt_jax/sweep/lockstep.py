@@ -160,7 +160,10 @@ class Lockstep:
         return parallel.prefetch((size, draw(size)) for size in itertools.chain.from_iterable(plans))
 
     def _settle(self, size: int, out: train.StepMetrics, seconds: float) -> None:
-        every, first = self.experiment.train.log_every, self.lanes[self._living()[0]].progress.step if self._living() else 0
+        every, first = (
+            self.experiment.train.log_every,
+            self.lanes[self._living()[0]].progress.step if self._living() else 0,
+        )
         finite = np.isfinite(out.objective) & np.isfinite(out.grad_norm)
         nats, tokens, sizes = (np.asarray(x).tolist() for x in out.sums)
         for k in range(size):

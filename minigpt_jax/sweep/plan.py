@@ -27,6 +27,7 @@ class Plan:
         trials: configurations to try.
         prune: stop configurations at the rungs that the worse half does not pass.
         file, flags, command: how the user asked for it, for sweep.json.
+        root: where the folders of sweeps are.
     """
 
     name: str
@@ -39,10 +40,11 @@ class Plan:
     file: str = ""
     flags: tuple[str, ...] = ()
     command: str = ""
+    root: Path = Path("runs") / "sweeps"
 
     @property
     def folder(self) -> Path:
-        return Path("runs") / "sweeps" / self.name
+        return self.root / self.name
 
     def trial(self, configuration: int, values: Mapping[str, Any], seed: int) -> "Trial":
         """One configuration with one seed."""
@@ -107,7 +109,7 @@ def make(
     Args:
         trials: by default all of a grid, TRIALS of a search.
         prune: by default a search does and a grid does not, whose reader wants every point.
-        asked: `file`, `flags` and `command`.
+        asked: `file`, `flags`, `command` and `root`.
 
     Raises:
         UserError: for what cannot work.

@@ -2,8 +2,8 @@
 
 It lives in an Optuna storage, a configuration being one Optuna trial. Optuna's own heartbeat does not cover
 ask-and-tell, so workers keep leases here: a worker says every now and then until when it may be counted on, a running
-configuration names its worker, and what belongs to a worker whose lease is over is handed out again. Telling a result is
-atomic in every storage, so that a worker which was only slow cannot finish anything twice.
+configuration names its worker, and what belongs to a worker whose lease is over is handed out again. Telling a result
+is atomic in every storage, so that a worker which was only slow cannot finish anything twice.
 """
 
 import math

@@ -72,7 +72,7 @@ class Table:
         if not display.console.is_terminal:
             values = " ".join(f"{axis.field}={_short(row.get(axis.field))}" for axis in self._plan.axes)
             loss = "" if row["loss"] is None else f" · loss {row['loss']:.4f} · perplexity {row['perplexity']:.2f}"
-            done = sum(share == 1 for share in self._share.values())
+            done = sum(trial["status"] != "training" for trial in self._trials.values())
             line = f"[{done}/{self._total}] {row['trial']} {row['status']} at step {step:,}{loss} · {values}"
             display.console.print(line, markup=False)
 

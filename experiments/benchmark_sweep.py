@@ -1,0 +1,142 @@
+"""Trials an hour: stacked in one program against one after another, for a small model and the reference.
+
+./launch.sh experiments/benchmark_sweep.py [--models small reference] [--stacks 1 4 8 16 32] [--steps 20]
+
+Both ways make the same updates on the same batches, each compiled beforehand, and they take turns, so that what else
+the machine does falls on both. An hour's trials are of `--trial-steps` updates. One after another is the program of a
+run: one trial on all of the device, its metrics fetched a step late.
+
+Measured on a shared machine with two CPU cores (two devices, on which a stack's trials run side by side):
+
+RESULTS
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measures trials an hour, stacked and one after another."""
+
+    models: tuple[str, ...] = ("small", "reference")
+    """small (width 64) and reference (the tutorial's)."""
+    stacks: tuple[int, ...] = (1, 4, 8, 16, 32)
+    """Trials at a time."""
+    steps: int = 3
+    """Updates of each trial in a round."""
+    rounds: int = 3
+    """Rounds that the two ways take turns in; the median counts."""
+    trial_steps: int = 500
+    """Updates that make a trial."""
+    folder: Path = Path("runs") / "benchmarks"
+    """Where sweep.md and sweep.json go."""
+
+
+MODELS = {
+    "small": Experiment(
+        name="small",
+        data=DataConfig(sequence_length=64),
+        tokenizer=TokenizerConfig(vocabulary_size=1000),
+        model=ModelConfig(num_layers=2, width=64, num_heads=4, feed_forward=128),
+        train=TrainConfig(batch_size=16),
+    ),
+    "reference": Experiment(name="reference"),
+}
+
+
+def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[[], None]]:
+    """What makes `steps` updates of each of so many trials, in the two ways, compiled."""
+    import functools
+
+    import jax
+    import numpy as np
+
+    from minigpt_jax import model, optim, parallel, rng, train
+    from minigpt_jax.batch import Batch
+    from minigpt_jax.sweep import stack
+
+    size, length = experiment.train.batch_size, experiment.data.sequence_length
+    rows = np.random.default_rng(0).integers(3, experiment.tokenizer.vocabulary_size, (size, length + 1))
+    batch = Batch(rows.astype(np.uint16), np.full(size, 300, np.int32))
+    rates = np.geomspace(1e-4, 1e-2, trials)
+    experiments = [
+        dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, learning_rate=float(rate)))
+        for rate in rates
+    ]
+
+    program = stack.program(stack.program_of(experiment), dropout=False)
+    lanes = stack.stacked(stack.lanes_of(experiments, [0] * trials, steps))
+    batches = Batch(*(x[None, None] for x in batch))
+    compiled = program.compiled(lanes, batches)
+    held = {"state": program.init(lanes)}
+
+    def stacked() -> None:
+        for _ in range(steps):
+            held["state"], out = compiled(held["state"], lanes, batches)
+        jax.block_until_ready(out)
+
+    trainer = train.Trainer(model.build(experiment), experiment.optimizer, True)
+    step = jax.jit(functools.partial(train.train_step, trainer), donate_argnums=0)
+    init = jax.jit(functools.partial(train.init_state, trainer))
+    hypers = [optim.hyperparameters(e.optimizer, steps) for e in experiments]
+    key = rng.stream(0, "init")
+    single: dict[str, Any] = {"state": init(hypers[0], key)}
+
+    def one_after_another() -> None:
+        # The weights do not matter to the time, so one state serves all trials: no more memory than one trial has.
+        for hyper in hypers:
+            for _ in range(steps):
+                single["state"], out = step(single["state"], batch, hyper, key)
+            jax.block_until_ready(out)
+
+    stacked()
+    one_after_another()
+    assert parallel.local_devices() >= 1
+    return {"one after another": one_after_another, "stacked": stacked}
+
+
+def main(arguments: list[str]) -> int:
+    """Measures, prints and writes; returns the exit status."""
+    chosen = tyro.cli(Arguments, args=arguments, prog="benchmark_sweep.py")
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(min(os.cpu_count() or 1, 8)))  # as the sweep command has it
+    import jax
+
+    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    figures: list[dict[str, Any]] = []
+    lines = [f"Trials of {chosen.trial_steps} steps an hour, {device}", ""]
+    lines += ["| model | trials | one after another | stacked | times as many |", "|---|---|---|---|---|"]
+    print("\n".join(lines))
+    for name in chosen.models:
+        for trials in chosen.stacks:
+            both = ways(MODELS[name], trials, chosen.steps)
+            seconds: dict[str, list[float]] = {way: [] for way in both}
+            for _ in range(chosen.rounds):
+                for way, run in both.items():
+                    start = time.perf_counter()
+                    run()
+                    seconds[way].append(time.perf_counter() - start)
+            medians = {way: statistics.median(values) for way, values in seconds.items()}
+            hourly = {way: 3600 / (s / chosen.steps * chosen.trial_steps / trials) for way, s in medians.items()}
+            gain = statistics.median(
+                a / b for a, b in zip(seconds["one after another"], seconds["stacked"], strict=True)
+            )
+            figures.append({"model": name, "trials": trials, **hourly, "gain": gain, "device": device})
+            cells = [name, str(trials), *(f"{rate:,.0f}" for rate in hourly.values()), f"{gain:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    (chosen.folder / "sweep.md").write_text("\n".join(lines) + "\n")
+    (chosen.folder / "sweep.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return 0

@@ -1,0 +1,277 @@
+"""Sweeps with training: a stack against its trials alone, what is left on disk, and workers that are lost."""
+
+import contextlib
+import csv
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import quick
+from tiny_experiment import changed
+from tiny_sweep import EXPERIMENT, batches, plan
+
+from minigpt_jax import corpora, evaluate, generate, model, optim, rng, run, sweep, train
+from minigpt_jax.data import store
+from minigpt_jax.data.store import Rows
+from minigpt_jax.run_dir import RunDir, read_metrics
+from minigpt_jax.sweep import results, stack
+
+STEPS = EXPERIMENT.train.steps or 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    with quick.optimisations(False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweep.Plan, list[dict], int]:
+    """A sweep of 8 trials in one stack, its rows, and how often the train step was compiled."""
+    traces = []
+    step = train.train_step
+
+    def counted(*arguments: Any) -> Any:
+        traces.append(1)
+        return step(*arguments)
+
+    stack.program.cache_clear()
+    sweep_plan = plan(tmp_path_factory.mktemp("whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", counted)
+        outcome = sweep.sweep(sweep_plan, source=batches)
+    assert not outcome.interrupted
+    return sweep_plan, outcome.rows, len(traces)
+
+
+def losses(run_dir: Path, split: str) -> list[float]:
+    return [line["loss"] for line in read_metrics(RunDir(run_dir)) if line["split"] == split]
+
+
+@functools.cache
+def prepared() -> store.Prepared:
+    corpus = corpora.open_corpus(EXPERIMENT.data, run.cache_dir())
+    return store.prepare(EXPERIMENT, corpus, run.cache_dir())
+
+
+@functools.cache
+def alone_program(dropout: float) -> Any:
+    gpt = model.build(changed("model", EXPERIMENT, dropout=dropout))
+    trainer = train.Trainer(gpt, EXPERIMENT.optimizer, train_pad_label=False)
+    return trainer, jax.jit(functools.partial(train.train_step, trainer))
+
+
+def test_a_stack_has_the_loss_curves_of_its_trials_alone_and_compiles_once(whole: tuple):
+    sweep_plan, rows, compiled = whole
+    assert compiled == 1
+    assert len(rows) == 8
+    curves = []
+    for row in rows:
+        curve = losses(sweep_plan.folder / row["run_dir"], "train")
+        trainer, step = alone_program(row["model.dropout"])
+        hyper = optim.hyperparameters(
+            changed("optimizer", learning_rate=row["optimizer.learning_rate"]).optimizer, total_steps=STEPS
+        )
+        state = train.init_state(trainer, hyper, rng.stream(row["seed"], "init"))
+        stream = batches(prepared().splits["train"], 16, row["seed"], 0, 0, 1)
+        alone = []
+        for _ in range(STEPS):
+            state, out = step(state, next(stream), hyper, rng.stream(row["seed"], "dropout"))
+            alone.append(float(out.sums.nats) / float(out.sums.tokens))
+        np.testing.assert_allclose(curve, alone, rtol=2e-5)
+        valid = evaluate.evaluate(trainer.model, state.weights, prepared().splits["valid"], 16)
+        assert row["loss"] == pytest.approx(valid.loss, rel=2e-5)
+        curves.append(curve)
+    assert len({tuple(curve) for curve in curves}) == 8  # no two of them are one trial
+
+
+def test_a_trial_is_what_training_makes_of_its_experiment_and_can_go_on(whole: tuple, tmp_path: Path):
+    sweep_plan, rows, _ = whole
+    row = next(row for row in rows if (row["model.dropout"], row["seed"]) == (0, 5))
+    experiment = sweep_plan.trial(
+        row["configuration"], {n: row[n] for n in ("model.dropout", "optimizer.learning_rate")}, row["seed"]
+    ).experiment
+    run.run(experiment, tmp_path / "run", prepared=prepared(), batches=batches)
+    ours = read_metrics(RunDir(sweep_plan.folder / row["run_dir"]))
+    theirs = read_metrics(RunDir(tmp_path / "run"))
+    assert [(a["step"], a["split"], a["tokens"]) for a in ours] == [
+        (b["step"], b["split"], b["tokens"]) for b in theirs
+    ]
+    for a, b in zip(ours, theirs, strict=True):
+        assert set(a) == set(b)
+        for name in {"loss", "learning_rate", "grad_norm", "bits_per_byte"} & set(a):
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
+    import shutil
+
+    copy = shutil.copytree(sweep_plan.folder / row["run_dir"], tmp_path / "copy")
+    lm = generate.load(copy)
+    sums = evaluate.evaluate(lm.model, lm.weights, Rows.load(RunDir(copy).rows("valid")), 16)
+    assert sums.loss == pytest.approx(row["loss"], rel=1e-5)
+    assert (copy / "samples" / f"step-{STEPS:08}.txt").read_text().startswith("once upon a time")
+    further = changed("train", experiment, steps=STEPS + 4)
+    result = run.run(further, copy, batches=batches)
+    assert result.progress.step == STEPS + 4
+
+
+def test_results_hold_a_row_for_each_configuration_and_seed(whole: tuple):
+    sweep_plan, rows, _ = whole
+    assert results.read(sweep_plan.folder) == rows
+    assert [(row["configuration"], row["seed"]) for row in rows] == [(c, s) for c in range(4) for s in (0, 5)]
+    assert [(row["model.dropout"], row["optimizer.learning_rate"]) for row in rows[::2]] == [
+        (0.0, 3e-3), (0.0, 1e-2), (0.2, 3e-3), (0.2, 1e-2)
+    ]  # fmt: skip
+    for row in rows:
+        assert (row["status"], row["step"]) == ("complete", STEPS)
+        assert row["perplexity"] == pytest.approx(np.exp(row["loss"]))
+        assert (sweep_plan.folder / row["run_dir"] / "config.json").exists()
+        assert row["trial"] == Path(row["run_dir"]).name
+    with (sweep_plan.folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [{k: str(v) for k, v in row.items()} for row in rows] == table
+    description = json.loads((sweep_plan.folder / "sweep.json").read_text())
+    assert description["axes"][-1] == {"field": "seed", "values": [0, 5]}
+    assert (description["trials"], description["search"], description["objective"]) == (4, "grid", "valid loss")
+
+
+def test_a_finished_sweep_is_left_as_it_is(whole: tuple):
+    sweep_plan, rows, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in sweep_plan.folder.rglob("trials/*/*")}
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("it trains")
+
+    assert sweep.sweep(sweep_plan, source=never).rows == rows
+    assert {path: path.stat().st_mtime_ns for path in sweep_plan.folder.rglob("trials/*/*")} == before
+
+
+def test_a_trial_that_diverges_does_not_disturb_the_others(tmp_path: Path, whole: tuple):
+    _, undisturbed, _ = whole
+    sweep_plan = plan(tmp_path, "optimizer.learning_rate=1e-2,1e30", "seed=0")
+    good, bad = sweep.sweep(sweep_plan, source=batches).rows
+    same = next(r for r in undisturbed if (r["model.dropout"], r["optimizer.learning_rate"], r["seed"]) == (0, 1e-2, 0))
+    assert good["loss"] == pytest.approx(same["loss"], rel=2e-5)
+    assert (bad["status"], bad["loss"], bad["perplexity"]) == ("diverged", None, None)
+    assert 1 < bad["step"] < STEPS
+
+
+def test_the_worse_half_is_pruned_at_a_rung(tmp_path: Path):
+    rates = "optimizer.learning_rate=1e-7,1e-2,1e-6,5e-3"
+    rows = sweep.sweep(plan(tmp_path, rates, "seed=0,1", prune=True), source=batches).rows
+    ends = [(row["status"], row["step"]) for row in rows[::2]]
+    assert ends == [(row["status"], row["step"]) for row in rows[1::2]]  # a configuration ends as one
+    assert [ends[0], ends[2]] == [("pruned", 3)] * 2
+    assert sorted([ends[1], ends[3]]) == [("complete", STEPS), ("pruned", 6)]
+    for row in rows:
+        lm = generate.load(tmp_path / "tiny" / row["run_dir"])  # a pruned one can be gone on with
+        assert lm.step == row["step"]
+        assert losses(tmp_path / "tiny" / row["run_dir"], "valid")[-1] == row["loss"]
+
+
+@pytest.mark.slow
+def test_shapes_that_differ_form_groups(tmp_path: Path):
+    sweep_plan = plan(tmp_path, "model.width=8,24", "train.steps=2", "optimizer.schedule=constant,linear")
+    rows = sweep.sweep(sweep_plan, source=batches, most=3).rows
+    assert [row["status"] for row in rows] == ["complete"] * 4
+    widths = [generate.load(sweep_plan.folder / row["run_dir"]).model.config.width for row in rows]
+    assert widths == [8, 8, 24, 24]
+
+
+def test_the_stack_is_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch):
+    program = stack.Program(stack.program_of(EXPERIMENT), dropout=False)
+    lanes = stack.lanes_of([EXPERIMENT] * 40, [0] * 40, total_steps=1)
+    asked = []
+    monkeypatch.setattr(program, "compiled", lambda stacked, _: asked.append(stacked.source.size) or asked[-1])
+    monkeypatch.setattr(stack, "memory_needed", lambda width: 100.0 * width)
+    for there, fitting in ((1e9, 40), (100 * 24 / stack.MEMORY_SHARE, 20), (1, 1)):
+        asked.clear()
+        monkeypatch.setattr(stack, "memory_there", lambda there=there: there)
+        assert program.width(lanes, None) == fitting
+    assert asked == [40, 24, 16, 8, 8, 8]  # 40, 20, 10, 5, 3, 2 trials and at last one, on 8 devices
+    monkeypatch.undo()
+    state = jax.eval_shape(program.init, stack.stacked(lanes))
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    batches_of_one = next(batches(prepared().splits["train"], 16, 0, 0, 0, 1))
+    shaped = type(batches_of_one)(*(x[None, None] for x in batches_of_one))
+    assert weights < stack.memory_needed(program.compiled(stack.stacked(lanes), shaped)) < 100 * weights
+
+
+WORKER = """
+import sys, threading
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from tiny_sweep import batches, plan
+from minigpt_jax import sweep
+def source(rows, size, seed, start, *share):
+    for i, batch in enumerate(batches(rows, size, seed, start, *share), start):
+        if i == 9:
+            threading.Event().wait()  # past the checkpoint of step 6, it goes no further
+        yield batch
+sweep.sweep(plan(Path({root!r})), source=source, most=4, lease=2.0)
+"""
+
+
+def test_a_killed_workers_trials_are_finished_once_by_another(tmp_path: Path, whole: tuple):
+    _, undisturbed, _ = whole
+    program = WORKER.format(tests=str(Path(__file__).parent), root=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", program], env=os.environ, stdout=subprocess.PIPE, text=True)
+    sweep_plan = plan(tmp_path)
+    trials = sweep_plan.folder / "trials"
+    try:
+        while not list(trials.glob("*/checkpoints/6")):  # half way
+            assert process.poll() is None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        begun = {path.name for path in trials.iterdir()}
+        assert len(begun) == 4
+
+        def source(*arguments: Any) -> Iterator[Any]:
+            # While this worker is at work on the rest, the other one is killed.
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return batches(*arguments)
+
+        outcome = sweep.sweep(sweep_plan, source=source, most=4, lease=2.0)
+    finally:
+        process.kill()
+        process.communicate()
+    assert [(row["trial"], row["status"]) for row in outcome.rows] == [(r["trial"], "complete") for r in undisturbed]
+    for row, other in zip(outcome.rows, undisturbed, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=2e-5)
+        steps = [
+            line["step"]
+            for line in read_metrics(RunDir(sweep_plan.folder / row["run_dir"]))
+            if line["split"] == "train"
+        ]
+        assert steps == list(range(1, STEPS + 1))
+    again = sweep.sweep(sweep_plan, source=source)
+    assert again.rows == outcome.rows
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path: Path, whole: tuple):
+    _, undisturbed, _ = whole
+    sweep_plan = plan(tmp_path)
+
+    def interrupting(*arguments: Any) -> Iterator[Any]:
+        for i, batch in enumerate(batches(*arguments)):
+            if i == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    outcome = sweep.sweep(sweep_plan, source=interrupting)
+    assert outcome.interrupted
+    assert outcome.rows == []
+    rows = sweep.sweep(sweep_plan, source=batches).rows
+    for row, other in zip(rows, undisturbed, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=2e-5)
+        assert losses(sweep_plan.folder / row["run_dir"], "train")[5:] == pytest.approx(
+            losses(whole[0].folder / other["run_dir"], "train")[5:], rel=2e-5
+        )
