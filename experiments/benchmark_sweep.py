@@ -1,6 +1,6 @@
 """Trials an hour: stacked in one program against one after another, for a small model and the reference.
 
-./launch.sh experiments/benchmark_sweep.py [--models small reference] [--stacks 1 4 8 16 32] [--steps 20]
+./launch.sh experiments/benchmark_sweep.py [--models small reference] [--stacks 1 4 8 16 32] [--steps 3]
 
 Both ways make the same updates on the same batches, each compiled beforehand, and they take turns, so that what else
 the machine does falls on both. An hour's trials are of `--trial-steps` updates. One after another is the program of a
@@ -63,7 +63,7 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
     import jax
     import numpy as np
 
-    from minigpt_jax import model, optim, parallel, rng, train
+    from minigpt_jax import model, optim, rng, train
     from minigpt_jax.batch import Batch
     from minigpt_jax.sweep import stack
 
@@ -76,8 +76,8 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
         for rate in rates
     ]
 
-    program = stack.program(stack.program_of(experiment), dropout=False)
-    lanes = stack.stacked(stack.lanes_of(experiments, [0] * trials, steps))
+    program = stack.program(experiment, dropout=False, trials=trials)
+    lanes = program.stacked(stack.lanes_of(experiments, [0] * trials, steps))
     batches = Batch(*(x[None, None] for x in batch))
     compiled = program.compiled(lanes, batches)
     held = {"state": program.init(lanes)}
@@ -103,7 +103,6 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
 
     stacked()
     one_after_another()
-    assert parallel.local_devices() >= 1
     return {"one after another": one_after_another, "stacked": stacked}
 
 

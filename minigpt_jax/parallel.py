@@ -62,15 +62,22 @@ def compile(function: Callable[..., Any], donate: bool = False) -> Callable[...,
     return call
 
 
-def compile_rows(function: Callable[..., Any], in_axes: tuple[int | None, ...], donate: tuple[int, ...] = ()) -> Any:
+def compile_rows(
+    function: Callable[..., Any],
+    in_axes: tuple[int | None, ...],
+    donate: tuple[int, ...] = (),
+    devices: int | None = None,
+) -> Any:
     """Compiles a function whose rows do not depend on one another, to run each device's share on its own.
 
     An argument whose axis is 0 comes from `split_rows` or from such a function; the others are the same for all. The
-    result is split likewise: `join_rows` puts it together.
+    result is split likewise: `join_rows` puts it together. `devices` says how many of this process's take part, here
+    and there; all by default.
     """
-    if local_devices() == 1:
+    devices = devices or local_devices()
+    if devices == 1:
         return jax.jit(function, donate_argnums=donate)
-    return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices(), donate_argnums=donate)
+    return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices()[:devices], donate_argnums=donate)
 
 
 def local_devices() -> int:
@@ -78,16 +85,16 @@ def local_devices() -> int:
     return jax.local_device_count()
 
 
-def split_rows(tree: Any) -> Any:
+def split_rows(tree: Any, devices: int | None = None) -> Any:
     """Rows, a multiple of the devices in number, with an axis of devices in front where there are several."""
-    devices = local_devices()
+    devices = devices or local_devices()
     return tree if devices == 1 else jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), tree)
 
 
-def join_rows(tree: Any) -> Any:
+def join_rows(tree: Any, devices: int | None = None) -> Any:
     """The inverse of `split_rows`, on the host."""
     tree = jax.device_get(tree)
-    return tree if local_devices() == 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    return tree if (devices or local_devices()) == 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def put_batch(batch: Any, row_axis: int = 0) -> Any:

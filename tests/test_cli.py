@@ -195,14 +195,14 @@ def test_commands_that_cannot_be(run_dir: Path, capsys, arguments: list[str], na
     [
         (["optimizer.learning_rat=1"], "did you mean optimizer.learning_rate?"),
         (["model.num_layers=two"], "two is not a whole number"),
-        (["model.num_heads=3,99"], "--model.num-heads 99"),
+        (["model.num_heads=2,99"], "--model.num-heads 99"),
         (["optimizer.learning_rate=1e-4..1e-2"], "--search random"),
         (["model.width=8", "--search", "bayes"], "tpe"),
         (["model.width=8", "--stack", "0"], "--stack 0"),
         (["model.width=8", "--storage", "postgres:nowhere"], "--storage postgres:nowhere"),
         (["model.width=8", "--", "--model.depth", "3"], "--model.depth"),
         (["data.stories=200", "tokenizer.vocabulary_size=300,50000"], "--tokenizer.vocabulary-size 50000"),
-        ([], "axes"),
+        ([], "needs an axis"),
     ],
 )
 def test_sweeps_that_cannot_be(experiment_file: Path, tmp_path: Path, capsys, monkeypatch, axes: list[str], says: str):

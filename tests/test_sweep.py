@@ -44,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweep.Plan, list[di
         traces.append(1)
         return step(*arguments)
 
-    stack.program.cache_clear()
+    stack._program.cache_clear()
     sweep_plan = plan(tmp_path_factory.mktemp("whole"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_step", counted)
@@ -186,22 +186,29 @@ def test_shapes_that_differ_form_groups(tmp_path: Path):
 
 
 def test_the_stack_is_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch):
-    program = stack.Program(stack.program_of(EXPERIMENT), dropout=False)
     lanes = stack.lanes_of([EXPERIMENT] * 40, [0] * 40, total_steps=1)
+    one = next(batches(prepared().splits["train"], 16, 0, 0, 0, 1))
+    shaped = type(one)(*(x[None, None] for x in one))
     asked = []
-    monkeypatch.setattr(program, "compiled", lambda stacked, _: asked.append(stacked.source.size) or asked[-1])
-    monkeypatch.setattr(stack, "memory_needed", lambda width: 100.0 * width)
-    for there, fitting in ((1e9, 40), (100 * 24 / stack.MEMORY_SHARE, 20), (1, 1)):
-        asked.clear()
-        monkeypatch.setattr(stack, "memory_there", lambda there=there: there)
-        assert program.width(lanes, None) == fitting
-    assert asked == [40, 24, 16, 8, 8, 8]  # 40, 20, 10, 5, 3, 2 trials and at last one, on 8 devices
-    monkeypatch.undo()
-    state = jax.eval_shape(program.init, stack.stacked(lanes))
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    batches_of_one = next(batches(prepared().splits["train"], 16, 0, 0, 0, 1))
-    shaped = type(batches_of_one)(*(x[None, None] for x in batches_of_one))
-    assert weights < stack.memory_needed(program.compiled(stack.stacked(lanes), shaped)) < 100 * weights
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.Program, "compiled", lambda _, stacked, __: asked.append(stacked.source.size))
+        patch.setattr(stack, "memory_needed", lambda *_: 100.0 * asked[-1])
+        for there, fitting in ((1e9, 40), (100 * 24 / stack.MEMORY_SHARE, 20), (1, 1)):
+            asked.clear()
+            patch.setattr(stack, "memory_there", lambda there=there: there)
+            assert stack.fitting(EXPERIMENT, False, lanes, shaped) == fitting
+    assert asked == [40, 21, 10, 5, 3, 2]  # 40, 20, 10, 5, 3 and 2 trials, on 8 devices or fewer
+    # What a program says of itself is more than its state and less than the state many times over.
+    program = stack.program(EXPERIMENT, False, 4)
+    stacked = program.stacked(jax.tree.map(lambda x: x[:4], lanes))
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(program.init, stacked)))
+    assert state < stack.memory_needed(program.compiled(stacked, shaped), program.devices) < 100 * state
+    assert stack.memory_there() > 2**20
+
+
+@pytest.mark.parametrize(("trials", "devices"), [(1, 1), (3, 3), (8, 8), (9, 5), (16, 8), (17, 6)])
+def test_no_device_is_kept_busy_with_padding(trials: int, devices: int):
+    assert stack.devices_for(trials) == devices
 
 
 WORKER = """

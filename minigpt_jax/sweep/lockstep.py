@@ -68,8 +68,8 @@ class Lockstep:
         self.experiment, self.total = lanes[0].experiment, lanes[0].total_steps
         self.seeds = sorted({lane.trial.seed for lane in lanes})
         experiments = [lane.experiment for lane in lanes]
-        dropout = any(experiment.model.dropout for experiment in experiments)
-        self.program = stack.program(stack.program_of(self.experiment), dropout)
+        self.dropout = any(experiment.model.dropout for experiment in experiments)
+        self.program = stack.program(self.experiment, self.dropout, len(lanes))
         self.arrays = stack.lanes_of(experiments, [self.seeds.index(lane.trial.seed) for lane in lanes], self.total)
         self.places = list(range(len(lanes)))
         """Which lanes the stack holds, in its order; ended ones stay until there are enough of them."""
@@ -83,19 +83,19 @@ class Lockstep:
         size = self.experiment.train.batch_size
         batch = self.corpus.prepared.splits["train"].take(np.arange(size))
         batches = Batch(*(np.broadcast_to(x, (1, len(self.seeds), *x.shape)) for x in batch))
-        return self.program.width(self.arrays, batches)
+        return stack.fitting(self.experiment, self.dropout, self.arrays, batches)
 
     def run(self) -> None:
         """Trains all trials to their end, unless it has to stop."""
         start = self._start()
-        state, stacked = self.state, stack.stacked(self.arrays)
+        state, stacked = self.state, self.program.stacked(self.arrays)
         pending: collections.deque[tuple[int, Any]] = collections.deque()
         mark = time.perf_counter()
 
         def settle() -> None:
             nonlocal mark
             size, out = pending.popleft()
-            out = parallel.join_rows(out)
+            out = self.program.joined(out)
             now = time.perf_counter()
             self._settle(size, out, (now - mark) / size)
             mark = now
@@ -118,7 +118,7 @@ class Lockstep:
                 self._end_or_save(state, step, evaluate, save=stop or step % self.save_every == 0)
                 if stop or not self._living():
                     break
-                if stack.padded(len(self._living())) <= _COMPACT_AT * stack.padded(len(self.places)):
+                if len(self._living()) <= _COMPACT_AT * len(self.places):
                     state, stacked = self._compact(state)
                 mark = time.perf_counter()
         while pending:
@@ -129,13 +129,13 @@ class Lockstep:
 
     def _start(self) -> int:
         """Sets the first state: of the latest step that all trials have a checkpoint of, or fresh."""
-        state = self.program.init(stack.stacked(self.arrays))
+        state = self.program.init(self.program.stacked(self.arrays))
         saved = set.intersection(*(set(lane.checkpoints.steps) for lane in self.lanes))
         step = max((s for s in saved if s < self.total), default=0)
         if step:
-            like = jax.tree.map(lambda x: x[0], parallel.join_rows(state))
+            like = jax.tree.map(lambda x: x[0], self.program.joined(state))
             states = [jax.device_get(lane.restore(step, like)) for lane in self.lanes]
-            state = stack.stacked(jax.tree.map(lambda *leaves: np.stack(leaves), *states))
+            state = self.program.stacked(jax.tree.map(lambda *leaves: np.stack(leaves), *states))
         for lane in self.lanes:
             lane.start()
         self.state = state
@@ -155,15 +155,14 @@ class Lockstep:
             drawn = [next(stream) for _ in range(size) for stream in streams]
             shape = (size, len(streams))
             batches = jax.tree.map(lambda *arrays: np.stack(arrays).reshape(*shape, *arrays[0].shape), *drawn)
-            return jax.device_put(batches) if parallel.local_devices() == 1 else batches
+            return jax.device_put(batches) if self.program.devices == 1 else batches
 
         return parallel.prefetch((size, draw(size)) for size in itertools.chain.from_iterable(plans))
 
     def _settle(self, size: int, out: train.StepMetrics, seconds: float) -> None:
-        every, first = (
-            self.experiment.train.log_every,
-            self.lanes[self._living()[0]].progress.step if self._living() else 0,
-        )
+        if not (living := self._living()):
+            return
+        every, first = self.experiment.train.log_every, self.lanes[living[0]].progress.step
         finite = np.isfinite(out.objective) & np.isfinite(out.grad_norm)
         nats, tokens, sizes = (np.asarray(x).tolist() for x in out.sums)
         for k in range(size):
@@ -185,7 +184,7 @@ class Lockstep:
     def _evaluate(self, state: Any, step: int) -> None:
         rows, size = self.corpus.prepared.splits["valid"], self.experiment.train.batch_size
         queued = [self.program.evaluate(state.weights, batch) for batch in rows.in_order(size)]
-        parts = [Sums(*(np.asarray(x).tolist() for x in parallel.join_rows(sums))) for sums in queued]
+        parts = [Sums(*(np.asarray(x).tolist() for x in self.program.joined(sums))) for sums in queued]
         for place, i in enumerate(self.places):
             lane = self.lanes[i]
             if lane.ended:
@@ -207,7 +206,7 @@ class Lockstep:
         complete = step == self.total
         if not (complete or pruned or save):
             return
-        host = parallel.join_rows(state)
+        host = self.program.joined(state)
         saved = []
         for place, i in enumerate(self.places):
             lane = self.lanes[i]
@@ -246,10 +245,11 @@ class Lockstep:
         """The stack without the trials that have ended."""
         living = self._living()
         kept = np.array([self.places.index(i) for i in living])
-        state = stack.stacked(jax.tree.map(lambda x: x[kept], parallel.join_rows(state)))
+        host = jax.tree.map(lambda x: x[kept], self.program.joined(state))
         self.places = living
         lanes = jax.tree.map(lambda x: x[np.array(living)], self.arrays)
-        return state, stack.stacked(lanes)
+        self.program = stack.program(self.experiment, self.dropout, len(living))
+        return self.program.stacked(host), self.program.stacked(lanes)
 
 
 def end(study: Study, row: dict[str, Any], show: Show, total: int) -> None:

@@ -88,9 +88,10 @@ class Program:
 
     Args:
         experiment: any of the trials'; `program_of` it is all that counts, and whether there is `dropout`.
+        devices: how many share out the trials.
     """
 
-    def __init__(self, experiment: Experiment, dropout: bool) -> None:
+    def __init__(self, experiment: Experiment, dropout: bool, devices: int) -> None:
         program = program_of(experiment)
         # Any rate but 0: it says that there are masks, not how dense they are.
         program = dataclasses.replace(program, model=dataclasses.replace(program.model, dropout=0.5 * dropout))
@@ -102,11 +103,27 @@ class Program:
             accumulate=program.train.accumulate,
         )
         self._dropout = dropout
-        self.init = parallel.compile_rows(over_trials(self._init, (0,)), (0,))
-        self.steps = parallel.compile_rows(over_trials(self._steps, (0, 0, None)), (0, 0, None), donate=(0,))
-        self.evaluate = parallel.compile_rows(over_trials(self._evaluate, (0, None)), (0, None))
+        self.devices = devices
+        self.init = self._compile(self._init, (0,))
+        self.steps = self._compile(self._steps, (0, 0, None), donate=(0,))
+        self.evaluate = self._compile(self._evaluate, (0, None))
         self.learning_rate = jax.jit(jax.vmap(self._learning_rate, (0, None)))
         self._compiled: dict[Any, Any] = {}
+
+    def _compile(self, function: Callable[..., Any], in_axes: tuple[int | None, ...], donate: Any = ()) -> Any:
+        return parallel.compile_rows(over_trials(function, in_axes), in_axes, donate, self.devices)
+
+    def stacked(self, trials: Any) -> Any:
+        """Trials, along the leading axis of every leaf, as a stack that is split over the devices."""
+        count = len(jax.tree.leaves(trials)[0])
+        padded = jax.tree.map(
+            lambda x: x[np.minimum(np.arange(-(-count // self.devices) * self.devices), count - 1)], trials
+        )
+        return parallel.split_rows(padded, self.devices)
+
+    def joined(self, tree: Any) -> Any:
+        """The inverse of `stacked`, on the host, with what fills up the last device's share at the end."""
+        return parallel.join_rows(tree, self.devices)
 
     def _init(self, lane: Lanes) -> TrainState:
         return train.init_state(self.trainer, lane.hyper, lane.init_key)
@@ -127,15 +144,6 @@ class Program:
     def _learning_rate(self, hyper: optim.Hyperparameters, step: Any) -> Any:
         return hyper.learning_rate * optim.schedule(hyper.schedule, hyper, step)
 
-    def width(self, lanes: Lanes, batches: Batch) -> int:
-        """How many of the trials fit into memory at once, found by compiling: all of them, or halves until they do."""
-        count = len(lanes.source)
-        while True:
-            compiled = self.compiled(stacked(jax.tree.map(lambda x: x[:count], lanes)), batches)  # noqa: B023
-            if count == 1 or memory_needed(compiled) <= MEMORY_SHARE * memory_there():
-                return count
-            count = -(-count // 2)
-
     def compiled(self, lanes: Any, batches: Batch) -> Any:
         """The program of some steps for a stack (lanes that are already split over the devices)."""
         key = (lanes.source.shape, batches.rows.shape)
@@ -145,36 +153,41 @@ class Program:
         return self._compiled[key]
 
 
-@functools.lru_cache(maxsize=4)
-def program(experiment: Experiment, dropout: bool) -> Program:
-    """The program of `program_of(experiment)`, kept for the next stack that needs it."""
-    return Program(experiment, dropout)
+@functools.lru_cache(maxsize=8)
+def _program(experiment: Experiment, dropout: bool, devices: int) -> Program:
+    return Program(experiment, dropout, devices)
 
 
-def padded(count: int) -> int:
-    """The next number of trials that the devices can share out evenly."""
-    devices = parallel.local_devices()
-    return -(-count // devices) * devices
+def program(experiment: Experiment, dropout: bool, trials: int) -> Program:
+    """The program for so many trials that share `program_of(experiment)`, kept for the next stack that needs it."""
+    return _program(program_of(experiment), dropout, devices_for(trials))
 
 
-def pad(tree: Any, width: int) -> Any:
-    """Rows up to `width`, by repeating the last."""
-    return jax.tree.map(lambda x: x[np.minimum(np.arange(width), len(x) - 1)], tree)
+def devices_for(trials: int) -> int:
+    """The fewest devices that are done as soon as all of them would be: 9 trials are 2 rounds of 5, not of 8."""
+    return -(-trials // -(-trials // parallel.local_devices()))
 
 
-def stacked(trials: Any) -> Any:
-    """Trials, along the leading axis of every leaf, as a stack that is split over the devices."""
-    return parallel.split_rows(pad(trials, padded(len(jax.tree.leaves(trials)[0]))))
+def fitting(experiment: Experiment, dropout: bool, lanes: Lanes, batches: Batch) -> int:
+    """How many of the trials fit into memory at once, found by compiling: all of them, or halves until they do."""
+    count = len(lanes.source)
+    while count > 1:
+        some = program(experiment, dropout, count)
+        compiled = some.compiled(some.stacked(jax.tree.map(lambda x, n=count: x[:n], lanes)), batches)
+        if memory_needed(compiled, some.devices) <= MEMORY_SHARE * memory_there():
+            break
+        count = -(-count // 2)
+    return count
 
 
-def memory_needed(compiled: Any) -> int:
-    """Bytes that a compiled program takes on one device; 0 where the backend does not say."""
+def memory_needed(compiled: Any, devices: int) -> int:
+    """Bytes that a compiled program takes on one accelerator, or on the host; 0 where the backend does not say."""
     stats = compiled.memory_analysis()
     if stats is None:
         return 0
     needed = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     needed -= stats.alias_size_in_bytes
-    return needed * (parallel.local_devices() if jax.default_backend() == "cpu" else 1)
+    return needed * (devices if jax.default_backend() == "cpu" else 1)
 
 
 def memory_there() -> float:
