@@ -2,8 +2,7 @@
 
 import json
 import math
-
-import tensorboardX
+from typing import Any
 
 from minigpt_jax import display, optim, train
 from minigpt_jax.config import Experiment
@@ -26,11 +25,11 @@ class Recorder:
     ) -> None:
         self._experiment, self._hyper, self._bar, self._total = experiment, hyper, bar, total_steps
         self._file = files.metrics.open("a")
-        self._board = (
-            tensorboardX.SummaryWriter(str(files.tensorboard), purge_step=progress.step + 1)
-            if experiment.train.tensorboard
-            else None
-        )
+        self._board: Any = None
+        if experiment.train.tensorboard:
+            import tensorboardX  # it imports PyTorch where that is installed
+
+            self._board = tensorboardX.SummaryWriter(str(files.tensorboard), purge_step=progress.step + 1)
         self._seconds = progress.seconds
 
     def __enter__(self) -> "Recorder":
