@@ -1,6 +1,7 @@
 """Cross-entropy, perplexity and bits per byte, accumulated as sums so that every token weighs the same."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -58,3 +59,18 @@ def token_sums(nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], byt
         tokens=jnp.sum(counted_BT),
         bytes=jnp.sum(bytes_B.astype(jnp.int32)),
     )
+
+
+def repeated_ngrams(tokens: Sequence[int], size: int = 4) -> float:
+    """The share of a text's n-grams that it has had before: 0 where each is new (rep-n of Welleck et al. 2020)."""
+    total = len(tokens) - size + 1
+    return 1 - len(_ngrams(tokens, size)) / total if total > 0 else 0.0
+
+
+def distinct_ngrams(tokens: Sequence[int], size: int = 2) -> float:
+    """Distinct n-grams by all n-grams of a text (distinct-n of Li et al. 2016); 1 for a text too short for one."""
+    return 1 - repeated_ngrams(tokens, size)
+
+
+def _ngrams(tokens: Sequence[int], size: int) -> set[tuple[int, ...]]:
+    return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}

@@ -4,6 +4,7 @@ Shapes: B batch, T query positions, S cache slots, D width, N heads, K key-value
 width, V vocabulary. With the default configuration it is the KerasHub tutorial's decoder to the letter.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -42,6 +43,21 @@ def parameter_shapes(experiment: Experiment) -> Any:
     gpt = build(experiment)
     tokens_BT = jax.ShapeDtypeStruct((1, gpt.sequence_length), jnp.int32)
     return jax.eval_shape(gpt.init, jax.random.key(0), tokens_BT)["params"]
+
+
+def untied(gpt: "GPT", params: Any) -> tuple["GPT", Any]:
+    """The same model with an output layer of its own, where it is the token embedding.
+
+    A step reads the whole output layer for a few rows. On CPU a product with [D, V] streams through it, one with the
+    embedding's [V, D] takes several times as long.
+    """
+    if not gpt.config.tied_embeddings:
+        return gpt, params
+    params = dict(params)
+    output = {"kernel": jnp.copy(params["token_embedding"]["embedding"].T)}
+    if gpt.config.use_bias:
+        output["bias"] = params.pop("output_bias")
+    return gpt.clone(config=dataclasses.replace(gpt.config, tied_embeddings=False)), {**params, "output": output}
 
 
 def logits(

@@ -12,10 +12,16 @@ import pytest
 
 pytest.importorskip("keras_hub")
 
-from kerashub import SEQ_LEN, VOCAB_SIZE, allow_rank_promotion, from_keras, keras, tutorial_model
-
 from minigpt_jax import model, optim, train
 from minigpt_jax.batch import Batch
+from minigpt_jax.benchmark.kerashub import (
+    SEQ_LEN,
+    VOCAB_SIZE,
+    allow_rank_promotion,
+    from_keras,
+    keras,
+    tutorial_model,
+)
 from minigpt_jax.config import BOS_ID, Experiment, OptimizerConfig
 from minigpt_jax.metrics import Sums
 

@@ -2,14 +2,14 @@
 
 import os
 
-from minigpt_jax.run import cache_dir
-
 
 def prepare() -> None:
     """Keeps compiled programs from run to run, and what libraries log for their developers to themselves."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import jax
+    import jax  # not above: it takes seconds, and a wrong flag is told at once
     from absl import logging
+
+    from minigpt_jax.run import cache_dir
 
     logging.set_verbosity(logging.ERROR)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

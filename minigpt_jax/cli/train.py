@@ -1,6 +1,7 @@
 """`minigpt train FILE.py`: every field of the file's experiment is a flag."""
 
 import runpy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from minigpt_jax import cli
+from minigpt_jax.cli import jax_setup
 from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError
 
@@ -27,10 +29,12 @@ def main(arguments: list[str]) -> int:
         print("usage: minigpt train FILE.py [flags]; minigpt train FILE.py --help lists the flags")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     file, *flags = arguments
-    default = Arguments(load_experiment(file))
+    defined = load_file(file)
+    if callable(defined):
+        jax_setup.prepare()
+        return defined(flags)
+    default = Arguments(defined)
     chosen = tyro.cli(Arguments, args=flags, prog=f"minigpt train {file}", default=default)
-
-    from minigpt_jax.cli import jax_setup  # what follows takes seconds, and a wrong flag is told at once
 
     jax_setup.prepare()
     from minigpt_jax import run
@@ -43,11 +47,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def load_experiment(file: str) -> Experiment:
-    """The `experiment` that a Python file defines.
+def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
+    """What a Python file defines: an `experiment`, or a `main(arguments)` of its own, as benchmarks do.
 
     Raises:
-        UserError: there is no such file, it cannot be run, or it defines none.
+        UserError: there is no such file, it cannot be run, or it defines neither.
     """
     path = Path(file)
     if not path.is_file():
@@ -59,6 +63,20 @@ def load_experiment(file: str) -> Experiment:
     except Exception as error:
         raise UserError(f"{file} cannot be run: {type(error).__name__}: {error}; mend the file") from error
     experiment = defined.get("experiment")
-    if not isinstance(experiment, Experiment):
-        raise UserError(f"{file} defines no experiment; it needs a line such as experiment = Experiment(name='mine')")
-    return experiment
+    if isinstance(experiment, Experiment):
+        return experiment
+    if "experiment" not in defined and callable(defined.get("main")):
+        return defined["main"]
+    raise UserError(f"{file} defines no experiment; it needs a line such as experiment = Experiment(name='mine')")
+
+
+def load_experiment(file: str) -> Experiment:
+    """The `experiment` that a Python file defines.
+
+    Raises:
+        UserError: as `load_file`, and where the file is a program of its own.
+    """
+    defined = load_file(file)
+    if not isinstance(defined, Experiment):
+        raise UserError(f"{file} is a benchmark and defines no experiment; run it alone: ./launch.sh {file}")
+    return defined

@@ -1,27 +1,26 @@
-"""`load(run_dir)`: a trained model that samples and scores in this process. No TensorFlow here."""
+"""A model with its tokenizer and weights: texts in, texts or log-probabilities out."""
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import metrics, model, parallel, samplers, tokenizer
+from minigpt_jax import model, parallel, samplers, tokenizer
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
 from minigpt_jax.errors import UserError
-from minigpt_jax.model import GPT
+from minigpt_jax.generate.programs import programs, scorer, split
+from minigpt_jax.generate.texts import Stop, first_stop, head, settled, sorted_stops
 from minigpt_jax.run_dir import RunDir
-from minigpt_jax.samplers import Output, Request, Sampler
+from minigpt_jax.samplers import Output, Sampler
 from minigpt_jax.tokenizer import Tokenizer
 
-Stop = str | int | Sequence[int]
 TOKENS_A_CHUNK = 8
 """New tokens between two looks at the text, where it is streamed or searched for stop strings."""
 
@@ -44,6 +43,13 @@ class Generation:
     logprobs: list[float]
     finish_reason: Literal["stop", "length"]
     score: float
+
+
+class _Stepped(NamedTuple):
+    """The form of a model that is sampled from."""
+
+    model: model.GPT
+    weights: Any
 
 
 def load(run_dir: str | Path, step: int | None = None) -> "LanguageModel":
@@ -72,10 +78,20 @@ class LanguageModel:
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, weights: Any, step: int | None = None) -> None:
         self.experiment = experiment
         self.tokenizer = tokenizer
-        self.weights = weights
         self.step = step
         self.model = model.build(experiment)
+        self.weights = weights
         self.end_id = BOS_ID if experiment.data.layout == "packed" else PAD_ID
+
+    @property
+    def weights(self) -> Any:
+        """The parameter tree. Give another one to sample from that."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, weights: Any) -> None:
+        self._weights = weights
+        self._stepped = _Stepped(*model.untied(self.model, weights))
 
     def generate(
         self,
@@ -137,7 +153,7 @@ class LanguageModel:
         for [generation], final in _mark_last(
             self._chunks([prompt], sampler or samplers.Greedy(), max_new_tokens, streamed=True, **settings)
         ):
-            text = generation.text if final else _settled(generation.text)
+            text = generation.text if final else settled(generation.text)
             # What follows may still change the spacing before it; tell only what extends what has been told.
             if text.startswith(told) and len(text) > len(told):
                 yield text[len(told) :]
@@ -153,13 +169,13 @@ class LanguageModel:
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > window + 1:
                 raise UserError(
-                    f"the text {_head(text)!r} is {len(tokens) - 1} tokens long; the window holds {window}: shorten it"
+                    f"the text {head(text)!r} is {len(tokens) - 1} tokens long; the window holds {window}: shorten it"
                 )
         width = _bucket(max(map(len, ids), default=1) - 1, 8, window)
         rows = np.full((_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
         for row, tokens in zip(rows, ids, strict=False):
             row[: len(tokens)] = tokens
-        logprobs_B = parallel.join_rows(_score(self.model)(self.weights, parallel.split_rows(rows)))  # pyright: ignore[reportArgumentType]
+        logprobs_B = parallel.join_rows(scorer(self.model)(self.weights, parallel.split_rows(rows)))  # pyright: ignore[reportArgumentType]
         return [float(value) for value in logprobs_B[: len(texts)]]
 
     def _chunks(
@@ -184,7 +200,7 @@ class LanguageModel:
         copies, kept = self._copies(sampler, num_return_sequences)
         ids = [[BOS_ID, *tokens] for tokens in self.tokenizer.encode_batch(prompts)]
         limits = [self._limit(prompt, len(row), max_new_tokens) for prompt, row in zip(prompts, ids, strict=True)]
-        strings, sequences = _sorted_stops(stop)
+        strings, sequences = sorted_stops(stop)
         if strings and isinstance(sampler, samplers.Beam):
             raise UserError("--stop: beam search takes token ids and no strings, whose end it cannot see in its loop")
         row_ids = list(range(len(prompts)) if row_ids is None else row_ids)
@@ -210,20 +226,21 @@ class LanguageModel:
             **controls,
         )
         slots = min(width + room, window)
-        programs = _programs(self.model, slots, room, jax.tree.structure(sampler))  # pyright: ignore[reportArgumentType]
+        compiled = programs(self._stepped.model, slots, room, jax.tree.structure(sampler))  # pyright: ignore[reportArgumentType]
+        weights = self._stepped.weights
         finish = functools.partial(self._generations, prompts, copies, kept, strings)
-        shared, by_row = _split(request)
+        shared, by_row = split(request)
         if not streamed and not strings:
-            output = programs.whole(self.weights, by_row, shared, sampler)
+            output = compiled.whole(weights, by_row, shared, sampler)
             yield finish(output)[0]
             return
-        state = programs.start(self.weights, by_row, shared, sampler)
+        state = compiled.start(weights, by_row, shared, sampler)
         done = np.zeros(rows + padding, bool)
         for until in range(TOKENS_A_CHUNK, room + TOKENS_A_CHUNK, TOKENS_A_CHUNK):
-            state = programs.advance(
-                state, self.weights, by_row, shared, sampler, jnp.int32(until), parallel.split_rows(done)
+            state = compiled.advance(
+                state, weights, by_row, shared, sampler, jnp.int32(until), parallel.split_rows(done)
             )
-            generations, stopped = finish(programs.result(state, by_row, shared, sampler))
+            generations, stopped = finish(compiled.result(state, by_row, shared, sampler))
             yield generations
             done[:rows] = stopped
             if not parallel.join_rows(state.running)[~done].any():
@@ -247,7 +264,7 @@ class LanguageModel:
         window = self.model.sequence_length
         if length > window:
             raise UserError(
-                f"--prompt {_head(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; shorten it"
+                f"--prompt {head(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; shorten it"
             )
         if max_new_tokens is None:
             return max(window - length, 1)
@@ -284,7 +301,7 @@ class LanguageModel:
                 count = int(output.length[row, k])
                 tokens = output.tokens[row, k, :count].tolist()
                 text, stopped = self.tokenizer.decode(tokens), bool(output.stopped[row, k])
-                if cut := _first_stop(text, strings):
+                if cut := first_stop(text, strings):
                     text, stopped, found[row] = text[: cut[0]], True, True
                     # The shortest head of the ids whose text holds the stop string.
                     count = next(n for n in range(1, count + 1) if cut[1] in self.tokenizer.decode(tokens[:n]))
@@ -302,93 +319,6 @@ class LanguageModel:
         return generations, found
 
 
-@dataclass(frozen=True)
-class _Programs:
-    """The compiled functions of one model, room and kind of sampler. Weights are arguments, never constants."""
-
-    whole: Any
-    start: Any
-    advance: Any
-    result: Any
-
-
-@functools.lru_cache(256)
-def _programs(gpt: GPT, slots: int, room: int, sampler: Any) -> _Programs:
-    del sampler  # its structure alone is compiled for
-
-    def bound(weights: Any) -> tuple[Any, Any]:
-        apply = functools.partial(gpt.apply, {"params": weights})
-        return functools.partial(_prefill, apply, slots), functools.partial(apply, method="step")
-
-    def whole(weights: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
-        return samplers.decode(*bound(weights), sampler, _joined(by_row, shared), room)
-
-    def start(weights: Any, by_row: Any, shared: Any, sampler: Sampler) -> Any:
-        return samplers.start(bound(weights)[0], sampler, _joined(by_row, shared), room)
-
-    def advance(state: Any, weights: Any, by_row: Any, shared: Any, sampler: Sampler, until: Any, done: Any) -> Any:
-        request = _joined(by_row, shared)
-        return samplers.advance(bound(weights)[1], sampler, request, samplers.halt(state, done), until)
-
-    def result(state: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
-        return samplers.result(sampler, _joined(by_row, shared), state)
-
-    rows, all_rows = 0, None
-    return _Programs(
-        whole=parallel.compile_rows(whole, (all_rows, rows, all_rows, all_rows)),
-        start=parallel.compile_rows(start, (all_rows, rows, all_rows, all_rows)),
-        advance=parallel.compile_rows(advance, (rows, all_rows, rows, all_rows, all_rows, all_rows, rows), donate=(0,)),
-        result=parallel.compile_rows(result, (rows, rows, all_rows, all_rows)),
-    )
-
-
-@functools.lru_cache(16)
-def _score(gpt: GPT) -> Any:
-    def score(weights: Any, rows: Any) -> Any:
-        labels_BT = rows[:, 1:]
-        nats_BT = metrics.cross_entropy(model.logits(gpt, weights, rows[:, :-1]), labels_BT)
-        return -jnp.sum(nats_BT, axis=1, where=labels_BT != PAD_ID)
-
-    return parallel.compile_rows(score, (None, 0))
-
-
-def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:
-    return apply(tokens_BT, length_B, slots, method="prefill")
-
-
-_BY_ROW = ("tokens", "length", "limit", "row_id")
-
-
-def _split(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What all rows of a request share, and what each has of its own, split among the devices."""
-    fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    by_row = {name: parallel.split_rows(fields.pop(name)) for name in _BY_ROW}
-    return fields, by_row
-
-
-def _joined(by_row: dict[str, Any], shared: dict[str, Any]) -> Request:
-    return Request(**by_row, **shared)
-
-
-def _sorted_stops(stop: Sequence[Stop] | Stop) -> tuple[list[str], list[list[int]]]:
-    stops: Sequence[Any] = [stop] if isinstance(stop, str | int) else stop
-    strings = [one for one in stops if isinstance(one, str)]
-    if "" in strings:
-        raise UserError("--stop '': an empty string stops nothing; leave it out")
-    sequences = [[one] if isinstance(one, int) else list(one) for one in stops if not isinstance(one, str)]
-    return strings, sequences
-
-
-def _first_stop(text: str, strings: Sequence[str]) -> tuple[int, str] | None:
-    """Where the earliest stop string begins in a text, and which it is."""
-    return min(((text.find(one), one) for one in strings if one in text), default=None)
-
-
-def _settled(text: str) -> str:
-    """The part of an unfinished text that later tokens will not change: all before the last word."""
-    return text[: text.rstrip().rfind(" ") + 1].rstrip()
-
-
 def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
     previous = next(items)
     for item in items:
@@ -403,7 +333,3 @@ def _bucket(size: int, least: int, most: int | None = None) -> int:
     while bucket < size:
         bucket *= 2
     return bucket if most is None else min(bucket, most)
-
-
-def _head(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "…"

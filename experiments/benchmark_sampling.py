@@ -1,0 +1,265 @@
+"""Sampling, timed against KerasHub and Hugging Face: same weights, same machine, in turns.
+
+    ./launch.sh experiments/benchmark_sampling.py
+
+Contenders, each from an empty prompt to 127 tokens:
+
+- the tutorial's model: this project; KerasHub as the tutorial calls it (the whole model for each token, compiled anew
+  at each call); the same under `jax.jit`; KerasHub with a cache, under `jax.jit`.
+- the same size in GPT-2's form: this project; Hugging Face `generate` with its dynamic and its static cache.
+
+Ours is timed as a user calls it, `LanguageModel.generate`, from texts to texts. It needs the extra `compare`; what is
+not installed is left out. Last come the parts of a token's time, down to the floor: reading the weights once.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import lax
+
+from minigpt_jax import display, kv_cache, model, samplers
+from minigpt_jax.benchmark import rounds
+from minigpt_jax.config import BOS_ID, RESERVED_PIECES, Experiment, ModelConfig
+from minigpt_jax.generate import LanguageModel
+from minigpt_jax.tokenizer import WordPiece
+
+WINDOW, NEW = 128, 127
+METHODS: dict[str, samplers.Sampler] = {
+    "greedy": samplers.Greedy(),
+    "random": samplers.Random(),
+    "top-k 10": samplers.TopK(k=10),
+    "top-p 0.5": samplers.TopP(p=0.5),
+    "beam 10": samplers.Beam(10, length_penalty=0.0),
+    "contrastive 4": samplers.Contrastive(k=4, alpha=0.6),
+}
+Contenders = dict[str, Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time sampling against KerasHub and Hugging Face."""
+
+    rounds: int = 5
+    """Times that each contender is timed, in turn with the others; the median counts."""
+    batch_sizes: tuple[int, ...] = (1, 32)
+    """Prompts at once."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Ways of sampling."""
+    output: Path = Path("runs/benchmarks")
+    """Folder for sampling.md and sampling.json."""
+
+
+def main(arguments: list[str]) -> int:
+    """Times, prints and writes the tables."""
+    chosen = tyro.cli(Arguments, args=arguments, prog="benchmark_sampling.py")
+    reference = language_model(Experiment("reference"), weights_of_kerashub())
+    figures, tables = [], {}
+    for batch in chosen.batch_sizes:
+        table = []
+        for method in chosen.methods:
+            for name, timing in rounds.alternate(contenders(reference, method, batch), chosen.rounds).items():
+                figures.append(figure(name, method, batch, timing))
+                table.append(figures[-1])
+                display.console.print(line(figures[-1]))
+        tables[f"{batch} {'prompt' if batch == 1 else 'prompts'} at once"] = table_of(table)
+    parts = {batch: token_parts(reference, batch, chosen.rounds) for batch in chosen.batch_sizes}
+    header = ["part of a greedy token, ms", *(f"batch {batch}" for batch in parts)]
+    names = next(iter(parts.values()))
+    tables["Where a token's time goes"] = rounds.markdown_table(
+        header, [[name, *(part[name] for part in parts.values())] for name in names]
+    )
+    path = rounds.write(chosen.output, "sampling", "Sampling", tables, {"contenders": figures, "parts": parts})
+    display.console.print(path.read_text(), markup=False)
+    return 0
+
+
+def language_model(experiment: Experiment, params: Any) -> LanguageModel:
+    """A model with made-up words for a vocabulary, and weights in the place of trained ones."""
+    size = experiment.tokenizer.vocabulary_size
+    pieces = [*RESERVED_PIECES, *(f"w{i}" for i in range(size - len(RESERVED_PIECES)))]
+    return LanguageModel(experiment, WordPiece(pieces), jax.tree.map(jnp.asarray, params))
+
+
+def fresh(experiment: Experiment) -> Any:
+    return model.build(experiment).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+
+
+def weights_of_kerashub() -> Any:
+    if importlib.util.find_spec("keras_hub") is None:
+        return fresh(Experiment("reference"))
+    from minigpt_jax.benchmark import kerashub
+
+    return kerashub.from_keras(kerashub_model())
+
+
+@functools.cache
+def kerashub_model() -> Any:
+    from minigpt_jax.benchmark import kerashub
+
+    return kerashub.tutorial_model(seed=0)
+
+
+def contenders(reference: LanguageModel, method: str, batch: int) -> Contenders:
+    """What to time, by name; "ours" comes first, and GPT-2's form is a group of its own."""
+    calls: Contenders = {"minigpt_jax": functools.partial(ours, reference, method, batch)}
+    if importlib.util.find_spec("keras_hub") is not None:
+        calls |= of_kerashub(method, batch)
+    if importlib.util.find_spec("torch") is not None and importlib.util.find_spec("transformers") is not None:
+        calls |= of_huggingface(method, batch)
+    return calls
+
+
+def ours(lm: LanguageModel, method: str, batch: int) -> Any:
+    return lm.generate([""] * batch, METHODS[method], NEW)
+
+
+def of_kerashub(method: str, batch: int) -> Contenders:
+    from minigpt_jax.benchmark import kerashub
+
+    theirs = kerashub.keras_hub.samplers
+    make: Callable[[], Any] = {
+        "greedy": theirs.GreedySampler,
+        "random": theirs.RandomSampler,
+        "top-k 10": lambda: theirs.TopKSampler(k=10),
+        "top-p 0.5": lambda: theirs.TopPSampler(p=0.5),
+        "beam 10": lambda: theirs.BeamSampler(num_beams=10),
+        "contrastive 4": lambda: theirs.ContrastiveSampler(k=4, alpha=0.6),
+    }[method]
+    prompts = np.zeros((batch, WINDOW), np.int32)
+    prompts[:, 0] = BOS_ID
+    ways = {"KerasHub, cached": kerashub.cached_generate}
+    if batch == 1 and method != "contrastive 4":  # the tutorial's callback hands on no hidden states
+        ways |= {"KerasHub, the tutorial's way": kerashub.tutorial_generate}
+        ways |= {"KerasHub, the tutorial's way, jitted": kerashub.uncached_generate}
+    return {
+        name: functools.partial(way(kerashub_model(), make(), 1), prompts)  # [BOS] is given
+        for name, way in ways.items()
+    }
+
+
+@functools.cache
+def gpt2_pair() -> tuple[LanguageModel, Any]:
+    """Ours and theirs in GPT-2's form, with the same weights."""
+    from minigpt_jax.benchmark import huggingface
+
+    experiment = Experiment("gpt2", model=huggingface.GPT2_FORM)
+    params = fresh(experiment)
+    return language_model(experiment, params), huggingface.to_gpt2(experiment, params)
+
+
+def of_huggingface(method: str, batch: int) -> Contenders:
+    import torch
+
+    settings: dict[str, Any] | None = {
+        "greedy": {"do_sample": False},
+        "random": {"do_sample": True, "top_k": 0},
+        "top-k 10": {"do_sample": True, "top_k": 10},
+        "top-p 0.5": {"do_sample": True, "top_k": 0, "top_p": 0.5},
+        "beam 10": {"do_sample": False, "num_beams": 10, "length_penalty": 0.0, "early_stopping": "never"},
+    }.get(method)  # contrastive search has left the library
+    if settings is None:
+        return {}
+    lm, theirs = gpt2_pair()
+    prompts = torch.full((batch, 1), BOS_ID)
+
+    def generate(**more: Any) -> Any:
+        with torch.inference_mode():
+            return theirs.generate(
+                prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=NEW, pad_token_id=0, **settings, **more
+            ).numpy()
+
+    return {
+        "minigpt_jax, GPT-2's form": functools.partial(ours, lm, method, batch),
+        "Hugging Face, dynamic cache": generate,
+        "Hugging Face, static cache": functools.partial(generate, cache_implementation="static"),
+    }
+
+
+def figure(name: str, method: str, batch: int, timing: rounds.Timing) -> dict[str, Any]:
+    return {
+        "contender": name,
+        "method": method,
+        "batch": batch,
+        "seconds": timing.median,
+        "tokens_per_second": batch * NEW / timing.median,
+        "compile_seconds": max(timing.first - timing.median, 0.0),
+        "rounds": timing.rounds,
+    }
+
+
+def line(figure: dict[str, Any]) -> str:
+    return (
+        f"batch {figure['batch']} · {figure['method']} · {figure['contender']}: {figure['seconds']:.3f} s, "
+        f"{figure['tokens_per_second']:,.0f} tokens/s, first call {figure['compile_seconds']:.1f} s more"
+    )
+
+
+def table_of(figures: list[dict[str, Any]]) -> str:
+    """A row a contender and method, with how many times as long it takes as ours of the same form."""
+    rows, own = [], 1.0
+    for one in figures:
+        if one["contender"].startswith("minigpt_jax"):
+            own = one["seconds"]
+        ratio = one["seconds"] / own
+        rows.append(
+            [one["method"], one["contender"], one["seconds"], one["tokens_per_second"], one["compile_seconds"], ratio]
+        )
+    return rounds.markdown_table(
+        ["method", "contender", "seconds", "tokens a second", "first call, seconds more", "times ours"], rows
+    )
+
+
+def token_parts(lm: LanguageModel, batch: int, count: int) -> dict[str, float]:
+    """Milliseconds of a greedy token: the whole, and less and less of it, down to reading the weights once."""
+    gpt: Any = lm.model  # whose apply is typed too loosely for a tuple
+    params = lm.weights
+    config: ModelConfig = lm.experiment.model
+    # Of the embeddings a row or two are read, and vectors are small.
+    read = [leaf for name, layer in params.items() if "embedding" not in name for leaf in jax.tree.leaves(layer)]
+    matrices = [leaf for leaf in read if leaf.ndim == 2]
+    cache = kv_cache.allocate(batch, config.num_layers, WINDOW, config.kv_heads, config.head_width)
+
+    @jax.jit
+    def reading(matrices: Any) -> Any:
+        def once(_: Any, scale: Any) -> Any:
+            return 1 + 1e-9 * sum(jnp.max(jnp.full(matrix.shape[:1], scale) @ matrix) for matrix in matrices)
+
+        return lax.fori_loop(0, NEW, once, jnp.float32(1))
+
+    @jax.jit
+    def stepping(params: Any, cache: Any) -> Any:
+        def step(i: Any, carry: Any) -> Any:
+            tokens, cache = carry
+            position = jnp.full(batch, i, jnp.int32)
+            logits, _, cache = gpt.apply({"params": params}, tokens, cache, position, method="step")
+            return 3 + (logits.max(axis=1) > 0), cache
+
+        return lax.fori_loop(0, NEW, step, (jnp.full(batch, 3), cache))
+
+    request = samplers.request([[BOS_ID]] * batch, vocabulary_size=gpt.vocabulary_size, max_new_tokens=NEW)
+
+    @jax.jit
+    def sampling(params: Any, request: Any) -> Any:
+        apply = functools.partial(gpt.apply, {"params": params})
+        prefill = functools.partial(apply, slots=WINDOW, method="prefill")
+        return samplers.decode(prefill, functools.partial(apply, method="step"), samplers.Greedy(), request, NEW)
+
+    timings = rounds.alternate(
+        {
+            "from text to text": functools.partial(ours, lm, "greedy", batch),
+            "the compiled program": lambda: sampling(params, request),
+            "the model's steps alone": lambda: stepping(params, cache),
+            "reading the weights once": lambda: reading(matrices),
+        },
+        count,
+    )
+    parts = {name: 1e3 * timing.median / NEW for name, timing in timings.items()}
+    return parts

@@ -1,0 +1,62 @@
+"""One prompt under several methods, with the figures in which they differ."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minigpt_jax import metrics
+from minigpt_jax.generate.language_model import LanguageModel
+from minigpt_jax.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A method's text and its figures.
+
+    Attributes:
+        sampler: the method's name.
+        settings: its settings by name.
+        text: without the prompt.
+        repeated_4grams: share of the 4-grams of new tokens that had come before; greedy search is high.
+        distinct_2: distinct pairs of new tokens by all pairs.
+        mean_logprob: the model's own, in nats a token.
+        tokens_per_second: of this one text, once the method is compiled.
+    """
+
+    sampler: str
+    settings: dict[str, float]
+    text: str
+    finish_reason: Literal["stop", "length"]
+    repeated_4grams: float
+    distinct_2: float
+    mean_logprob: float
+    tokens_per_second: float
+
+
+def compare(
+    lm: LanguageModel, prompt: str, methods: Sequence[Sampler], max_new_tokens: int | None = None, **settings: Any
+) -> Iterator[Compared]:
+    """Yields each method's text for the prompt as it is made; `settings` are those of `LanguageModel.generate`.
+
+    Raises:
+        UserError: as `generate` does.
+    """
+    for method in methods:
+        call = lambda method=method: lm.generate([prompt], method, max_new_tokens, **settings)  # noqa: E731
+        call()  # compiles
+        start = time.perf_counter()
+        generation = call()[0]
+        seconds = time.perf_counter() - start
+        tokens = generation.tokens
+        yield Compared(
+            sampler=method.name,
+            settings={f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init},
+            text=generation.text,
+            finish_reason=generation.finish_reason,
+            repeated_4grams=metrics.repeated_ngrams(tokens, 4),
+            distinct_2=metrics.distinct_ngrams(tokens, 2),
+            mean_logprob=sum(generation.logprobs) / max(len(tokens), 1),
+            tokens_per_second=len(tokens) / seconds,
+        )

@@ -1,0 +1,85 @@
+"""The compiled programs of sampling and scoring. Weights are arguments, never constants."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from minigpt_jax import metrics, model, parallel, samplers
+from minigpt_jax.config import PAD_ID
+from minigpt_jax.model import GPT
+from minigpt_jax.samplers import Output, Request, Sampler
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled functions of one model, room and kind of sampler; see `samplers` for what each does."""
+
+    whole: Any
+    start: Any
+    advance: Any
+    result: Any
+
+
+@functools.lru_cache(256)
+def programs(gpt: GPT, slots: int, room: int, sampler: Any) -> Programs:
+    """The programs for a cache of `slots` and `room` new tokens; `sampler` is the tree structure of one."""
+    del sampler  # its structure alone is compiled for
+
+    def bound(weights: Any) -> tuple[Any, Any]:
+        apply = functools.partial(gpt.apply, {"params": weights})
+        return functools.partial(_prefill, apply, slots), functools.partial(apply, method="step")
+
+    def whole(weights: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
+        return samplers.decode(*bound(weights), sampler, joined(by_row, shared), room)
+
+    def start(weights: Any, by_row: Any, shared: Any, sampler: Sampler) -> Any:
+        return samplers.start(bound(weights)[0], sampler, joined(by_row, shared), room)
+
+    def advance(state: Any, weights: Any, by_row: Any, shared: Any, sampler: Sampler, until: Any, done: Any) -> Any:
+        request = joined(by_row, shared)
+        return samplers.advance(bound(weights)[1], sampler, request, samplers.halt(state, done), until)
+
+    def result(state: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
+        return samplers.result(sampler, joined(by_row, shared), state)
+
+    rows, all_rows = 0, None
+    return Programs(
+        whole=parallel.compile_rows(whole, (all_rows, rows, all_rows, all_rows)),
+        start=parallel.compile_rows(start, (all_rows, rows, all_rows, all_rows)),
+        advance=parallel.compile_rows(advance, (rows, all_rows, rows, all_rows, all_rows, all_rows, rows), donate=(0,)),
+        result=parallel.compile_rows(result, (rows, rows, all_rows, all_rows)),
+    )
+
+
+@functools.lru_cache(16)
+def scorer(gpt: GPT) -> Any:
+    """The program (weights, rows [B, T+1]) -> log-probability of each row's labels, [PAD] aside, in nats [B]."""
+
+    def score(weights: Any, rows: Any) -> Any:
+        labels_BT = rows[:, 1:]
+        nats_BT = metrics.cross_entropy(model.logits(gpt, weights, rows[:, :-1]), labels_BT)
+        return -jnp.sum(nats_BT, axis=1, where=labels_BT != PAD_ID)
+
+    return parallel.compile_rows(score, (None, 0))
+
+
+def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:
+    return apply(tokens_BT, length_B, slots, method="prefill")
+
+
+_BY_ROW = ("tokens", "length", "limit", "row_id")
+
+
+def split(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all rows of a request share, and what each has of its own, split among the devices."""
+    fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    by_row = {name: parallel.split_rows(fields.pop(name)) for name in _BY_ROW}
+    return fields, by_row
+
+
+def joined(by_row: dict[str, Any], shared: dict[str, Any]) -> Request:
+    """The inverse of `split`, on each device for its rows."""
+    return Request(**by_row, **shared)
