@@ -2,6 +2,23 @@
 
 ./launch.sh sweep experiments/sweep_width_lr.py model.width=16,32,64,128 \
     optimizer.learning_rate=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2 seed=0,1
+
+Finding: it falls as the width grows, from about 3e-2 at width 16 and 32 to 8e-3 at 128. After 300 steps of AdamW on
+generated stories, validation loss in nats a token, the mean of two seeds (whose standard deviation is 0.08 or less up
+to each width's best, and up to 0.21 past it):
+
+    width   1e-3   2e-3   4e-3   8e-3   1.6e-2  3.2e-2  6.4e-2
+       16   5.106  4.558  3.933  3.458  3.200   3.153*  3.256
+       32   4.518  3.805  3.133  2.632  2.395   2.382*  2.949
+       64   3.700  2.838  2.126  1.703  1.619*  2.043   2.709
+      128   2.607  1.791  1.308  1.173* 1.520   2.179   2.987
+
+From 32 to 64 and from 64 to 128 the best of these rates halves, as it would if the rate went with one over the width;
+at 16 and 32 the minimum is too flat for steps of two to place it. Missing it upwards is the costlier mistake: twice the
+best rate loses 0.10 to 0.57 nats, half of it 0.01 to 0.14, and the rate that is best at width 32 loses 1.0 at 128. So
+tune at a width near the one that is meant, or scale the rate down with the width.
+
+56 trials took 9 minutes on a shared machine with two CPU cores.
 """
 
 from minigpt_jax.config import (

@@ -1,7 +1,6 @@
 """`minigpt sweep FILE.py AXIS …`: trials over the fields of an experiment."""
 
 import importlib.util
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Annotated, Literal
 import tyro
 
 from minigpt_jax import cli
-from minigpt_jax.cli.train import load_experiment
+from minigpt_jax.cli import jax_setup
+from minigpt_jax.cli.train import load_file
 from minigpt_jax.config import Experiment
+from minigpt_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,17 @@ def main(arguments: list[str]) -> int:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     own, flags = arguments[:cut], arguments[cut + 1 :]
     chosen = tyro.cli(Arguments, args=own, prog="minigpt sweep")
-    default = Flags(load_experiment(chosen.file))
-    experiment = tyro.cli(Flags, args=flags, prog=f"minigpt sweep {chosen.file} … --", default=default).experiment
-    _use_all_cores()
-
-    from minigpt_jax.cli import jax_setup
+    defined = load_file(chosen.file)
+    if not isinstance(defined, Experiment):
+        raise UserError(f"{chosen.file} defines a main() and no experiment; run it as it is, or name another file")
+    prog = f"minigpt sweep {chosen.file} … --"
+    experiment = tyro.cli(Flags, args=flags, prog=prog, default=Flags(defined)).experiment
 
     jax_setup.prepare()
-    from minigpt_jax import sweep
+    from minigpt_jax import parallel, sweep
     from minigpt_jax.sweep import axes
 
+    parallel.use_all_cores()
     plan = sweep.make(
         experiment,
         axes.parse(chosen.axes),
@@ -88,16 +90,6 @@ def main(arguments: list[str]) -> int:
         print(f"best: {best['trial']}, validation loss {best['loss']:.4f}, in {plan.folder / best['run_dir']}")
     print(f"done: {len(outcome.rows)} trials, {len(ends)} complete; the results are in {plan.folder}")
     return 0
-
-
-def _use_all_cores() -> None:
-    """Makes a device of each core, where JAX computes on the CPU and nothing else was asked for.
-
-    A small model's matrices leave a core idle; trials on two devices leave none.
-    """
-    flag = "--xla_force_host_platform_device_count"
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["JAX_NUM_CPU_DEVICES"] = str(min(os.cpu_count() or 1, 8))
 
 
 def _report(folder: Path) -> None:

@@ -9,6 +9,7 @@ from minigpt_jax import generate, optim, run
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.data.store import Prepared
 from minigpt_jax.metrics import Sums
+from minigpt_jax.recorder import Recorder
 from minigpt_jax.run_dir import drop_metrics_after, lock, write_whole
 from minigpt_jax.state import Progress, TrainState
 from minigpt_jax.sweep.plan import Trial
@@ -34,7 +35,7 @@ class Lane:
         self.valid: Sums | None = None
         self.ended = False
         self._seconds_logged = 0.0
-        self._recorder: run.Recorder | None = None
+        self._recorder: Recorder | None = None
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock(self.files))
             run.describe(self.files, self.experiment, prepared, fingerprints)
@@ -53,7 +54,7 @@ class Lane:
         drop_metrics_after(self.files, self.progress.step)
         bar: Any = _NoBar()
         hyper = optim.hyperparameters(self.experiment.optimizer, self.total_steps)
-        recorder = run.Recorder(self.files, self.experiment, hyper, bar, self.progress, self.total_steps)
+        recorder = Recorder(self.files, self.experiment, hyper, bar, self.progress, self.total_steps)
         self._recorder = self._open.enter_context(recorder)
 
     def count(self, sums: Sums, seconds: float) -> None:

@@ -116,10 +116,8 @@ class Program:
     def stacked(self, trials: Any) -> Any:
         """Trials, along the leading axis of every leaf, as a stack that is split over the devices."""
         count = len(jax.tree.leaves(trials)[0])
-        padded = jax.tree.map(
-            lambda x: x[np.minimum(np.arange(-(-count // self.devices) * self.devices), count - 1)], trials
-        )
-        return parallel.split_rows(padded, self.devices)
+        places = np.minimum(np.arange(-(-count // self.devices) * self.devices), count - 1)
+        return parallel.split_rows(jax.tree.map(lambda x: x[places], trials), self.devices)
 
     def joined(self, tree: Any) -> Any:
         """The inverse of `stacked`, on the host, with what fills up the last device's share at the end."""
