@@ -7,9 +7,9 @@ the machine does falls on both. An hour's trials are of `--trial-steps` updates.
 run: one trial on all of the device, its metrics fetched a step late.
 
 Measured on a machine with two CPU cores that others were using too (a stack's trials run side by side on two devices):
-stacked makes 1.0 to 1.2 times as many trials of the small model, the machine being full either way, and 1.0 to 1.3
-times as many of the reference. `vmap` in place of `lax.map` made 0.5 to 0.8 times as many there. A run on an accelerator
-is still to be made.
+stacked makes 1.0 to 1.2 times as many trials of the small model at 4 to 32 trials, and 1.0 to 1.3 times as many of the
+reference at 4; a stack of one is a run. `vmap` in place of `lax.map` made 0.5 to 0.75 times as many of small models as
+one after another. A run on an accelerator is still to be made.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Arguments:
     """Rounds that the two ways take turns in; the median counts."""
     trial_steps: int = 500
     """Updates that make a trial."""
-    folder: Path = Path("runs") / "benchmarks"
+    output: Path = Path("runs/benchmarks")
     """Where sweep.md and sweep.json go."""
 
 
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
             cells = [name, str(trials), *(f"{rate:,.0f}" for rate in hourly.values()), f"{gain:.2f}"]
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    chosen.folder.mkdir(parents=True, exist_ok=True)
-    (chosen.folder / "sweep.md").write_text("\n".join(lines) + "\n")
-    (chosen.folder / "sweep.json").write_text(json.dumps(figures, indent=2) + "\n")
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    (chosen.output / "sweep.md").write_text("\n".join(lines) + "\n")
+    (chosen.output / "sweep.json").write_text(json.dumps(figures, indent=2) + "\n")
     return 0
