@@ -1,0 +1,171 @@
+"""A report as data: sections of text, tables, plots and samples, written as HTML and as Markdown.
+
+The HTML is one file that loads nothing: plots are inline SVG whose colours are CSS variables, so that they follow the
+reader's light or dark scheme. Markdown has the same plots as files beside it.
+"""
+
+import functools
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import jinja2
+import rich.box
+import rich.table
+import rich.text
+from matplotlib.figure import Figure
+
+from minigpt_jax.report import style
+from minigpt_jax.run_dir import write_whole
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; figures stand to the right, and long ones are texts that may wrap."""
+
+    title: str
+    figures: bool = True
+    long: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of formatted cells, one a column.
+
+    Attributes:
+        best: indices of rows to set off.
+        note: what the reader must know about it.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    best: frozenset[int] = frozenset()
+    note: str = ""
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure; `name` is that of its file beside the Markdown, `title` says what is seen."""
+
+    name: str
+    title: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Plots:
+    """Plots beside one another, as many as the width allows."""
+
+    plots: Sequence[Plot]
+    kind: ClassVar[str] = "plots"
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    warning: bool = False
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line to paste into a shell."""
+
+    text: str
+    kind: ClassVar[str] = "command"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Text from a model; shown folded unless `open`."""
+
+    title: str
+    text: str
+    open: bool = False
+    kind: ClassVar[str] = "sample"
+
+
+@dataclass(frozen=True)
+class Links:
+    """Labels and the addresses of files, relative to the report."""
+
+    links: Sequence[tuple[str, str]]
+    kind: ClassVar[str] = "links"
+
+
+Block = Table | Plots | Text | Command | Sample | Links
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report: `lead` is the line under its title."""
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+
+
+def write(page: Page, folder: Path) -> Path:
+    """Writes report.html, report.md and the plots that the latter shows; returns the path of the HTML."""
+    for block in (block for section in page.sections for block in section.blocks):
+        if isinstance(block, Plots):
+            for plot in block.plots:
+                write_whole(folder / "figures" / f"{plot.name}.svg", style.svg_file(plot.figure))
+    write_whole(folder / "report.md", _render("page.md.j2", page))
+    write_whole(folder / "report.html", _render("page.html.j2", page))
+    return folder / "report.html"
+
+
+def terminal(table: Table, title: str) -> rich.table.Table:
+    """The table for a terminal."""
+    shown = rich.table.Table(title=rich.text.Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for column in table.columns:
+        shown.add_column(rich.text.Text(column.title), justify="right" if column.figures else "left", overflow="fold")
+    for i, row in enumerate(table.rows):
+        shown.add_row(*map(rich.text.Text, row), style="bold" if i in table.best else "")
+    return shown
+
+
+def _render(template: str, page: Page) -> str:
+    return _templates().get_template(template).render(page=page, palette=style.PALETTE)
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    filters: dict[str, Callable[..., str]] = {
+        "inline_svg": lambda plot: style.svg_inline(plot.figure, plot.name, plot.title),
+        "md": _markdown,
+        "fenced": _fenced,
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("minigpt_jax.report"),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    return environment
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line, in a table's cell too."""
+    text = re.sub(r"([\\`*\[\]|~#]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    return " ".join(html.escape(text, quote=False).split())
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    """A code block, its fence longer than any in the text."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
