@@ -30,6 +30,6 @@ def main(arguments: list[str]) -> int:
 
     for written in report.report(chosen.run_dir, chosen.output):
         display.console.print(f"{written.title} · {written.lead}", markup=False)
-        display.console.print(page.terminal(written.table, ""))
+        page.show(written.table, display.console)
         display.console.print(f"{written.html}", markup=False)
     return 0

@@ -1,5 +1,6 @@
 """A sweep's objective against each axis, over two axes at once, and the importance of each."""
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.ticker
@@ -18,34 +19,23 @@ HEAT_MAP_SIDE = 12
 def against(sweep: Sweep, axis: Axis) -> Figure:
     """A dot for each configuration's mean, small ones for its seeds, and crosses above for what diverged."""
     with style.drawing():
-        figure, axes = style.panel(axis.field, axis.field, f"{sweep.objective} (nats a token)")
+        figure, axes = style.panel(sweep.label(axis), axis.field, f"{sweep.objective} (nats a token)")
         places = _places(axis, sweep.configurations)
-        if axis.numeric and axis.log_scale:
+        if not _in_strips(axis) and axis.log_scale:
             axes.set_xscale("log")
-        single = [(places[one.number], loss) for one in sweep.configurations for loss in one.losses]
+        seeds = [(places[one.number], loss) for one in sweep.configurations for loss in one.losses]
         means = [(places[one.number], one.mean) for one in sweep.configurations if one.mean is not None]
-        dots = {"linestyle": "", "marker": "o", "color": style.MUTED}
-        if any(len(one.losses) > 1 for one in sweep.configurations):
-            axes.plot(*_columns(single), **dots, markersize=2.5, label="a seed")
-        axes.plot(*_columns(means), **{**dots, "color": style.SERIES[-1]}, markersize=5, label="a configuration")
-        if sweep.best is not None:
-            best = places[sweep.best.number]
-            axes.plot([best], [sweep.best.mean], **{**dots, "color": style.ACCENT}, markersize=8, label="the best")
-        style.loss_axis(axes, [loss for _, loss in single])
+        if len(seeds) > len(means):
+            _dots(axes, seeds, style.MUTED, 2.5, "a seed")
+        _dots(axes, means, style.SERIES[-1], 5, "a configuration")
+        if sweep.best is not None and sweep.best.mean is not None:
+            _dots(axes, [(places[sweep.best.number], sweep.best.mean)], style.ACCENT, 8, "the best")
+        style.loss_axis(axes, [loss for _, loss in seeds])
         lost = [places[one.number] for one in sweep.configurations if one.count("diverged")]
         if lost:
-            above = [1.0] * len(lost)
-            axes.plot(
-                lost,
-                above,
-                transform=axes.get_xaxis_transform(),
-                clip_on=False,
-                linestyle="",
-                marker="x",
-                color=style.BAD,
-                markersize=5,
-                label="diverged",
-            )
+            above, top = axes.get_xaxis_transform(), [1.0] * len(lost)
+            [crosses] = axes.plot(lost, top, transform=above, marker="x", color=style.BAD, markersize=5, linestyle="")
+            crosses.set(clip_on=False, label="diverged")
         _ticks(axes, axis, sweep.configurations)
     return figure
 
@@ -68,11 +58,11 @@ def heat_map(sweep: Sweep, across: Axis, up: Axis) -> Figure | None:
         figure, axes = style.panel(f"Mean {sweep.objective}", across.field, up.field)
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        usual = np.nanpercentile(cells, 90) if cells.size > 4 else np.nanmax(cells)
-        image = axes.imshow(cells, cmap="viridis_r", aspect="auto", origin="lower", vmax=float(usual))
+        low, high = float(np.nanmin(cells)), float(np.nanpercentile(cells, 90))  # a wild one does not pale the rest
+        axes.imshow(cells, cmap="viridis_r", aspect="auto", origin="lower", vmin=low, vmax=high)
         for (row, column), value in np.ndenumerate(cells):
             if np.isfinite(value):
-                dark = image.norm(value) > 0.45
+                dark = value > low + 0.45 * (high - low)  # viridis_r: the higher, the darker
                 text = f"{value:.3f}" if len(across.values) <= 7 else f"{value:.2f}"
                 axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=8)
         axes.set_xticks(range(len(across.values)), [_say(value) for value in across.values])
@@ -99,7 +89,7 @@ def importance(shares: dict[str, float]) -> Figure:
 
 def _places(axis: Axis, found: Sequence[Configuration]) -> dict[int, float]:
     """Where each configuration stands on the axis: its value, or the number of its category."""
-    if axis.numeric and all(is_finite(one.values[axis.field]) for one in found):
+    if not _in_strips(axis) and all(is_finite(one.values[axis.field]) for one in found):
         return {one.number: one.values[axis.field] for one in found}
     categories = _categories(axis, found)
     # Configurations of a category stand side by side, in a strip, in the order of their numbers.
@@ -111,12 +101,21 @@ def _places(axis: Axis, found: Sequence[Configuration]) -> dict[int, float]:
     return places
 
 
+def _in_strips(axis: Axis) -> bool:
+    """Whether its values stand evenly apart, in their order: categories, and numbers too close to one another."""
+    if not axis.numeric or not axis.values or axis.log_scale:
+        return not axis.numeric
+    ordered = sorted(set(axis.values))
+    gaps = [b - a for a, b in itertools.pairwise(ordered)]
+    return bool(gaps) and min(gaps) < 0.1 * (ordered[-1] - ordered[0])
+
+
 def _categories(axis: Axis, found: Sequence[Configuration]) -> list[str]:
     return list(dict.fromkeys([*map(_say, axis.values), *(_say(one.values[axis.field]) for one in found)]))
 
 
 def _ticks(axes: Axes, axis: Axis, found: Sequence[Configuration]) -> None:
-    if not axis.numeric:
+    if _in_strips(axis):
         categories = _categories(axis, found)
         axes.set_xticks(range(len(categories)), categories)
         axes.set_xlim(-0.5, len(categories) - 0.5)
@@ -132,5 +131,6 @@ def _say(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _columns(points: Sequence[tuple[float, float | None]]) -> tuple[list[float], list[float | None]]:
-    return [point[0] for point in points], [point[1] for point in points]
+def _dots(axes: Axes, points: Sequence[tuple[float, float]], colour: str, size: float, label: str) -> None:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    axes.plot(xs, ys, color=colour, marker="o", markersize=size, linestyle="", label=label)

@@ -14,6 +14,8 @@ from typing import ClassVar
 
 import jinja2
 import rich.box
+import rich.console
+import rich.measure
 import rich.table
 import rich.text
 from matplotlib.figure import Figure
@@ -24,11 +26,18 @@ from minigpt_jax.run_dir import write_whole
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; figures stand to the right, and long ones are texts that may wrap."""
+    """A column of a table.
+
+    Attributes:
+        figures: stands to the right.
+        long: texts, which wrap.
+        minor: left out where a terminal is narrow.
+    """
 
     title: str
     figures: bool = True
     long: bool = False
+    minor: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,13 +135,25 @@ def write(page: Page, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def terminal(table: Table, title: str) -> rich.table.Table:
-    """The table for a terminal."""
-    shown = rich.table.Table(title=rich.text.Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
-    for column in table.columns:
-        shown.add_column(rich.text.Text(column.title), justify="right" if column.figures else "left", overflow="fold")
+def show(table: Table, console: rich.console.Console) -> None:
+    """Prints the table, without its minor columns on a terminal too narrow for them; a file has room for all."""
+    whole = _rich(table, table.columns)
+    width = rich.measure.Measurement.get(console, console.options.update(max_width=10_000), whole).maximum
+    if not console.is_terminal:
+        rich.console.Console(file=console.file, width=max(width, console.width)).print(whole)
+    elif width <= console.width:
+        console.print(whole)
+    else:
+        console.print(_rich(table, [column for column in table.columns if not column.minor]))
+
+
+def _rich(table: Table, columns: Sequence[Column]) -> rich.table.Table:
+    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for column in columns:
+        shown.add_column(rich.text.Text(column.title), justify="right" if column.figures else "left")
+    kept = [i for i, column in enumerate(table.columns) if column in columns]
     for i, row in enumerate(table.rows):
-        shown.add_row(*map(rich.text.Text, row), style="bold" if i in table.best else "")
+        shown.add_row(*(rich.text.Text(row[j]) for j in kept), style="bold" if i in table.best else "")
     return shown
 
 

@@ -4,6 +4,7 @@ A row of results.jsonl is one configuration and one seed. Seeds are replicates: 
 of its complete rows' losses, its spread their sample standard deviation.
 """
 
+import itertools
 import json
 import math
 import shlex
@@ -55,7 +56,7 @@ class Axis:
         if not self.numeric or len(self.values) < 3 or min(self.values) <= 0:
             return False
         ordered = sorted(self.values)
-        ratios = [b / a for a, b in zip(ordered, ordered[1:], strict=False)]
+        ratios = [b / a for a, b in itertools.pairwise(ordered)]
         return min(ratios) >= 1.8
 
 
@@ -124,6 +125,12 @@ class Sweep:
         """Best first."""
         return rank(configurations(self.rows, [axis.field for axis in self.axes]))
 
+    def label(self, axis: Axis) -> str:
+        """The axis's field without its section, unless another axis has that name too."""
+        leaf = axis.field.rpartition(".")[2]
+        alike = sum(other.field.rpartition(".")[2] == leaf for other in self.axes)
+        return leaf if alike == 1 else axis.field
+
     @property
     def best(self) -> Configuration | None:
         first = self.configurations[0] if self.configurations else None
@@ -147,12 +154,16 @@ def read(folder: Path) -> Sweep:
     try:
         about = json.loads(path.read_text())
         axes = tuple(
-            Axis(axis["field"], tuple(axis.get("values") or ()), axis.get("low"), axis.get("high"), bool(axis.get("log")))
+            Axis(
+                axis["field"], tuple(axis.get("values") or ()), axis.get("low"), axis.get("high"), bool(axis.get("log"))
+            )
             for axis in about["axes"]
             if axis["field"] != "seed"
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); run the sweep's command again") from error
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); run the sweep's command again"
+        ) from error
     return Sweep(
         folder=folder,
         name=str(about.get("name") or folder.resolve().name),
@@ -209,7 +220,7 @@ def command(sweep: Sweep, best: Configuration) -> str:
     for field, value in best.values.items():
         words += flag_words(field, value)
     seed = best.rows[0].get("seed")
-    if seed is not None and "seed" not in best.values:
+    if seed is not None:
         words += ["--seed", str(seed)]
     return shlex.join([*words, "--run-dir", f"runs/{sweep.name}-best"])
 

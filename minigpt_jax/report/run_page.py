@@ -25,7 +25,7 @@ def build(runs: Sequence[Run], folder: Path) -> Page:
         Section("Loss", [plots(runs)]),
         Section(*configurations(runs)),
         Section("Samples by evaluation", samples(runs)),
-        *[Section(f"Samplers compared{_of(run, runs)}", blocks) for run in runs if (blocks := samplers(run))],
+        *[Section(f"{_whose(run, runs)}Samplers compared", blocks) for run in runs if (blocks := samplers(run))],
         Section("Files", [links(runs, folder)]),
     ]
     lead = " · ".join([f"corpus: {', '.join(corpora)}", *([] if len(runs) == 1 else [run.name for run in runs])])
@@ -35,8 +35,9 @@ def build(runs: Sequence[Run], folder: Path) -> Page:
 def summary(runs: Sequence[Run]) -> Table:
     """A row for each run; the lowest validation loss among several is set off."""
     columns = [Column("run", figures=False)]
-    columns += map(Column, ["parameters", "step", "tokens", "time", "training loss", "final loss", "best loss"])
-    columns += map(Column, ["at step", "perplexity", "bits a byte"])
+    titles = "parameters step tokens time train_loss final_loss best_loss at_step perplexity bits_per_byte".split()
+    minor = {"parameters", "tokens", "train_loss", "at_step"}
+    columns += [Column(title.replace("_", " "), minor=title in minor) for title in titles]
     rows, losses = [], []
     for run in runs:
         last, best = run.last or {}, run.best or {}
@@ -62,7 +63,7 @@ def summary(runs: Sequence[Run]) -> Table:
     leader = frozenset([losses.index(min(losses))]) if len(runs) > 1 and min(losses) < float("inf") else frozenset()
     note = (
         "Losses are nats a token: of the latest training line, the latest validation and the best one. Perplexity and "
-        "bits a byte are those of the best validation. Time is that of training alone."
+        "bits per byte are those of the best validation. Time is that of training alone."
     )
     return Table(columns, rows, leader, note)
 
@@ -72,20 +73,26 @@ def comparability(runs: Sequence[Run]) -> list[Block]:
     differ = differing_fingerprints(runs)
     if not differ:
         return []
-    kept = "" if "corpus" in differ else "; compare bits a byte instead"
+    kept = "" if "corpus" in differ else "; compare bits per byte instead"
     return [
-        Text(f"The runs differ in {' and '.join(differ)}, so their losses are not of the same tokens{kept}.", warning=True)
+        Text(
+            f"The runs differ in {' and '.join(differ)}, so their losses are not of the same tokens{kept}.",
+            warning=True,
+        )
     ]
 
 
 def plots(runs: Sequence[Run]) -> Plots:
-    """Training and validation loss against steps, tokens and seconds."""
-    drawn = curves.of_runs(runs)
+    """Training and validation loss against steps, tokens and seconds; of one run, in the same plot."""
+    if len(runs) == 1:
+        drawn = {"loss": ("Loss", curves.of_splits(runs[0]))}
+    else:
+        drawn = {split: (f"{name.title()} loss", curves.of_runs(runs, split)) for split, name in curves.SPLITS.items()}
     return Plots(
         [
-            Plot(f"{split}-by-{x}", f"{curves.SPLITS[split]} by {x}", curves.plot(drawn, split, x))
+            Plot(f"{name}-by-{x}", f"{title} by {x}", curves.plot(of_one, x, title))
             for x in ("step", "tokens", "seconds")
-            for split in curves.SPLITS
+            for name, (title, of_one) in drawn.items()
         ]
     )
 
@@ -116,12 +123,12 @@ def samples(runs: Sequence[Run]) -> list[Block]:
         shown = range(len(texts))
         if len(texts) > SAMPLES_SHOWN:
             shown = sorted({round(i * (len(texts) - 1) / (SAMPLES_SHOWN - 1)) for i in range(SAMPLES_SHOWN)})
-            blocks.append(Text(f"{run.name}: {len(shown)} of its {len(texts)} evaluations."))
+            blocks.append(Text(f"{_whose(run, runs)}{len(shown)} of {len(texts)} evaluations"))
         of_step = {line["step"]: line for line in run.lines.get("valid", [])}
         for i in reversed(shown):
             step, text = texts[i]
             loss = number(of_step.get(step, {}).get("loss"), 4)
-            title = f"{run.name} · step {step:,}" + (f" · validation loss {loss}" if loss != NOTHING else "")
+            title = f"{_whose(run, runs)}step {step:,}" + (f" · validation loss {loss}" if loss != NOTHING else "")
             blocks.append(Sample(title, text, open=i == len(texts) - 1))
     return blocks
 
@@ -156,7 +163,7 @@ def links(runs: Sequence[Run], folder: Path) -> Links:
     for run in runs:
         for path in (run.files.config, run.files.metrics, run.files.samples, run.files.tensorboard):
             if path.exists():
-                found.append((f"{run.name}: {path.name}", address(path, folder)))
+                found.append((f"{_whose(run, runs)}{path.name}", address(path, folder)))
     return Links(found)
 
 
@@ -166,5 +173,6 @@ def address(path: Path, folder: Path) -> str:
     return urllib.parse.quote(Path(relative).as_posix())
 
 
-def _of(run: Run, runs: Sequence[Run]) -> str:
-    return f": {run.name}" if len(runs) > 1 else ""
+def _whose(run: Run, runs: Sequence[Run]) -> str:
+    """The run's name before what is said of it, where there are several."""
+    return f"{run.name} · " if len(runs) > 1 else ""

@@ -130,9 +130,7 @@ def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
     if len(runs) == 1:
         flat.append(config.flatten(Experiment(name="")))
     fields = {name: [values.get(name) for values in flat] for name in flat[0] if name not in ("name",)}
-    return {
-        name: values[: len(runs)] for name, values in fields.items() if any(value != values[0] for value in values)
-    }
+    return {name: values[: len(runs)] for name, values in fields.items() if any(value != values[0] for value in values)}
 
 
 def differing_fingerprints(runs: Sequence[Run]) -> list[str]:

@@ -29,12 +29,12 @@ def duration(seconds: Any) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def setting(value: Any) -> str:
-    """A field's value; floats in their shortest form."""
+def setting(value: Any, digits: int = 6) -> str:
+    """A field's value; floats of so many digits at most."""
     if isinstance(value, dict):
-        return ", ".join(f"{name}={setting(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name}={setting(inner, digits)}" for name, inner in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(repr(item) if isinstance(item, str) else setting(item) for item in value) or "none"
+        return ", ".join(repr(item) if isinstance(item, str) else setting(item, digits) for item in value) or "none"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.{digits}g}"
     return "none" if value is None else str(value)

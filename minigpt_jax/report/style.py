@@ -82,7 +82,8 @@ def drawing() -> Iterator[None]:
     """Under it figures are made and saved in the house's style; whatever the caller's own is, it stays."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+        for name, value in _RC.items():
+            matplotlib.rcParams[name] = value  # pyright: ignore[reportArgumentType]
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has fonts that matplotlib lacks
         yield
 

@@ -10,7 +10,7 @@ from minigpt_jax.report.importance import importances
 from minigpt_jax.report.page import Block, Column, Command, Links, Page, Plot, Plots, Sample, Section, Table, Text
 from minigpt_jax.report.results import STATUSES, Configuration, Sweep, command
 from minigpt_jax.report.run_page import address
-from minigpt_jax.report.say import NOTHING, number, setting
+from minigpt_jax.report.say import number, setting
 
 ROWS_SHOWN = 100
 """Configurations that the table lists."""
@@ -52,19 +52,21 @@ def best(sweep: Sweep) -> list[Block]:
     one = sweep.best
     if one is None:
         return [Text("No trial is complete yet.")]
-    where = ", ".join(f"{field} {setting(value)}" for field, value in one.values.items())
+    where = ", ".join(f"{field} {setting(value, digits=4)}" for field, value in one.values.items())
     seeds = f"over {len(one.losses)} seeds" if len(one.losses) > 1 else "with one seed"
     spread = f" ± {one.spread:.4f}" if one.spread is not None else ""
     blocks: list[Block] = [
         Text(
             f"Configuration {one.number} ({where}): {sweep.objective} {one.mean:.4f}{spread} {seeds}, "
-            f"perplexity {number(one.perplexity, 2)}, {number(one.bits_per_byte, 4)} bits a byte."
+            f"perplexity {number(one.perplexity, 2)}, {number(one.bits_per_byte, 4)} bits per byte."
         )
     ]
     if any(one.count(status) for status in STATUSES[1:]):
         blocks.append(Text("Not all of its seeds came to an end, and no other configuration's did.", warning=True))
     if edges := at_the_edge(sweep, one):
-        blocks.append(Text(f"It lies at the edge of {' and of '.join(edges)}: better ones may lie beyond.", warning=True))
+        blocks.append(
+            Text(f"It lies at the edge of {' and of '.join(edges)}: better ones may lie beyond.", warning=True)
+        )
     blocks.append(Command(command(sweep, one)))
     first = one.complete[0]
     if run := _runs(sweep, [one]).get(str(first.get("trial"))):
@@ -88,13 +90,14 @@ def at_the_edge(sweep: Sweep, one: Configuration) -> list[str]:
 def results(sweep: Sweep, limit: int) -> Table:
     """The configurations, best first."""
     found = sweep.configurations
-    columns = [Column("configuration"), *(Column(axis.field, figures=axis.numeric) for axis in sweep.axes)]
-    columns += map(Column, [sweep.objective, "±", "seeds", "perplexity", "bits a byte"])
+    columns = [Column("#"), *(Column(sweep.label(axis), figures=axis.numeric) for axis in sweep.axes)]
+    columns += map(Column, [sweep.objective, "±", "seeds"])
+    columns += [Column("perplexity", minor=True), Column("bits per byte", minor=True)]
     columns.append(Column("lost", figures=False))
     rows = [
         [
             str(one.number),
-            *(setting(one.values[axis.field]) for axis in sweep.axes),
+            *(setting(one.values[axis.field], digits=4) for axis in sweep.axes),
             number(one.mean, 4),
             number(one.spread, 4),
             str(len(one.losses)),
@@ -115,25 +118,27 @@ def results(sweep: Sweep, limit: int) -> Table:
 
 def loss_curves(sweep: Sweep) -> list[Block]:
     """Every trial's curve, the best configurations' in colour."""
-    ranked = [one for one in sweep.configurations if one.mean is not None][:HIGHLIGHTED]
     read = _runs(sweep, sweep.configurations)
+    if not read:
+        return []
+    shown = []
+    for split, x in (("valid", "step"), ("train", "step"), ("valid", "tokens"), ("valid", "seconds")):
+        title = f"{curves.SPLITS[split].title()} loss"
+        drawn = curves.plot(trial_curves(sweep, read, split), x, title)
+        shown.append(Plot(f"{split}-by-{x}", f"{title} of all trials by {x}", drawn))
+    note = "Grey: all trials. In colour: the best configurations, a curve for each seed."
+    return [Plots(shown), Text(note + (" A cross ends a trial that diverged." if sweep.counts["diverged"] else ""))]
+
+
+def trial_curves(sweep: Sweep, read: dict[str, runs.Run], split: str) -> list[curves.Curve]:
+    """The trials' curves, the best configurations' last, so that they lie on top."""
     drawn = []
-    for one in sweep.configurations:
-        fresh = one in ranked  # only the first of its curves is named
+    for i, one in reversed(list(enumerate(sweep.configurations))):
         for row in one.rows:
             if run := read.get(str(row.get("trial"))):
-                colour = ranked.index(one) if one in ranked and row in one.complete else None
-                label = (f"configuration {one.number}" if fresh else "") if colour is not None else None
-                drawn.append(curves.Curve(run, label, colour or 0, row.get("status") == "diverged"))
-                fresh = fresh and colour is None
-    if not drawn:
-        return []
-    shown = [
-        Plot(f"{split}-by-{x}", f"{curves.SPLITS[split]} of all trials by {x}", curves.plot(drawn, split, x))
-        for split, x in (("valid", "step"), ("train", "step"), ("valid", "seconds"))
-    ]
-    note = f"Grey: all trials. In colour: the {len(ranked)} best configurations, a curve for each seed."
-    return [Plots(shown), Text(note + (" A cross ends a trial that diverged." if sweep.counts["diverged"] else ""))]
+                label = f"configuration {one.number}" if i < HIGHLIGHTED and row in one.complete else None
+                drawn.append(curves.Curve(run, split, label, i % HIGHLIGHTED, row.get("status") == "diverged"))
+    return drawn
 
 
 def against(sweep: Sweep) -> list[Block]:
