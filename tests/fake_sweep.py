@@ -18,6 +18,7 @@ AXES = [
     {"field": "model.activation", "values": ["relu", "gelu", "swiglu"]},
 ]
 GRID = [AXES[1], {"field": "optimizer.b2", "values": [0.9, 0.99, 0.999]}]
+EXPERIMENT = tiny_experiment.changed("train", steps=60)
 SEEDS = (0, 1, 2)
 DIVERGES_ABOVE = 3e-2
 
@@ -29,7 +30,7 @@ def losses(final: float, points: int) -> list[float]:
 
 def write_run(
     path: Path,
-    experiment: Experiment = tiny_experiment.EXPERIMENT,
+    experiment: Experiment = EXPERIMENT,
     final: float = 4.0,
     points: int = 6,
     samples: str = "once upon a time",

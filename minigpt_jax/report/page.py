@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import filelock
 import jinja2
 import rich.box
 import rich.console
@@ -63,6 +64,11 @@ class Plot:
     name: str
     title: str
     figure: Figure
+
+    @functools.cached_property
+    def svg(self) -> str:
+        """The file's text."""
+        return style.svg(self.figure)
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,19 @@ class Page:
 
 def write(page: Page, folder: Path) -> Path:
     """Writes report.html, report.md and the plots that the latter shows; returns the path of the HTML."""
-    for block in (block for section in page.sections for block in section.blocks):
-        if isinstance(block, Plots):
-            for plot in block.plots:
-                write_whole(folder / "figures" / f"{plot.name}.svg", style.svg_file(plot.figure))
-    write_whole(folder / "report.md", _render("page.md.j2", page))
-    write_whole(folder / "report.html", _render("page.html.j2", page))
+    plots = [
+        plot
+        for section in page.sections
+        for block in section.blocks
+        if isinstance(block, Plots)
+        for plot in block.plots
+    ]
+    files = {f"figures/{plot.name}.svg": plot.svg for plot in plots}
+    files |= {f"report.{kind}": _render(f"page.{kind}.j2", page) for kind in ("md", "html")}
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".report.lock"):  # several workers may finish a sweep at once
+        for name, text in files.items():
+            write_whole(folder / name, text)
     return folder / "report.html"
 
 
@@ -164,7 +177,7 @@ def _render(template: str, page: Page) -> str:
 @functools.cache
 def _templates() -> jinja2.Environment:
     filters: dict[str, Callable[..., str]] = {
-        "inline_svg": lambda plot: style.svg_inline(plot.figure, plot.name, plot.title),
+        "inline_svg": lambda plot: style.inline(plot.svg, plot.name, plot.title),
         "md": _markdown,
         "fenced": _fenced,
     }

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PALETTE = {
+    "paper": ("#fffffe", "#14181d"),  # not quite white, which a plot may want for itself in either theme
     "ink": ("#24292f", "#e3e6ea"),
     "grid": ("#e4e7eb", "#30363d"),
     "muted": ("#9aa1a9", "#6b737d"),
@@ -134,34 +135,26 @@ def loss_axis(axes: Axes, losses: list[float], ceiling: float | None = None) -> 
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
-def svg_file(figure: Figure) -> str:
-    """The figure as a file of its own, on white."""
+def svg(figure: Figure) -> str:
+    """The figure as an SVG file, in the light theme."""
+    buffer = io.StringIO()
+    metadata: dict[str, Any] = {"Date": None, "Creator": None}
     with drawing():
-        return _svg(figure, "white")
+        figure.savefig(buffer, format="svg", facecolor=PALETTE["paper"][0], metadata=metadata, dpi=160)
+    return buffer.getvalue()
 
 
-def svg_inline(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as an element of an HTML page, its colours those of the page; `name` keeps its ids apart."""
-    with drawing():
-        text = _svg(figure, "none")
+def inline(text: str, name: str, title: str) -> Markup:
+    """An SVG file as an element of an HTML page, its colours those of the page; `name` keeps its ids apart."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     names = {light: f"var(--{key})" for key, (light, _) in PALETTE.items()}
     text = re.sub(
-        r"\b(fill|stroke|stop-color): (#[0-9a-f]{6})\b",
-        lambda match: f"{match[1]}: {names.get(match[2], match[2])}",
-        text,
+        r"\b(fill|stroke): (#[0-9a-f]{6})\b", lambda match: f"{match[1]}: {names.get(match[2], match[2])}", text
     )
     text = re.sub(r'\b(id="|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r'xlink:href="#', f'href="#{name}-', text).replace('xlink:href="data:', 'href="data:')
-    text = re.sub(r"font: ([\d.]+px) '[^;\"]*", r"font-size: \1", text)
-    opening = re.search(r"viewBox=\"[^\"]*\"", text)
-    assert opening is not None
-    head = f'<svg {opening[0]} role="img" aria-label="{escape(title)}">'
+    text = text.replace('xlink:href="#', f'href="#{name}-').replace('xlink:href="data:', 'href="data:')
+    text = re.sub(r"font: ([\d.]+px) '[^;\"]*", r"font-size: \1", text)  # the page's own font
+    view = re.search(r'viewBox="[^"]*"', text)
+    assert view is not None
+    head = f'<svg {view[0]} role="img" aria-label="{escape(title)}">'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: head, text, count=1))
-
-
-def _svg(figure: Figure, background: str) -> str:
-    buffer = io.StringIO()
-    metadata: dict[str, Any] = {"Date": None, "Creator": None}
-    figure.savefig(buffer, format="svg", facecolor=background, metadata=metadata, dpi=160)
-    return buffer.getvalue()
