@@ -14,6 +14,8 @@ SPLITS = {"train": "training", "valid": "validation"}
 LOSS = "loss (nats a token)"
 MARKED = 60
 """Points of a curve up to which each is marked."""
+NOISY = 500
+"""Points of a curve from which its own noise hides what lies under it."""
 RASTER_FROM = 150
 """Grey curves in a plot from which they become one picture, lest the page grow with each."""
 
@@ -60,11 +62,14 @@ def plot(curves: Sequence[Curve], x: str, title: str) -> Figure:
         for curve, (xs, ys) in zip(curves, points, strict=True):
             xs = [value / scale for value in xs]
             if curve.label is None:
-                [line] = axes.plot(xs, ys, color=style.MUTED, linewidth=0.8, alpha=0.6, zorder=1.5)
+                [line] = axes.plot(xs, ys, color=style.MUTED, linewidth=0.8, zorder=1.5)
+                line.set_alpha(min(0.6, max(0.15, 40 / crowd)))  # where many lie, it gets denser, not solid
                 line.set_rasterized(crowd >= RASTER_FROM)
             else:
                 colour, marker = style.SERIES[curve.series], style.MARKERS[curve.series]
                 [line] = axes.plot(xs, ys, color=colour, linewidth=1.1 if crowd else 1.6, zorder=2.5)
+                if len(ys) > NOISY:
+                    line.set(linewidth=0.7, alpha=0.55, zorder=2.2)
                 line.set_marker(marker if len(ys) <= MARKED and not crowd else "")
                 named.setdefault((curve.series, curve.label), line)
                 if ys and not curve.diverged:
@@ -75,7 +80,9 @@ def plot(curves: Sequence[Curve], x: str, title: str) -> Figure:
         style.loss_axis(axes, losses, ceiling)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=x == "step", steps=[1, 2, 5, 10]))
-        if x == "tokens":
+        if x == "step":
+            axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+        elif x == "tokens":
             axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         if not losses:
             axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color=style.INK)
