@@ -154,6 +154,11 @@ def test_any_field_as_words(field: str, value: Any):
     assert flatten(parse(["train", QUICKSTART, *results.flag_words(field, value)]).experiment)[field] == value
 
 
+def test_items_of_a_tuple_in_one_text():
+    assert results.flag_words("data.files", "a.txt b.txt") == ["--data.files", "a.txt", "b.txt"]
+    assert results.flag_words("tokenizer.file", "my words.txt") == ["--tokenizer.file", "my words.txt"]
+
+
 def test_objective_against_a_log_axis(sweep: results.Sweep):
     [axes] = axes_plots.against(sweep, sweep.axes[0]).axes
     assert axes.get_xscale() == "log"

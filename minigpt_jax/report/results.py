@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minigpt_jax.config import flag_name
+from minigpt_jax.config import Experiment, flag_name, flatten
 from minigpt_jax.errors import UserError
 from minigpt_jax.report.runs import is_finite
 
@@ -226,8 +226,10 @@ def command(sweep: Sweep, best: Configuration) -> str:
 
 
 def flag_words(field: str, value: Any) -> list[str]:
-    """A field's value as words of the command line."""
+    """A field's value as words of the command line; the items of a tuple may also come as one text, spaces between."""
     flag = flag_name(field)
+    if isinstance(value, str) and isinstance(flatten(Experiment(name="")).get(field), list | tuple):
+        value = value.split()
     if isinstance(value, bool):
         section, _, leaf = flag.rpartition(".")
         return ["--" + (f"{section}." if section else "") + ("" if value else "no-") + leaf]
