@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 
+from minigpt_jax import corpora, samplers
 from minigpt_jax.cli import main
 from minigpt_jax.run import run
 
@@ -92,6 +93,35 @@ def test_evaluate_json(run_dir: Path, capsys: pytest.CaptureFixture, split: str)
     assert {"split", "loss", "perplexity", "bits_per_byte", "tokens", "step"} <= set(figures)
     assert (figures["split"], figures["step"]) == (split, 4)
     assert figures["floor_bits_per_byte"] < figures["bits_per_byte"]
+
+
+def test_evaluate_a_file_of_the_validation_texts_is_evaluating_validation(run_dir: Path, tmp_path: Path, capsys):
+    experiment = tiny_experiment.EXPERIMENT
+    texts = corpora.open_corpus(experiment.data, tmp_path).documents("valid")
+    (tmp_path / "valid.txt").write_text("".join(f"{text}\n" for text in texts))
+    figures = []
+    for flags in (["--split", "valid"], ["--files", tmp_path / "valid.txt"]):
+        assert command("evaluate", run_dir, *flags, "--json") == 0
+        figures += json_lines(capsys.readouterr().out)
+    for name in ("loss", "perplexity", "bits_per_byte", "tokens", "step"):
+        assert figures[1][name] == figures[0][name]
+
+
+def test_compare_shows_every_method_and_keeps_it(run_dir: Path, capsys: pytest.CaptureFixture):
+    flags = ["--prompt", "the fox", "--max-new-tokens", 12, "--k", 3, "--temperature", 0.5]
+    assert command("sample", run_dir, "--compare", *flags, "--json") == 0
+    lines = json_lines(capsys.readouterr().out)
+    assert [line["sampler"] for line in lines] == list(samplers.METHODS)
+    by_name = {line["sampler"]: line for line in lines}
+    assert by_name["top_k"]["settings"] == {"k": 3, "temperature": 0.5}
+    assert by_name["contrastive"]["settings"]["k"] == 3
+    assert by_name["greedy"]["settings"] == {}
+    kept = json.loads((run_dir / "samples" / "compare.json").read_text())
+    assert (kept["prompt"], kept["step"], kept["rows"]) == ("the fox", 4, lines)
+    assert command("sample", run_dir, "--prompt", "the fox", "--max-new-tokens", 12, "--json") == 0
+    assert command("sample", run_dir, "--compare", *flags) == 0
+    shown = capsys.readouterr().out
+    assert all(method in shown for method in samplers.METHODS)
 
 
 def refuse(capsys: pytest.CaptureFixture, *arguments: object) -> str:
@@ -183,6 +213,11 @@ def test_a_file_where_the_run_directory_should_be(experiment_file: Path, tmp_pat
         (["sample", "{run}", "--sampler", "top_k", "--k", "0"], "--k 0"),
         (["sample", "{run}", "--step", "99"], "no checkpoint of step 99"),
         (["sample", "{run}", "--prompt", "a " * 100], "shorten it"),
+        (["sample", "{run}", "--compare", "--sampler", "greedy"], "drop one of the two"),
+        (["sample", "{run}", "--compare", "--prompt", "a", "--prompt", "b"], "a single --prompt"),
+        (["sample", "{run}", "--compare", "--stop", "x"], "--stop-token"),
+        (["sample", "{run}", "--compare", "--k", "0"], "--k 0"),
+        (["evaluate", "{run}", "--files", "nowhere.txt"], "--files nowhere.txt"),
         (["sample", "nowhere"], "nowhere is not a run directory"),
         (["evaluate", "{run}", "--split", "tset"], "test"),
         (["evaluate", "nowhere"], "nowhere is not a run directory"),

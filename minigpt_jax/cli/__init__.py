@@ -8,14 +8,15 @@ import sys
 
 from minigpt_jax.errors import UserError
 
-COMMANDS = ("train", "sample", "evaluate", "sweep")
+COMMANDS = ("train", "sample", "evaluate", "sweep", "report")
 USAGE = """\
 usage: minigpt COMMAND ...
 
   train FILE.py [flags]      train the experiment that a file defines; FILE.py alone does the same
   sample RUN_DIR [flags]     text from a checkpoint
   evaluate RUN_DIR [flags]   perplexity and bits per byte
-  sweep FILE.py AXIS …       trials over an experiment's fields
+  sweep FILE.py AXIS ...     trials over an experiment's fields
+  report RUN_DIR ...         tables and plots, of runs or of a sweep
 
 Each command, and each FILE.py, lists its flags with --help.
 """

@@ -22,6 +22,8 @@ class Arguments:
     """A run directory."""
     split: Literal["valid", "test"] = "valid"
     """Which part of the corpus."""
+    files: tuple[str, ...] = ()
+    """Text of your own instead: files, globs or folders, read and cut into rows as the run's corpus would be."""
     step: int | None = None
     """The checkpoint to take; the latest by default."""
     batch_size: int = 64
@@ -37,19 +39,26 @@ def main(arguments: list[str]) -> int:
 
     jax_setup.prepare()
     from minigpt_jax import evaluate, generate
+    from minigpt_jax.corpora import read_files
+    from minigpt_jax.data import store
     from minigpt_jax.data.store import Rows
     from minigpt_jax.run_dir import RunDir
 
     if chosen.batch_size < 1:
         raise UserError(f"--batch-size {chosen.batch_size}: must be 1 or more")
     lm = generate.load(chosen.run_dir, chosen.step)
-    rows = Rows.load(RunDir(chosen.run_dir).rows(chosen.split))
+    if chosen.files:
+        split, data = " ".join(chosen.files), lm.experiment.data
+        texts = read_files(chosen.files, data.document, data.json_field, flag="--files")
+        rows = store.tokenise(texts, lm.experiment, lm.tokenizer, "--files")
+    else:
+        split, rows = chosen.split, Rows.load(RunDir(chosen.run_dir).rows(chosen.split))
     sums = evaluate.evaluate(lm.model, lm.weights, rows, chosen.batch_size)
     if chosen.json_:
-        figures = {"split": chosen.split, **sums.summary(), "tokens": sums.tokens, "step": lm.step}
+        figures = {"split": split, **sums.summary(), "tokens": sums.tokens, "step": lm.step}
         if rows.floor_bits_per_byte is not None:
             figures["floor_bits_per_byte"] = rows.floor_bits_per_byte
         print(json.dumps(figures))
     else:
-        print(f"{chosen.split}, step {lm.step:,}, {sums.tokens:,} tokens: {evaluate.describe(sums, rows)}")
+        print(f"{split}, step {lm.step:,}, {sums.tokens:,} tokens: {evaluate.describe(sums, rows)}")
     return 0

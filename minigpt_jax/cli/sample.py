@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +25,10 @@ class Arguments:
     """Text to go on from; may be given several times. An empty one starts a new text."""
     prompt_file: Path | None = None
     """One prompt a line; - is standard input."""
-    sampler: str = "top_k"
-    """greedy, beam, random, top_k, top_p, min_p, typical or contrastive."""
+    sampler: str | None = None
+    """greedy, beam, random, top_k (the default), top_p, min_p, typical or contrastive."""
+    compare: bool = False
+    """One prompt under all methods side by side, with the figures in which they differ."""
     k: int | None = None
     """top_k, contrastive: how many of the most probable tokens are looked at."""
     p: float | None = None
@@ -77,7 +80,12 @@ def main(arguments: list[str]) -> int:
     jax_setup.prepare()
     from minigpt_jax import generate, samplers
 
-    sampler = samplers.create(chosen.sampler, **{name: getattr(chosen, name) for name in METHOD_SETTINGS})
+    method_settings = {name: getattr(chosen, name) for name in METHOD_SETTINGS}
+    if chosen.compare:
+        _check_comparison(chosen, prompts)
+        methods = samplers.create_all(**method_settings)
+    else:
+        sampler = samplers.create(chosen.sampler or "top_k", **method_settings)
     lm = generate.load(chosen.run_dir, chosen.step)
     settings: dict[str, Any] = {
         "seed": chosen.seed,
@@ -93,6 +101,9 @@ def main(arguments: list[str]) -> int:
         "no_repeat_ngram",
     ):
         settings[name] = getattr(chosen, name)
+    if chosen.compare:
+        _print_comparison(chosen, lm, generate.compare(lm, prompts[0], methods, chosen.max_new_tokens, **settings))
+        return 0
     if _can_stream(chosen, prompts):
         print(prompts[0], end=" " if prompts[0] else "", flush=True)
         for piece in lm.stream(prompts[0], sampler, chosen.max_new_tokens, **settings):
@@ -118,6 +129,51 @@ def _prompts(chosen: Arguments) -> list[str]:
             raise UserError(f"--prompt-file {chosen.prompt_file} cannot be read ({error}); give a text file") from error
         prompts += text.splitlines()
     return prompts or [""]
+
+
+def _check_comparison(chosen: Arguments, prompts: list[str]) -> None:
+    if chosen.sampler is not None:
+        raise UserError(f"--compare runs all methods, and --sampler {chosen.sampler} names one; drop one of the two")
+    if len(prompts) > 1 or chosen.num_return_sequences > 1:
+        raise UserError("--compare takes one prompt and one text of each method; give a single --prompt")
+    if chosen.stop:
+        raise UserError("--compare runs beam search too, which takes no stop strings; give --stop-token ids instead")
+
+
+def _print_comparison(chosen: Arguments, lm: Any, compared: Iterator[Any]) -> None:
+    """Prints the methods as they come, and keeps them in the run directory for its report."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from minigpt_jax.display import console
+    from minigpt_jax.run_dir import RunDir, write_whole
+
+    rows: list[dict[str, Any]] = []
+    for one in compared:
+        rows.append(dataclasses.asdict(one))
+        if chosen.json_:
+            print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
+    prompt = chosen.prompt[0] if chosen.prompt else ""
+    record = {"prompt": prompt, "seed": chosen.seed, "step": lm.step, "rows": rows}
+    if not chosen.json_:
+        table = Table(title=f"{prompt or '[BOS]'} …", title_justify="left", show_lines=True)
+        table.add_column("method", no_wrap=True)
+        table.add_column("text")
+        for row in rows:
+            figures = [
+                f"[bold]{row['sampler']}[/]",
+                *(f"{name} {value:g}" for name, value in row["settings"].items()),
+                f"repeated 4-grams {row['repeated_4grams']:.0%}",
+                f"distinct-2 {row['distinct_2']:.2f}",
+                f"log-prob a token {row['mean_logprob']:.2f}",
+                f"{row['tokens_per_second']:,.0f} tokens/s",
+            ]
+            table.add_row("\n".join(figures), Text(row["text"]))
+        console.print(table)
+    try:
+        write_whole(RunDir(chosen.run_dir).samples / "compare.json", json.dumps(record, ensure_ascii=False, indent=2))
+    except OSError:  # someone else's run, to be read only
+        print(f"{chosen.run_dir} cannot be written: its report will not show this comparison", file=sys.stderr)
 
 
 def _can_stream(chosen: Arguments, prompts: list[str]) -> bool:

@@ -1,9 +1,7 @@
 """`minigpt sweep FILE.py AXIS …`: trials over the fields of an experiment."""
 
-import importlib.util
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -64,7 +62,7 @@ def main(arguments: list[str]) -> int:
     experiment = tyro.cli(Flags, args=flags, prog=prog, default=Flags(defined)).experiment
 
     jax_setup.prepare()
-    from minigpt_jax import parallel, sweep
+    from minigpt_jax import parallel, report, sweep
     from minigpt_jax.sweep import axes
 
     parallel.use_all_cores()
@@ -83,18 +81,11 @@ def main(arguments: list[str]) -> int:
     if outcome.interrupted:
         print(f"stopped after {len(outcome.rows)} trials, saved; the same command again goes on from there")
         return cli.INTERRUPTED
-    _report(plan.folder)
+    page = report.sweep(plan.folder)
     ends = [row for row in outcome.rows if row["status"] == "complete"]
     best = min(ends, key=lambda row: row["loss"], default=None)
     if best is not None:
         print(f"best: {best['trial']}, validation loss {best['loss']:.4f}, in {plan.folder / best['run_dir']}")
     print(f"done: {len(outcome.rows)} trials, {len(ends)} complete; the results are in {plan.folder}")
+    print(f"report: {page}")
     return 0
-
-
-def _report(folder: Path) -> None:
-    """Writes the report, if this installation has one."""
-    if importlib.util.find_spec("minigpt_jax.report") is not None:
-        from minigpt_jax import report  # pyright: ignore[reportAttributeAccessIssue]
-
-        report.sweep_report(folder)

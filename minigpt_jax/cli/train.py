@@ -1,10 +1,11 @@
 """`minigpt train FILE.py`: every field of the file's experiment is a flag."""
 
-import runpy
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -57,7 +58,7 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
     if not path.is_file():
         raise UserError(f"{file}: there is no such experiment file; name one such as experiments/quickstart.py")
     try:
-        defined = runpy.run_path(str(path), run_name="minigpt_experiment")
+        defined = _run_file(path)
     except UserError:
         raise
     except Exception as error:
@@ -68,6 +69,15 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
     if "experiment" not in defined and callable(defined.get("main")):
         return defined["main"]
     raise UserError(f"{file} defines no experiment; it needs a line such as experiment = Experiment(name='mine')")
+
+
+def _run_file(path: Path) -> dict[str, Any]:
+    """The names that a file defines. It becomes a module, whose classes' source can be found for their help."""
+    spec = importlib.util.spec_from_file_location("minigpt_experiment", path)
+    assert spec is not None and spec.loader is not None, path  # noqa: PT018
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module)
 
 
 def load_experiment(file: str) -> Experiment:

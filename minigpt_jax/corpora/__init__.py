@@ -7,10 +7,10 @@ from minigpt_jax.corpora.base import SPLITS, Corpus, Split
 from minigpt_jax.corpora.simplebooks import SimpleBooks
 from minigpt_jax.corpora.simplebooks_download import download
 from minigpt_jax.corpora.stories import Stories
-from minigpt_jax.corpora.text import Text
+from minigpt_jax.corpora.text import Text, read_files
 from minigpt_jax.errors import UserError
 
-__all__ = ["SPLITS", "Corpus", "SimpleBooks", "Split", "Stories", "Text", "open_corpus"]
+__all__ = ["SPLITS", "Corpus", "SimpleBooks", "Split", "Stories", "Text", "open_corpus", "read_files"]
 
 
 def open_corpus(config: DataConfig, cache: Path) -> Corpus:

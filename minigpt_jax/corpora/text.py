@@ -60,7 +60,7 @@ class Text:
         self.name = "text"
         self._document = document
         self._json_field = json_field
-        self._sources = _sources(files)
+        self._sources = _sources(files, "--data.files")
         total = hashlib.sha256()
         keys = array("Q")
         for source in self._sources:
@@ -107,15 +107,38 @@ class Text:
             ) from error
 
     def _read(self, source: "_Source") -> Iterator[str]:
-        label = f"--data.files {source.label}"
-        with readable(label), source.open() as stream:
-            if source.is_jsonl:
-                texts = (_field(line, self._json_field, f"{label}:{number}") for number, line in _lines(stream, label))
-            elif self._document == "line":
-                texts = (line for _, line in _lines(stream, label))
-            else:
-                texts = (decode(stream.read(), label).removeprefix("\ufeff").replace("\r\n", "\n") for _ in range(1))
-            yield from (text for text in texts if text.strip())
+        return _documents(source, self._document, self._json_field, "--data.files")
+
+
+def read_files(
+    files: Sequence[str],
+    document: Literal["line", "file"] = "line",
+    json_field: str = "text",
+    *,
+    flag: str = "--data.files",
+) -> Iterator[str]:
+    """The documents of files, globs and folders, as `Text` reads them, with nothing held out.
+
+    Args:
+        flag: what the user calls the files, for errors.
+
+    Raises:
+        UserError: as `Text` does, but that there may be few of them; it comes as they are read.
+    """
+    for source in _sources(files, flag):
+        yield from _documents(source, document, json_field, flag)
+
+
+def _documents(source: "_Source", document: str, json_field: str, flag: str) -> Iterator[str]:
+    label = f"{flag} {source.label}"
+    with readable(label), source.open() as stream:
+        if source.is_jsonl:
+            texts = (_field(line, json_field, f"{label}:{number}") for number, line in _lines(stream, label))
+        elif document == "line":
+            texts = (line for _, line in _lines(stream, label))
+        else:
+            texts = (decode(stream.read(), label).removeprefix("\ufeff").replace("\r\n", "\n") for _ in range(1))
+        yield from (text for text in texts if text.strip())
 
 
 @dataclass(frozen=True)
@@ -173,26 +196,26 @@ def _field(line: str, field: str, where: str) -> str:
     return record[field]
 
 
-def _sources(specs: Sequence[str]) -> list[_Source]:
+def _sources(specs: Sequence[str], flag: str) -> list[_Source]:
     """All files and zip members that the user's words stand for, each once, in a fixed order."""
     seen: set[Path] = set()
     sources = []
     for spec in specs:
         named = Path(spec).expanduser().is_file()
-        for path in _expand(spec):
+        for path in _expand(spec, flag):
             if (identity := path.resolve()) in seen:
                 continue
             seen.add(identity)
             if path.suffix.lower() == ".zip":
-                sources += _zip_members(path, named)
+                sources += _zip_members(path, named, flag)
             else:
                 sources.append(_Source(path, named=named))
     return sources
 
 
-def _expand(spec: str) -> list[Path]:
+def _expand(spec: str, flag: str) -> list[Path]:
     given = Path(spec).expanduser()
-    flag = f"--data.files {spec}"
+    flag = f"{flag} {spec}"
     with readable(flag):
         if given.is_file():
             if not _is_supported(given):
@@ -228,8 +251,8 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _zip_members(path: Path, named: bool) -> list[_Source]:
-    label = f"--data.files {path}"
+def _zip_members(path: Path, named: bool, flag: str) -> list[_Source]:
+    label = f"{flag} {path}"
     with open_zip(path, label) as file:
         there = sorted((info for info in file.infolist() if not info.is_dir()), key=lambda info: info.filename)
     # macOS puts a hidden twin beside every file.

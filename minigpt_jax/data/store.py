@@ -136,6 +136,22 @@ def documents(corpus: Corpus, split: Split, config: DataConfig) -> Iterator[str]
     return (text for text in texts if len(text.encode()) > config.min_bytes)
 
 
+def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer, source: str) -> Rows:
+    """Rows of any texts, in memory, cut as those of the experiment's corpus; `source` names them in an error.
+
+    Raises UserError where the layout keeps none of them.
+    """
+    data = experiment.data
+    kept = [text for text in texts if data.layout == "packed" or len(text.encode()) > data.min_bytes]
+    cut = _packed_rows if data.layout == "packed" else _line_rows
+    parts = list(cut(iter(_encode_chunk(tokenizer, kept)), data.sequence_length + 1)) if kept else []
+    if not sum(len(rows) for rows, _ in parts):
+        least = "" if data.layout == "packed" else f", as the run took lines of more than {data.min_bytes} bytes alone"
+        raise UserError(f"{source}: no text to evaluate{least}; give more of it")
+    rows, sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Rows(rows.astype(np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1)), sizes.astype(np.int32))
+
+
 def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track) -> Tokenizer:
     config = experiment.tokenizer
     if config.file is not None:

@@ -36,6 +36,7 @@ from minigpt_jax.samplers.methods import (
     TopP,
     Typical,
     create,
+    create_all,
 )
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Typical",
     "advance",
     "create",
+    "create_all",
     "decode",
     "halt",
     "request",

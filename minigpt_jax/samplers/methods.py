@@ -213,6 +213,17 @@ def create(name: str, **settings: Any) -> Sampler:
     return method(**settings)
 
 
+def create_all(**settings: Any) -> list[Sampler]:
+    """Every method, in the order of `METHODS`, each with those of the settings that it takes.
+
+    Where a setting means different things to methods that share its name, their own ranges are checked by `validate`.
+    """
+    return [
+        create(name, **{key: value for key, value in settings.items() if key in _settings(method)})
+        for name, method in METHODS.items()
+    ]
+
+
 def bucket(n: int) -> int:
     """n rounded up, so that nearby numbers share a program: 1, 2, 4, 6 .. 16, 20, 24 .. 32, 40, 48 .."""
     grain = 1 if n <= 2 else 1 << max(1, (n - 1).bit_length() - 3)

@@ -1,0 +1,35 @@
+"""`minigpt report RUN_DIR …`: tables and plots from run directories."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Tables and plots: report.html, one page that needs nothing else, and report.md.
+
+    Several runs are compared with one another. A sweep's folder gets the sweep's report. Runs may be in training.
+    """
+
+    run_dir: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or sweeps' folders."""
+    output: Path | None = None
+    """Folder to write to; by default the run's or the sweep's own, and runs/report for several runs."""
+
+
+def main(arguments: list[str]) -> int:
+    """Reports; returns the exit status."""
+    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt report")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and the accelerator may be training
+    from minigpt_jax import display, report
+    from minigpt_jax.report import page
+
+    for written in report.report(chosen.run_dir, chosen.output):
+        display.console.print(f"{written.title} · {written.lead}", markup=False)
+        page.show(written.table, display.console)
+        display.console.print(f"{written.html}", markup=False)
+    return 0

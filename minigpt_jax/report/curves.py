@@ -1,0 +1,104 @@
+"""Loss curves: of a few runs in colours, or of a sweep's many trials in grey with the best in front."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib.ticker
+from matplotlib.figure import Figure
+
+from minigpt_jax.report import style
+from minigpt_jax.report.runs import Run
+
+SPLITS = {"train": "training", "valid": "validation"}
+LOSS = "loss (nats a token)"
+MARKED = 60
+"""Points of a curve up to which each is marked."""
+NOISY = 500
+"""Points of a curve from which its own noise hides what lies under it."""
+RASTER_FROM = 150
+"""Grey curves in a plot from which they become one picture, lest the page grow with each."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of a run on a split, as it is drawn.
+
+    Attributes:
+        label: its name in the legend, once for all of that name; none for one of the crowd, in grey.
+        series: which colour and marker.
+        diverged: its end is marked.
+    """
+
+    run: Run
+    split: str
+    label: str | None = None
+    series: int = 0
+    diverged: bool = False
+
+
+def of_runs(runs: Sequence[Run], split: str) -> list[Curve]:
+    """A colour for each run; where there are more runs than colours, the best have them."""
+    order = sorted(range(len(runs)), key=lambda i: (runs[i].best or {}).get("loss", math.inf))
+    chosen = sorted(order[: len(style.SERIES)])
+    return [
+        Curve(run, split, run.name, chosen.index(i)) if i in chosen else Curve(run, split) for i, run in enumerate(runs)
+    ]
+
+
+def of_splits(run: Run) -> list[Curve]:
+    """Training and validation of one run."""
+    return [Curve(run, split, name, series) for series, (split, name) in enumerate(reversed(SPLITS.items()))]
+
+
+def plot(curves: Sequence[Curve], x: str, title: str) -> Figure:
+    """Loss against `step`, `tokens` or `seconds`."""
+    points = [curve.run.curve(curve.split, x) for curve in curves]
+    unit, scale = _unit(x, max((max(xs, default=0.0) for xs, _ in points), default=0.0))
+    crowd = sum(curve.label is None for curve in curves)
+    with style.drawing():
+        figure, axes = style.panel(f"{title} by {x}", unit, LOSS)
+        ceiling, named = None, {}
+        for curve, (xs, ys) in zip(curves, points, strict=True):
+            xs = [value / scale for value in xs]
+            if curve.label is None:
+                [line] = axes.plot(xs, ys, color=style.MUTED, linewidth=0.8, zorder=1.5)
+                line.set_alpha(min(0.6, max(0.15, 40 / crowd)))  # where many lie, it gets denser, not solid
+                line.set_rasterized(crowd >= RASTER_FROM)
+            else:
+                colour, marker = style.SERIES[curve.series], style.MARKERS[curve.series]
+                [line] = axes.plot(xs, ys, color=colour, linewidth=1.1 if crowd else 1.6, zorder=2.5)
+                if len(ys) > NOISY:
+                    line.set(linewidth=0.7, alpha=0.55, zorder=2.2)
+                line.set_marker(marker if len(ys) <= MARKED and not crowd else "")
+                named.setdefault((curve.series, curve.label), line)
+                if ys and not curve.diverged:
+                    ceiling = max(ceiling or 0.0, *ys)
+            if curve.diverged and xs:
+                axes.plot(xs[-1], ys[-1], marker="x", color=style.BAD, markersize=5, linestyle="", zorder=3)
+        losses = [loss for _, ys in points for loss in ys]
+        style.loss_axis(axes, losses, ceiling)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=x == "step", steps=[1, 2, 5, 10]))
+        if x == "step":
+            axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+        elif x == "tokens":
+            axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        if not losses:
+            axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color=style.INK)
+        if len(curves) > 1:
+            ordered = sorted(named.items(), key=lambda item: item[0])
+            lines, labels = [line for _, line in ordered], [style.short(label) for (_, label), _ in ordered]
+            # To find the emptiest corner takes long where there are many points; a loss leaves this one empty.
+            axes.legend(lines, labels, loc="best" if len(losses) < 5000 else "upper right")
+    return figure
+
+
+def _unit(x: str, longest: float) -> tuple[str, float]:
+    """An axis's label, and what its values are divided by."""
+    if x == "seconds":
+        for name, size in (("hours", 3600.0), ("minutes", 60.0)):
+            if longest >= 3 * size:
+                return f"{name} of training", size
+        return "seconds of training", 1.0
+    return {"step": "step", "tokens": "tokens trained on"}[x], 1.0

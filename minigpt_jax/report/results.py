@@ -1,0 +1,238 @@
+"""The results of a sweep: its files read, seeds gathered to a mean and a spread, and the best configuration.
+
+A row of results.jsonl is one configuration and one seed. Seeds are replicates: a configuration's objective is the mean
+of its complete rows' losses, its spread their sample standard deviation.
+"""
+
+import itertools
+import json
+import math
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from minigpt_jax.config import Experiment, flag_name, flatten
+from minigpt_jax.errors import UserError
+from minigpt_jax.report.runs import is_finite
+
+STATUSES = ("complete", "pruned", "diverged", "failed")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A field that the sweep varies: a list of values, or a range.
+
+    Attributes:
+        field: its dotted name.
+        values: what it takes; empty for a range.
+        low, high, log: a range's ends, and whether it is searched on a log scale.
+    """
+
+    field: str
+    values: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        ends = self.values or (self.low, self.high)
+        return all(is_finite(value) and not isinstance(value, bool) for value in ends)
+
+    @property
+    def log_scale(self) -> bool:
+        """Whether a plot's axis is logarithmic: a log range, or values of which each is a multiple of the one before.
+
+        1e-3, 3e-3, 1e-2 is such a list, and so is 1, 2, 4, 8; 0, 0.1, 0.2 or 1, 2, 3 is none.
+        """
+        if not self.values:
+            return self.log
+        if not self.numeric or len(self.values) < 3 or min(self.values) <= 0:
+            return False
+        ordered = sorted(self.values)
+        ratios = [b / a for a, b in itertools.pairwise(ordered)]
+        return min(ratios) >= 1.8
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration over its seeds.
+
+    Attributes:
+        number: its number in the sweep.
+        values: of the axes, by dotted name.
+        rows: one for each seed so far.
+    """
+
+    number: int
+    values: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def complete(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.get("status") == "complete" and is_finite(row.get("loss")))
+
+    @property
+    def losses(self) -> list[float]:
+        return [row["loss"] for row in self.complete]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean loss over the complete seeds, in nats a token."""
+        return statistics.fmean(self.losses) if self.losses else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation of the loss over the complete seeds; of fewer than two there is none."""
+        return statistics.stdev(self.losses) if len(self.losses) > 1 else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(mean loss): the seeds' validation labels are the same, so this pools them."""
+        return None if self.mean is None else math.exp(self.mean) if self.mean < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        found = [row["bits_per_byte"] for row in self.complete if is_finite(row.get("bits_per_byte"))]
+        return statistics.fmean(found) if found else None
+
+    def count(self, status: str) -> int:
+        return sum(row.get("status") == status for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's folder, read: sweep.json, and the rows of results.jsonl so far."""
+
+    folder: Path
+    name: str
+    file: str
+    axes: tuple[Axis, ...]
+    flags: tuple[str, ...]
+    search: str
+    objective: str
+    command: str
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def configurations(self) -> list[Configuration]:
+        """Best first."""
+        return rank(configurations(self.rows, [axis.field for axis in self.axes]))
+
+    def label(self, axis: Axis) -> str:
+        """The axis's field without its section, unless another axis has that name too."""
+        leaf = axis.field.rpartition(".")[2]
+        alike = sum(other.field.rpartition(".")[2] == leaf for other in self.axes)
+        return leaf if alike == 1 else axis.field
+
+    @property
+    def best(self) -> Configuration | None:
+        first = self.configurations[0] if self.configurations else None
+        return first if first is not None and first.mean is not None else None
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Rows by status."""
+        return Counter(str(row.get("status")) for row in self.rows)
+
+
+def is_sweep(folder: Path) -> bool:
+    return (folder / "sweep.json").is_file()
+
+
+def read(folder: Path) -> Sweep:
+    """Reads a sweep's folder; it may be running still. Raises UserError where it is none, or damaged."""
+    path = folder / "sweep.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a sweep's folder: it holds no sweep.json; name one under runs/sweeps")
+    try:
+        about = json.loads(path.read_text())
+        axes = tuple(
+            Axis(
+                axis["field"], tuple(axis.get("values") or ()), axis.get("low"), axis.get("high"), bool(axis.get("log"))
+            )
+            for axis in about["axes"]
+            if axis["field"] != "seed"
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); run the sweep's command again"
+        ) from error
+    return Sweep(
+        folder=folder,
+        name=str(about.get("name") or folder.resolve().name),
+        file=str(about.get("file", "")),
+        axes=axes,
+        flags=tuple(map(str, about.get("flags") or ())),
+        search=str(about.get("search", "")),
+        objective=str(about.get("objective", "valid loss")),
+        command=str(about.get("command", "")),
+        rows=tuple(read_rows(folder / "results.jsonl")),
+    )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of results.jsonl; one that is cut short is left out, and of two of one trial the later counts."""
+    rows: dict[Any, Row] = {}
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("configuration"), int):
+            rows[row.get("trial", (row["configuration"], row.get("seed")))] = row
+    return list(rows.values())
+
+
+def configurations(rows: Sequence[Row], fields: Sequence[str]) -> list[Configuration]:
+    """Gathers the rows of each configuration, in the order of their numbers."""
+    gathered: dict[int, list[Row]] = {}
+    for row in rows:
+        gathered.setdefault(row["configuration"], []).append(row)
+    return [
+        Configuration(number, {field: of_one[0].get(field) for field in fields}, tuple(of_one))
+        for number, of_one in sorted(gathered.items())
+    ]
+
+
+def rank(found: Sequence[Configuration]) -> list[Configuration]:
+    """Best first: by mean loss, but those of which a seed was pruned, diverged or failed after those without.
+
+    The mean over the seeds that a configuration survived would flatter it.
+    """
+
+    def key(one: Configuration) -> tuple[bool, bool, float, int]:
+        marred = any(one.count(status) for status in STATUSES[1:])
+        return one.mean is None, marred, math.inf if one.mean is None else one.mean, one.number
+
+    return sorted(found, key=key)
+
+
+def command(sweep: Sweep, best: Configuration) -> str:
+    """The shell command that trains this configuration alone, with the first of its seeds."""
+    words = ["./launch.sh", sweep.file, *sweep.flags]
+    for field, value in best.values.items():
+        words += flag_words(field, value)
+    seed = best.rows[0].get("seed")
+    if seed is not None:
+        words += ["--seed", str(seed)]
+    return shlex.join([*words, "--run-dir", f"runs/{sweep.name}-best"])
+
+
+def flag_words(field: str, value: Any) -> list[str]:
+    """A field's value as words of the command line; the items of a tuple may also come as one text, spaces between."""
+    flag = flag_name(field)
+    if isinstance(value, str) and isinstance(flatten(Experiment(name="")).get(field), list | tuple):
+        value = value.split()
+    if isinstance(value, bool):
+        section, _, leaf = flag.rpartition(".")
+        return ["--" + (f"{section}." if section else "") + ("" if value else "no-") + leaf]
+    if isinstance(value, list | tuple):
+        return [f"--{flag}", *map(str, value)]
+    return [f"--{flag}", str(value)]

@@ -1,0 +1,139 @@
+"""What a report needs of a run, read from its directory, in training or not; and the figures that sum it up."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from minigpt_jax import config, model
+from minigpt_jax.config import Experiment
+from minigpt_jax.errors import UserError
+from minigpt_jax.run_dir import RunDir, read_metrics
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read.
+
+    Attributes:
+        name: the folder's, with as many of its parents as tell it from the others.
+        lines: those of metrics.jsonl, by split, in the order of their steps.
+        fingerprints: of corpus and tokenizer.
+    """
+
+    name: str
+    files: RunDir
+    experiment: Experiment
+    lines: dict[str, list[dict[str, Any]]]
+    fingerprints: dict[str, str]
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The latest line of all."""
+        lines = [line for split in ("train", "valid") for line in self.lines.get(split, [])]
+        return max(lines, key=lambda line: line["step"], default=None)
+
+    @property
+    def final(self) -> dict[str, Any] | None:
+        """The latest validation."""
+        return self.lines["valid"][-1] if self.lines.get("valid") else None
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The validation of the lowest loss."""
+        finite = [line for line in self.lines.get("valid", []) if is_finite(line.get("loss"))]
+        return min(finite, key=lambda line: line["loss"], default=None)
+
+    @property
+    def parameters(self) -> int | None:
+        """How many numbers the model has; None where its description builds no model today."""
+        try:
+            # The type does not matter here, and "auto" would look for an accelerator that may be busy training.
+            float32 = dataclasses.replace(self.experiment.model, dtype="float32")
+            shapes = model.parameter_shapes(dataclasses.replace(self.experiment, model=float32))
+        except (UserError, ValueError, TypeError):
+            return None
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+    def curve(self, split: str, x: str = "step", y: str = "loss") -> tuple[list[float], list[float]]:
+        """Two columns of metrics.jsonl; lines that lack one of them, as a diverged loss does, are left out."""
+        points = [(line[x], line[y]) for line in self.lines.get(split, []) if is_finite(line.get(x), line.get(y))]
+        return [point[0] for point in points], [point[1] for point in points]
+
+    def samples(self) -> list[tuple[int, str]]:
+        """Steps and the texts sampled at them."""
+        found = []
+        for path in sorted(self.files.samples.glob("step-*.txt")):
+            if match := re.fullmatch(r"step-(\d+)\.txt", path.name):
+                found.append((int(match[1]), path.read_text(errors="replace").strip("\n")))
+        return found
+
+    def comparison(self) -> dict[str, Any] | None:
+        """What `sample --compare` saved: prompt, seed, step and a row for each sampler."""
+        try:
+            value = json.loads((self.files.samples / "compare.json").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            return {"rows": []}
+        rows = value.get("rows") if isinstance(value, dict) else value
+        about = value if isinstance(value, dict) else {}
+        return about | {"rows": [row for row in rows or [] if isinstance(row, dict)]}
+
+
+def is_finite(*values: Any) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def read(path: Path, name: str | None = None) -> Run:
+    """Reads a run directory. Raises UserError where it is none."""
+    files = RunDir(path)
+    experiment = files.experiment()
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for line in read_metrics(files):
+        if isinstance(line, dict) and "split" in line and is_finite(line.get("step")):
+            lines.setdefault(line["split"], []).append(line)
+    for of_split in lines.values():
+        of_split.sort(key=lambda line: line["step"])
+    return Run(name or path.resolve().name, files, experiment, lines, files.description().get("fingerprints", {}))
+
+
+def read_all(paths: Sequence[Path]) -> list[Run]:
+    """Reads run directories, each once, under names that tell them apart. Raises UserError where one is none."""
+    unique = list({path.resolve(): path for path in paths}.values())
+    return [read(path, name) for path, name in zip(unique, names(unique), strict=True)]
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """The end of each path, of as many folders as tell it from the others."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        ends = [os.sep.join(part[-length:]) for part in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [str(path) for path in paths]
+
+
+def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Fields of the configuration, by dotted name, in which the runs differ, with each run's value.
+
+    Of a single run: those in which it differs from the defaults. Fields that only name things are left out.
+    """
+    flat = [config.flatten(run.experiment) for run in runs]
+    if len(runs) == 1:
+        flat.append(config.flatten(Experiment(name="")))
+    fields = {name: [values.get(name) for values in flat] for name in flat[0] if name not in ("name",)}
+    return {name: values[: len(runs)] for name, values in fields.items() if any(value != values[0] for value in values)}
+
+
+def differing_fingerprints(runs: Sequence[Run]) -> list[str]:
+    """Which of corpus and tokenizer are not the same in all the runs."""
+    known = sorted({name for run in runs for name in run.fingerprints})
+    return [name for name in known if len({run.fingerprints.get(name) for run in runs}) > 1]

@@ -1,0 +1,40 @@
+"""Numbers and settings as a report writes them."""
+
+from typing import Any
+
+from minigpt_jax.report.runs import is_finite
+
+NOTHING = "–"
+
+
+def number(value: Any, decimals: int) -> str:
+    """With so many decimals and thousands apart; a dash for what was not measured or is not finite."""
+    return f"{value:,.{decimals}f}" if is_finite(value) else NOTHING
+
+
+def figure(value: Any) -> str:
+    """A number of unknown size, to four digits."""
+    if not is_finite(value) or isinstance(value, bool):
+        return NOTHING if value is None else str(value)
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: Any) -> str:
+    """9.8 s, 2 min 5 s, 1 h 3 min."""
+    if not is_finite(seconds):
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def setting(value: Any, digits: int = 6) -> str:
+    """A field's value; floats of so many digits at most."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={setting(inner, digits)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(repr(item) if isinstance(item, str) else setting(item, digits) for item in value) or "none"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return "none" if value is None else str(value)
