@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +90,7 @@ def test_dropout_falls_on_embeddings_and_branches_by_key() -> None:
             RAGGED[:1],
             deterministic=deterministic,
             rngs={"dropout": jax.random.key(key)},
-            capture_intermediates=lambda layer, _: isinstance(layer, nn.Dropout),
+            capture_intermediates=lambda layer, _: isinstance(layer, model.Dropout),
         )
 
     logits, captured = run(0)
@@ -103,6 +102,19 @@ def test_dropout_falls_on_embeddings_and_branches_by_key() -> None:
     assert np.abs(logits - run(1)[0]).max() > 1e-2
     plain = full_pass(gpt(TWO_LAYERS), params, RAGGED[:1])
     np.testing.assert_allclose(run(0, deterministic=True)[0], plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_traced_dropout_rate_is_the_configured_one(remat: bool) -> None:
+    """One program for every rate, as stacked trials need it: 0.1 and 0.6 given to a model of 0.3."""
+    params, key = weights(TWO_LAYERS), jax.random.key(0)
+    traced: Any = jax.jit(functools.partial(model.logits, gpt(replace(TWO_LAYERS, dropout=0.3, remat=remat))))
+    plain = full_pass(gpt(TWO_LAYERS), params, RAGGED[:1])
+    for rate in (0.1, 0.6):
+        expected = model.logits(gpt(replace(TWO_LAYERS, dropout=rate)), params, RAGGED[:1], key)
+        np.testing.assert_allclose(traced(params, RAGGED[:1], key, rate), expected, rtol=1e-4, atol=1e-5)
+        assert np.abs(expected - plain).max() > 1e-2
+    assert traced._cache_size() == 1
 
 
 def test_rematerialisation_changes_memory_not_gradients() -> None:
