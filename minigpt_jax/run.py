@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import signal
@@ -15,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 
 from minigpt_jax import config, corpora, display, evaluate, generate, model, optim, parallel, rng, samplers, train
 from minigpt_jax.batch import Batch
@@ -25,6 +22,7 @@ from minigpt_jax.data import store
 from minigpt_jax.data.store import Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.metrics import Sums
+from minigpt_jax.recorder import Recorder
 from minigpt_jax.run_dir import (
     RunDir,
     check_room,
@@ -219,66 +217,6 @@ def _sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
         stop=[lm.end_id] if experiment.data.layout == "packed" else [],  # the tutorial samples past the line's end
     )
     return [(prompt + " " + output.text).strip() for prompt, output in zip(settings.prompts, outputs, strict=True)]
-
-
-class Recorder:
-    """Writes metrics.jsonl and TensorBoard, and tells the bar."""
-
-    def __init__(
-        self,
-        files: RunDir,
-        experiment: Experiment,
-        hyper: optim.Hyperparameters,
-        bar: display.TrainingBar,
-        progress: Progress,
-        total_steps: int,
-    ) -> None:
-        self._experiment, self._hyper, self._bar, self._total = experiment, hyper, bar, total_steps
-        self._file = files.metrics.open("a")
-        self._board = (
-            tensorboardX.SummaryWriter(str(files.tensorboard), purge_step=progress.step + 1)
-            if experiment.train.tensorboard
-            else None
-        )
-        self._seconds = progress.seconds
-
-    def __enter__(self) -> "Recorder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def on_step(self, progress: Progress, metrics: train.StepMetrics) -> None:
-        """A training line every `log_every` steps, the mean since the line before."""
-        self._bar.advance(progress.step)
-        if progress.step % self._experiment.train.log_every and progress.step != self._total:
-            return
-        sums, progress.since_log = progress.since_log, Sums()
-        rate = sums.tokens / max(progress.seconds - self._seconds, 1e-9)
-        self._seconds = progress.seconds
-        optimizer = self._experiment.optimizer
-        factor = optim.schedule(optimizer.schedule, self._hyper, progress.step - 1)
-        learning_rate = self._hyper.learning_rate * factor
-        extra = {"learning_rate": float(learning_rate), "grad_norm": metrics.grad_norm, "tokens_per_second": rate}
-        self.write(progress, "train", sums, extra)
-        self._bar.line(progress.step, sums.loss, rate)
-
-    def write(self, progress: Progress, split: str, sums: Sums, extra: dict[str, float] | None = None) -> None:
-        figures = sums.summary() | (extra or {})
-        line = {
-            "step": progress.step,
-            "split": split,
-            **{name: value if math.isfinite(value) else None for name, value in figures.items()},
-            "tokens": progress.tokens,
-            "seconds": round(progress.seconds, 3),
-        }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in figures.items():
-                self._board.add_scalar(f"{split}/{name}", value, progress.step)
 
 
 @contextlib.contextmanager
