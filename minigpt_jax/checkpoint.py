@@ -67,6 +67,7 @@ class Checkpoints:
 
         An OSError of the save before, such as that of a full disk, is raised here or by `wait`.
         """
+        state = parallel.global_view(state)
         items = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(state.opt_state),
@@ -162,7 +163,7 @@ class Checkpoints:
         if step is None:
             step = self.newest_whole()
             if step is None:
-                raise UserError(f"{self.folder} holds no checkpoint; train first, to the first --train.checkpoint-every")
+                raise UserError(f"{self.folder} holds no checkpoint; train to the first --train.checkpoint-every")
             return step
         if step not in self._on_disk():
             steps = ", ".join(map(str, self._on_disk())) or "none"

@@ -138,7 +138,7 @@ def any_process() -> Callable[[bool], bool]:
 def steps_per_dispatch(periods: Iterable[int]) -> int:
     """How many steps to run by one call where the user does not say: one on CPU, where a call costs little.
 
-    On accelerators as many as divide the periods of whatever looks at the state between steps, so that one program does.
+    On accelerators as many as divide the periods of whatever looks at the state between steps: one program does.
     """
     if jax.default_backend() == "cpu":
         return 1
@@ -149,6 +149,18 @@ def steps_per_dispatch(periods: Iterable[int]) -> int:
 def local_copy(tree: Any) -> Any:
     """This process's own copy of what all devices hold whole, for programs that other processes do not run."""
     return tree if jax.process_count() == 1 else jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+
+
+def global_view(tree: Any) -> Any:
+    """What compiled programs return, as arrays of all processes' devices instead of this one's: Orbax wants those."""
+    if jax.process_count() == 1:
+        return tree
+
+    def view(x: jax.Array) -> jax.Array:
+        shards = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, replicated(), shards)
+
+    return jax.tree.map(view, tree)
 
 
 def local_devices() -> int:
