@@ -4,8 +4,6 @@ import json
 import math
 import os
 
-import tensorboardX
-
 from minigpt_jax import display, optim, parallel, train
 from minigpt_jax.config import Experiment
 from minigpt_jax.metrics import Sums
@@ -27,11 +25,11 @@ class Recorder:
     ) -> None:
         self._experiment, self._hyper, self._bar, self._total = experiment, hyper, bar, total_steps
         self._file = files.metrics.open("a") if parallel.is_first() else None
-        self._board = (
-            tensorboardX.SummaryWriter(str(files.tensorboard), purge_step=progress.step + 1)
-            if experiment.train.tensorboard and parallel.is_first()
-            else None
-        )
+        self._board = None
+        if experiment.train.tensorboard and parallel.is_first():
+            import tensorboardX  # where PyTorch is installed, it imports that
+
+            self._board = tensorboardX.SummaryWriter(str(files.tensorboard), purge_step=progress.step + 1)
         self._seconds = progress.seconds
 
     def __enter__(self) -> "Recorder":
