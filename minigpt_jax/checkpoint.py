@@ -1,6 +1,10 @@
 """Checkpoints by Orbax: saved in the background, each whole or not there at all, and read only if whole still."""
 
+import contextlib
+import errno
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +82,8 @@ class Checkpoints:
         metrics = None if loss is None else {"loss": loss}
         self.wait()  # so that `_seal` knows which step is being saved
         self.last_saved = progress.step
-        self._manager.save(progress.step, args=ocp.args.Composite(**items), metrics=metrics)
+        with _full_disk_told(self.folder):
+            self._manager.save(progress.step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Progress]:
         """The state and progress of a step, by default the latest whole one; `like` gives shapes and types.
@@ -122,11 +127,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        with _full_disk_told(self.folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what was saved, and frees the folder."""
-        self._manager.close()
+        with _full_disk_told(self.folder):
+            self._manager.close()
 
     def _seal(self) -> None:
         # Called when all files are written and before the folder gets its final name: no checkpoint lacks a manifest.
@@ -182,6 +189,18 @@ class Checkpoints:
                 f"{self.folder / str(step)} does not fit its run's config.json, or is damaged ({reason}); "
                 "restore the folder or train anew"
             ) from error
+
+
+@contextlib.contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Raises what the writers tell of a full disk, each in its own way, as the OSError that it is."""
+    try:
+        yield
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        raise
 
 
 def _restore_args(like: Any) -> ocp.args.StandardRestore:
