@@ -80,7 +80,19 @@ def largest(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("how", ["flipped", "missing", "cut", "no manifest"])
+@pytest.mark.parametrize("how", ["flipped", "missing", "cut"])
+def test_a_manifest_names_the_file_that_is_damaged(tmp_path: Path, how: str):
+    (tmp_path / "params" / "d").mkdir(parents=True)
+    for name in ("params/a", "params/d/b"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert manifest.damage(tmp_path) == f"{tmp_path / manifest.NAME} is missing"
+    manifest.seal(tmp_path)
+    assert manifest.damage(tmp_path) is None
+    spoil(tmp_path / "params" / "d" / "b", how)
+    assert str(tmp_path / "params" / "d" / "b") in str(manifest.damage(tmp_path))
+
+
+@pytest.mark.parametrize("how", ["flipped", "no manifest"])
 def test_the_checkpoint_before_a_damaged_one_is_used(
     whole: tuple[Path, Result], tmp_path: Path, capsys: pytest.CaptureFixture, how: str
 ):
