@@ -1,5 +1,10 @@
-"""Checkpoints by Orbax: saved in the background, each whole or not there at all."""
+"""Checkpoints by Orbax: saved in the background, each whole or not there at all, and read only if whole still."""
 
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +13,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from minigpt_jax import parallel
+from minigpt_jax import display, manifest, parallel
 from minigpt_jax.errors import UserError
 from minigpt_jax.state import Progress, TrainState
 
@@ -17,8 +22,8 @@ class Checkpoints:
     """The checkpoints of a run: saved in the background, each whole or not there at all.
 
     A checkpoint has the items `params`, `ema` (if kept), `optimizer` and `progress`, so that sampling reads the weights
-    alone. The latest `keep` and the one of the lowest validation loss stay. Arrays restore onto whatever devices are
-    here.
+    alone, and a manifest of its files' sums. The latest `keep` and the one of the lowest validation loss stay. Arrays
+    restore onto whatever devices are here. Where there are several processes, all of them make the same calls.
     """
 
     def __init__(self, folder: Path, keep: int = 1, read_only: bool = False) -> None:
@@ -37,6 +42,7 @@ class Checkpoints:
                 best_mode="min",
                 preservation_policy=policies.AnyPreservationPolicy([latest, best]),
                 cleanup_tmp_directories=not read_only,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
 
@@ -53,8 +59,23 @@ class Checkpoints:
         """The step of the lowest validation loss."""
         return self._manager.best_step()
 
+    def whole_steps(self) -> list[int]:
+        """The steps whose files are what was written, in order."""
+        return [step for step in self._on_disk() if self._damage(step) is None]
+
+    def newest_whole(self) -> int | None:
+        """The latest step whose files are what was written, or None where there is no checkpoint at all.
+
+        Warns of each damaged one on the way. Raises UserError where all of them are damaged.
+        """
+        return parallel.from_first(self._newest_whole)
+
     def save(self, state: TrainState, progress: Progress, loss: float | None = None) -> None:
-        """Starts a save of the state after `progress.step` steps; `loss` is validation's, if it is known."""
+        """Starts a save of the state after `progress.step` steps; `loss` is validation's, if it is known.
+
+        An OSError of the save before, such as that of a full disk, is raised here or by `wait`.
+        """
+        state = parallel.global_view(state)
         items = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(state.opt_state),
@@ -63,11 +84,16 @@ class Checkpoints:
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         metrics = None if loss is None else {"loss": loss}
+        self.wait()  # so that `_seal` knows which step is being saved
         self.last_saved = progress.step
-        self._manager.save(progress.step, args=ocp.args.Composite(**items), metrics=metrics)
+        with _full_disk_told(self.folder):
+            self._manager.save(progress.step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, Progress]:
-        """The state and progress of a step, by default the latest; `like` gives shapes and types."""
+        """The state and progress of a step, by default the latest whole one; `like` gives shapes and types.
+
+        Raises UserError where it is missing, damaged, or another model's.
+        """
         step = self._existing(step)
         items = {
             "params": _restore_args(like.params),
@@ -93,22 +119,69 @@ class Checkpoints:
         name = "ema" if use_ema else "params"
         return self._restore(step, {name: _restore_args(params_like)})[name], step
 
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints past `step`, as damaged ones: training from `step` makes the very same ones again."""
+
+        def remove() -> None:
+            for later in (s for s in self._on_disk() if s > step):
+                shutil.rmtree(self.folder / str(later))
+
+        parallel.from_first(remove)
+        self._manager.reload()
+
     def wait(self) -> None:
         """Returns once all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        with _full_disk_told(self.folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what was saved, and frees the folder."""
-        self._manager.close()
+        with _full_disk_told(self.folder):
+            self._manager.close()
+
+    def _seal(self) -> None:
+        # Called when all files are written and before the folder gets its final name: no checkpoint lacks a manifest.
+        [unfinished] = self.folder.glob(f"{self.last_saved}.orbax-checkpoint-tmp*")
+        manifest.seal(unfinished)
+
+    def _on_disk(self) -> list[int]:
+        """The steps that have a folder, whatever Orbax thinks of it, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def _damage(self, step: int) -> str | None:
+        damage = manifest.damage(self.folder / str(step))
+        return damage or (None if step in self.steps else f"{self.folder / str(step)} is incomplete")
+
+    def _newest_whole(self) -> int | None:
+        damages = []
+        for step in reversed(self._on_disk()):
+            damage = self._damage(step)
+            if damage is None:
+                for line in damages:
+                    display.warn(f"{line}: the checkpoint of step {step} is used instead")
+                return step
+            damages.append(damage)
+        if damages:
+            raise UserError(
+                f"no checkpoint in {self.folder} is whole: {'; '.join(damages)}; restore the folder from a copy, or "
+                "train anew in another --run-dir"
+            )
+        return None
 
     def _existing(self, step: int | None) -> int:
-        steps = self.steps
-        if not steps:
-            raise UserError(f"{self.folder} holds no checkpoint; train first, to the first --train.checkpoint-every")
         if step is None:
-            return steps[-1]
-        if step not in steps:
-            raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+            step = self.newest_whole()
+            if step is None:
+                raise UserError(f"{self.folder} holds no checkpoint; train to the first --train.checkpoint-every")
+            return step
+        if step not in self._on_disk():
+            steps = ", ".join(map(str, self._on_disk())) or "none"
+            raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
+        damage = parallel.from_first(lambda: self._damage(step))
+        if damage is not None:
+            raise UserError(f"the checkpoint of step {step} is damaged: {damage}; restore it, or name another step")
         return step
 
     def _restore(self, step: int, items: dict[str, Any]) -> Any:
@@ -120,6 +193,18 @@ class Checkpoints:
                 f"{self.folder / str(step)} does not fit its run's config.json, or is damaged ({reason}); "
                 "restore the folder or train anew"
             ) from error
+
+
+@contextlib.contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Raises what the writers tell of a full disk, each in its own way, as the OSError that it is."""
+    try:
+        yield
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        raise
 
 
 def _restore_args(like: Any) -> ocp.args.StandardRestore:

@@ -159,8 +159,8 @@ class TrainConfig:
     """Stop after this many steps, whatever the epochs; the schedule's horizon too."""
     accumulate: int = 1
     """Micro-batches that one step's gradient is summed over."""
-    steps_per_dispatch: int = 1
-    """Steps run by one call of the compiled program."""
+    steps_per_dispatch: int | None = None
+    """Steps run by one call of the compiled program; by default one on CPU and several on accelerators."""
     log_every: int = 20
     """Steps between training lines of metrics.jsonl."""
     evaluate_every: int | None = None
@@ -221,7 +221,6 @@ def validate(experiment: Experiment) -> None:
         "train.batch_size": train.batch_size,
         "train.epochs": train.epochs,
         "train.accumulate": train.accumulate,
-        "train.steps_per_dispatch": train.steps_per_dispatch,
         "train.log_every": train.log_every,
         "train.keep": train.keep,
         "sample.k": experiment.sample.k,
@@ -230,6 +229,7 @@ def validate(experiment: Experiment) -> None:
         "model.logit_softcap": model.logit_softcap,
         "optimizer.clip_norm": optimizer.clip_norm,
         "train.steps": train.steps,
+        "train.steps_per_dispatch": train.steps_per_dispatch,
         "train.evaluate_every": train.evaluate_every,
         "train.checkpoint_every": train.checkpoint_every,
         "sample.max_new_tokens": experiment.sample.max_new_tokens,

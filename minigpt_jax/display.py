@@ -1,6 +1,7 @@
 """What a person sees: progress bars with rate and time left, and the parameter table."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,6 +23,11 @@ from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 SECONDS_BETWEEN_LINES = 10.0
+
+
+def warn(text: str) -> None:
+    """One line on standard error about what went wrong and was mended."""
+    print(f"minigpt: warning: {text}", file=sys.stderr, flush=True)
 
 
 class _Rate(ProgressColumn):

@@ -5,17 +5,24 @@ Every device holds the whole state and takes its share of each batch's rows. On 
 
 import collections
 import itertools
+import math
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # the key-value store that the processes share has no public name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minigpt_jax.errors import UserError
 
+T = TypeVar("T")
 AXIS = "devices"
+STEPS_PER_DISPATCH = 16
+_LONGEST_WAIT = 7 * 24 * 3600 * 1000  # for the first process to prepare a large corpus, in ms
+_calls = itertools.count()
 
 
 def use_all_cores() -> None:
@@ -90,6 +97,89 @@ def compile_rows(
     if devices == 1:
         return jax.jit(function, donate_argnums=donate)
     return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices()[:devices], donate_argnums=donate)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def from_first(function: Callable[[], T]) -> T:
+    """What `function` returns in the first process, given to all of them; the others do not run it.
+
+    Every process has to make the call. A UserError or an OSError is raised in all of them.
+    """
+    client = distributed.global_state.client
+    if jax.process_count() == 1 or client is None:
+        return function()
+    key, value, error = f"minigpt/{next(_calls)}", None, None
+    if is_first():
+        try:
+            value = function()
+        except (UserError, OSError) as raised:
+            error = raised
+        client.key_value_set_bytes(key, pickle.dumps((value, error)))
+    else:
+        value, error = pickle.loads(client.blocking_key_value_get_bytes(key, _LONGEST_WAIT))
+    if error is not None:
+        client.wait_at_barrier(f"{key}/read", 10_000)  # before the first one leaves, and takes the store along
+        raise error
+    return value  # pyright: ignore[reportReturnType]
+
+
+def first_then_others(function: Callable[[], T]) -> T:
+    """What `function` returns in each process: the first one runs it before the others do, who find what it has made.
+
+    They make their own where they do not share the first one's disk.
+    """
+    made: list[T] = []
+    from_first(lambda: made.append(function()))
+    return made[0] if made else function()
+
+
+def any_process() -> Callable[[bool], bool]:
+    """A question that all processes ask together, again and again: has any of them said yes?
+
+    With several of them the answer is that to the call before, so that nobody waits for it; it is the same in all.
+    """
+    if jax.process_count() == 1:
+        return lambda mine: mine
+    answers: collections.deque[Any] = collections.deque()
+    count = compile(lambda _, flags: jax.lax.psum(flags.sum(), AXIS))
+
+    def ask(mine: bool) -> bool:
+        answers.append(count((), put_batch(np.full(local_devices(), mine, np.int32))))
+        return len(answers) > 1 and bool(jax.device_get(answers.popleft()))
+
+    return ask
+
+
+def steps_per_dispatch(periods: Iterable[int]) -> int:
+    """How many steps to run by one call where the user does not say: one on CPU, where a call costs little.
+
+    On accelerators as many as divide the periods of whatever looks at the state between steps: one program does.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    common = math.gcd(*periods)
+    return max(size for size in range(1, STEPS_PER_DISPATCH + 1) if common % size == 0)
+
+
+def local_copy(tree: Any) -> Any:
+    """This process's own copy of what all devices hold whole, for programs that other processes do not run."""
+    return tree if jax.process_count() == 1 else jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+
+
+def global_view(tree: Any) -> Any:
+    """What compiled programs return, as arrays of all processes' devices instead of this one's: Orbax wants those."""
+    if jax.process_count() == 1:
+        return tree
+
+    def view(x: jax.Array) -> jax.Array:
+        shards = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, replicated(), shards)
+
+    return jax.tree.map(view, tree)
 
 
 def local_devices() -> int:

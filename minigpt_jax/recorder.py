@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 from typing import Any
 
-from minigpt_jax import display, optim, train
+from minigpt_jax import display, optim, parallel, train
 from minigpt_jax.config import Experiment
 from minigpt_jax.metrics import Sums
 from minigpt_jax.run_dir import RunDir
@@ -12,7 +13,7 @@ from minigpt_jax.state import Progress
 
 
 class Recorder:
-    """Writes metrics.jsonl and TensorBoard, and tells the bar."""
+    """Writes metrics.jsonl and TensorBoard, in the first process alone, and tells the bar."""
 
     def __init__(
         self,
@@ -24,9 +25,9 @@ class Recorder:
         total_steps: int,
     ) -> None:
         self._experiment, self._hyper, self._bar, self._total = experiment, hyper, bar, total_steps
-        self._file = files.metrics.open("a")
+        self._file = files.metrics.open("a") if parallel.is_first() else None
         self._board: Any = None
-        if experiment.train.tensorboard:
+        if experiment.train.tensorboard and parallel.is_first():
             import tensorboardX  # it imports PyTorch where that is installed
 
             self._board = tensorboardX.SummaryWriter(str(files.tensorboard), purge_step=progress.step + 1)
@@ -36,7 +37,8 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -55,6 +57,11 @@ class Recorder:
         self.write(progress, "train", sums, extra)
         self._bar.line(progress.step, sums.loss, rate)
 
+    def sync(self) -> None:
+        """Brings what was written to the disk: a checkpoint must not outlive the lines before it."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def write(self, progress: Progress, split: str, sums: Sums, extra: dict[str, float] | None = None) -> None:
         figures = sums.summary() | (extra or {})
         line = {
@@ -64,8 +71,9 @@ class Recorder:
             "tokens": progress.tokens,
             "seconds": round(progress.seconds, 3),
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(f"{split}/{name}", value, progress.step)

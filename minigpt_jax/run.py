@@ -24,10 +24,12 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.metrics import Sums
 from minigpt_jax.recorder import Recorder
 from minigpt_jax.run_dir import (
+    Resume,
     RunDir,
+    check_resume,
     check_room,
     check_same,
-    drop_metrics_after,
+    drop_records_after,
     lock,
     write_description,
     write_tokenizer,
@@ -75,12 +77,16 @@ def run(
     *,
     prepared: Prepared | None = None,
     batches: BatchSource | None = None,
+    resume: Resume = "auto",
 ) -> Result:
-    """Trains an experiment in a run directory, going on from its latest checkpoint if it has one.
+    """Trains an experiment in a run directory, going on from its latest whole checkpoint if it has one.
+
+    Where there are several processes, each of them makes this call.
 
     Args:
         run_dir: runs/NAME by default.
         prepared: tokenizer and rows, where they were made beforehand; else the corpus is read and tokenised.
+        resume: always: refuse a run directory without a checkpoint; never: refuse one with any.
         batches: where training batches come from; tf.data by default, which is the only use of TensorFlow.
 
     Raises:
@@ -89,18 +95,30 @@ def run(
     config.validate(experiment)
     parallel.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
-    check_same(files, experiment)
+    parallel.from_first(lambda: (check_resume(files, resume), check_same(files, experiment)))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
-    check_room(files, 3 * weights * (2 + experiment.train.keep))
-    fingerprints = {}
+    parallel.from_first(lambda: check_room(files, 3 * weights * (2 + experiment.train.keep)))
+    fingerprints: dict[str, str] = {}
+    display.console.quiet = not parallel.is_first()
     if prepared is None:
-        corpus = corpora.open_corpus(experiment.data, cache_dir())
-        fingerprints["corpus"] = corpus.fingerprint
-        prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
-    fingerprints["tokenizer"] = prepared.tokenizer.fingerprint
-    with lock(files):
-        describe(files, experiment, prepared, fingerprints)
-        return _train(experiment, files, prepared, batches or tf_data_batches())
+        prepared, fingerprints["corpus"] = parallel.first_then_others(lambda: _prepare(experiment))
+    made = prepared
+    fingerprints["tokenizer"] = made.tokenizer.fingerprint
+    with contextlib.ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(lock(files))
+            describe(files, experiment, made, fingerprints)
+
+        parallel.from_first(claim)
+        if not files.config.exists():
+            raise UserError(f"--run-dir {files.path}: must lie on a disk that all processes share; name such a folder")
+        return _train(experiment, files, made, batches or tf_data_batches())
+
+
+def _prepare(experiment: Experiment) -> tuple[Prepared, str]:
+    corpus = corpora.open_corpus(experiment.data, cache_dir())
+    return store.prepare(experiment, corpus, cache_dir(), display.track), corpus.fingerprint
 
 
 def describe(files: RunDir, experiment: Experiment, prepared: Prepared, fingerprints: dict[str, str]) -> None:
@@ -140,10 +158,12 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
         f"{total_steps:,} steps in all · {jax.device_count()} × {jax.devices()[0].device_kind}"
     )
     checkpoints = Checkpoints(files.checkpoints, settings.keep)
-    if checkpoints.latest is not None:
-        state, progress = checkpoints.restore(state)
+    newest = checkpoints.newest_whole()
+    if newest is not None:
+        state, progress = checkpoints.restore(state, newest)
+        checkpoints.drop_after(newest)
         display.console.print(f"going on from step {progress.step:,} of {files.path}")
-    drop_metrics_after(files, progress.step)
+    parallel.from_first(lambda: drop_records_after(files, progress.step))
 
     valid: dict[int, Sums] = {}
 
@@ -153,12 +173,16 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
             sums = valid[progress.step] = evaluate.evaluate(gpt, state.weights, held_out, settings.batch_size)
         recorder.write(progress, "valid", sums)
         display.console.print(f"step {progress.step:,} · validation: {evaluate.describe(sums, held_out)}")
-        texts = sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, state.weights))
+        if not parallel.is_first():
+            return
+        weights = parallel.local_copy(state.weights)
+        texts = sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, weights))
         write_whole(files.samples / f"step-{progress.step:08}.txt", "\n\n".join(texts) + "\n")
         for text in texts:
             display.console.print(f"  {text}", markup=False)
 
     def save(state: TrainState, progress: Progress) -> None:
+        recorder.sync()
         checkpoints.save(state, progress, valid[progress.step].loss if progress.step in valid else None)
 
     hooks = [
@@ -168,11 +192,14 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
     one = parallel.compile(functools.partial(train.train_step, trainer), donate=True)
     several = parallel.compile(functools.partial(train.train_steps, trainer), donate=True)
     dropout_key = rng.stream(experiment.seed, "dropout")
+    any_process = parallel.any_process()
 
     def run_steps(state: TrainState, size: int, batch: Batch) -> tuple[TrainState, train.StepMetrics]:
         return (one if size == 1 else several)(state, batch, hyper, dropout_key)
 
-    sizes = train.plan(progress.step, total_steps, settings.steps_per_dispatch, [hook.every for hook in hooks])
+    periods = [hook.every for hook in hooks]
+    together = settings.steps_per_dispatch or parallel.steps_per_dispatch(periods)
+    sizes = train.plan(progress.step, total_steps, together, periods)
     stream = source(rows, settings.batch_size, experiment.seed, progress.step, jax.process_index(), jax.process_count())
     dispatches = parallel.prefetch((size, _draw(stream, size)) for size in sizes)
     with (
@@ -190,7 +217,7 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
                 total_steps=total_steps,
                 hooks=hooks,
                 on_step=recorder.on_step,
-                should_stop=lambda: bool(stopped),
+                should_stop=lambda: any_process(bool(stopped)),
             )
         except train.NonFiniteLossError as error:
             checkpoints.wait()

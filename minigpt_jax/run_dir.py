@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from minigpt_jax.config import Experiment, dumps, flag_name, flatten, from_json, to_json
 from minigpt_jax.errors import UserError
+
+Resume = Literal["auto", "always", "never"]
 
 FREE_TO_CHANGE = {
     "train.epochs",
@@ -122,6 +124,17 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
         )
 
 
+def check_resume(run_dir: RunDir, resume: Resume) -> None:
+    """Raises UserError where there is nothing to go on from and there should be, or the other way round."""
+    there = run_dir.checkpoints.is_dir() and any(path.name.isdigit() for path in run_dir.checkpoints.iterdir())
+    if resume == "always" and not there:
+        raise UserError(f"--resume always: {run_dir.path} holds no checkpoint to go on from; check --run-dir")
+    if resume == "never" and there:
+        raise UserError(
+            f"--resume never: {run_dir.path} holds checkpoints already; name another --run-dir, or remove that folder"
+        )
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,15 +167,20 @@ def write_tokenizer(run_dir: RunDir, save: Callable[[Path], None]) -> None:
 def read_metrics(run_dir: RunDir) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; one that a crash cut short is left out."""
     lines = []
-    for text in run_dir.metrics.read_text().splitlines() if run_dir.metrics.exists() else []:
+    for text in run_dir.metrics.read_text(errors="replace").splitlines() if run_dir.metrics.exists() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
     return lines
 
 
-def drop_metrics_after(run_dir: RunDir, step: int) -> None:
-    """Takes out the lines past `step`, which a resumed run is about to write again."""
+def drop_records_after(run_dir: RunDir, step: int) -> None:
+    """Takes out the lines and samples past `step`, which a resumed run is about to write again."""
+    for path in run_dir.samples.glob("step-*.txt"):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()
     lines = [line for line in read_metrics(run_dir) if line["step"] <= step]
     write_whole(run_dir.metrics, "".join(json.dumps(line) + "\n" for line in lines))

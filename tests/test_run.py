@@ -193,7 +193,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: int):
         with pytest.raises(UserError, match="another process is training"):
             run(changed("train", steps=100_000, checkpoint_every=10_000), tmp_path / "run")
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     step = int(output.split()[-1])
     assert "interrupted True" in output

@@ -83,7 +83,7 @@ def test_lines_past_a_checkpoint_are_dropped(tmp_path: Path):
     lines = [{"step": step, "split": split} for step in (1, 2, 3) for split in ("train", "valid")]
     files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "sp')
     assert run_dir.read_metrics(files) == lines
-    run_dir.drop_metrics_after(files, 2)
+    run_dir.drop_records_after(files, 2)
     assert files.metrics.read_text() == "".join(json.dumps(line) + "\n" for line in lines[:4])
 
 

@@ -21,7 +21,7 @@ usage: minigpt COMMAND ...
 Each command, and each FILE.py, lists its flags with --help.
 """
 INTERRUPTED = 130
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def main(argv: list[str] | None = None) -> int:

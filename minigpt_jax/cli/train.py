@@ -3,15 +3,16 @@
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax import cli
+from minigpt_jax import cli, distributed
 from minigpt_jax.cli import jax_setup
 from minigpt_jax.config import Experiment
+from minigpt_jax.distributed import Distributed
 from minigpt_jax.errors import UserError
 
 
@@ -22,6 +23,9 @@ class Arguments:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """Folder of the run; runs/NAME by default."""
+    resume: Literal["auto", "always", "never"] = "auto"
+    """auto: go on from a checkpoint if there is one; always: refuse to start anew; never: refuse to go on."""
+    distributed: Distributed = field(default_factory=Distributed)
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +44,8 @@ def main(arguments: list[str]) -> int:
     jax_setup.prepare()
     from minigpt_jax import run
 
-    result = run.run(chosen.experiment, chosen.run_dir)
+    with distributed.joined(chosen.distributed):
+        result = run.run(chosen.experiment, chosen.run_dir, resume=chosen.resume)
     if result.interrupted:
         print(f"stopped at step {result.progress.step:,}, saved; the same command again goes on from there")
         return cli.INTERRUPTED

@@ -10,7 +10,7 @@ from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.data.store import Prepared
 from minigpt_jax.metrics import Sums
 from minigpt_jax.recorder import Recorder
-from minigpt_jax.run_dir import drop_metrics_after, lock, write_whole
+from minigpt_jax.run_dir import drop_records_after, lock, write_whole
 from minigpt_jax.state import Progress, TrainState
 from minigpt_jax.sweep.plan import Trial
 
@@ -51,7 +51,8 @@ class Lane:
     def start(self) -> None:
         """Opens the metrics, from the step that training goes on from."""
         self._seconds_logged = self.progress.seconds
-        drop_metrics_after(self.files, self.progress.step)
+        self.checkpoints.drop_after(self.progress.step)
+        drop_records_after(self.files, self.progress.step)
         bar: Any = _NoBar()
         hyper = optim.hyperparameters(self.experiment.optimizer, self.total_steps)
         recorder = Recorder(self.files, self.experiment, hyper, bar, self.progress, self.total_steps)

@@ -130,7 +130,7 @@ class Lockstep:
     def _start(self) -> int:
         """Sets the first state: of the latest step that all trials have a checkpoint of, or fresh."""
         state = self.program.init(self.program.stacked(self.arrays))
-        saved = set.intersection(*(set(lane.checkpoints.steps) for lane in self.lanes))
+        saved = set.intersection(*(set(lane.checkpoints.whole_steps()) for lane in self.lanes))
         step = max((s for s in saved if s < self.total), default=0)
         if step:
             like = jax.tree.map(lambda x: x[0], self.program.joined(state))
@@ -147,7 +147,8 @@ class Lockstep:
         # A rung is not a multiple of anything: training is planned from one to the next.
         ends = [*sorted(rung for rung in self.rungs if rung > start), self.total]
         begins = [start, *ends[:-1]]
-        plans = (train.plan(a, b, settings.steps_per_dispatch, periods) for a, b in zip(begins, ends, strict=True))
+        together = settings.steps_per_dispatch or parallel.steps_per_dispatch(periods)
+        plans = (train.plan(a, b, together, periods) for a, b in zip(begins, ends, strict=True))
         rows = self.corpus.prepared.splits["train"]
         streams = [self.corpus.source(rows, settings.batch_size, seed, start, 0, 1) for seed in self.seeds]
 

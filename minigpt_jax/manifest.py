@@ -1,0 +1,49 @@
+"""Sums of a folder's files, so that a flipped or a missing byte is noticed: Orbax restores it silently wrong."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+NAME = "manifest.json"
+
+
+def seal(folder: Path) -> None:
+    """Writes SHA-256 sums of the files in `folder`'s subfolders into its manifest, once all of them are on the disk.
+
+    Files of the folder itself are left out: Orbax's own bookkeeping, which it still writes to.
+    """
+    sums = {}
+    for path in _files(folder):
+        with path.open("rb") as file:
+            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+    with (folder / NAME).open("w") as file:
+        json.dump({"sha256": sums}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, naming the file; None if it is whole."""
+    path = folder / NAME
+    try:
+        sums: dict[str, str] = json.loads(path.read_text())["sha256"]
+        for name, expected in sums.items():
+            path = folder / name
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    return f"{path} is not what was written"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{path} is not what was written"
+    return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for subfolder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        yield from sorted(path for path in subfolder.rglob("*") if path.is_file())
