@@ -43,10 +43,17 @@ class DataConfig:
     """For stories: the seed of the tales."""
     layout: Literal["lines", "packed"] = "lines"
     """lines: the head of each long document, padded; packed: all the text, cut into full windows."""
+    evaluation_layout: Literal["lines", "packed"] | None = None
+    """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
+    default."""
     min_bytes: int = 512
     """For lines: keep documents of more UTF-8 bytes than this."""
     sequence_length: int = 128
     """Tokens in a window."""
+
+    def layout_of(self, split: str) -> Literal["lines", "packed"]:
+        """How the rows of a split are cut."""
+        return self.layout if split == "train" else self.evaluation_layout or self.layout
 
 
 @dataclass(frozen=True)

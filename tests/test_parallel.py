@@ -26,10 +26,10 @@ from minigpt_jax.batch import Batch
 from minigpt_jax.config import ModelConfig, OptimizerConfig
 from minigpt_jax.model import GPT
 
-STEPS, B, T, V = 10, 8, 8, 50
+STEPS, B, T, V = 20, 16, 8, 50
 rng = np.random.default_rng(0)
 lengths = rng.integers(1, T + 1, (STEPS, B))  # so that no two devices hold as many labels
-lengths[:, -3:] = -1  # rows of zeros: on four devices, one has nothing else
+lengths[:, -6:] = -1  # rows of zeros: on four devices, one has nothing else
 rows = rng.integers(3, V, (STEPS, B, T + 1))
 rows = np.where(np.arange(T + 1) <= lengths[..., None], rows, 0).astype(np.uint16)
 batches = Batch(rows, np.maximum(lengths, 0).astype(np.int32))
@@ -111,9 +111,9 @@ def trained(devices: int) -> Any:
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_losses_are_those_of_one_device(devices: int) -> None:
-    """Over ten steps, each row of a batch on whatever device; sums over counts, as no device holds its fair share."""
+    """Over twenty steps, whatever device a row is on; sums over counts, as no device holds its fair share."""
     one, many = trained(1), trained(devices)
     assert many["devices"] == devices
     assert one["losses"][0] - one["losses"][-1] > 0.1
@@ -139,19 +139,19 @@ def test_two_processes_of_two_devices_are_four_devices() -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_several_steps_a_dispatch_share_out_the_rows(devices: int) -> None:
     close(trained(devices)["scanned"], trained(1)["losses"])
-    assert trained(devices)["step"] == 10
+    assert trained(devices)["step"] == 20
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_accumulation_on_devices_is_one_batch(devices: int) -> None:
-    """With four devices a micro-batch is one row each, and three of the eight are empty."""
+    """With eight devices a micro-batch is one row each, and six of the sixteen are empty."""
     close(trained(devices)["accumulated"], [trained(1)["losses"][0], trained(1)["norms"][0]])
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_memory_of_the_state_is_given_on_where_asked(devices: int) -> None:
     assert trained(devices)["donated"]
     assert trained(devices)["kept"]

@@ -66,6 +66,19 @@ def test_lines_are_the_head_of_each_long_document(tmp_path: Path):
     assert rows.floor is None  # the rows do not hold all the text
 
 
+def test_evaluation_has_a_layout_and_its_vocabulary(tmp_path: Path):
+    """Trained on all the text, and evaluated as what was trained on lines, with the same vocabulary."""
+    corpus = Tales()
+    corpus.texts["train"] += ["gowd gowd"] * 99  # too short for a line: no piece of its own
+    lines, packed = (store.prepare(experiment(layout), corpus, tmp_path) for layout in ("lines", "packed"))
+    mixed = store.prepare(experiment("packed", evaluation_layout="lines"), corpus, tmp_path)
+    assert mixed.tokenizer.fingerprint == lines.tokenizer.fingerprint != packed.tokenizer.fingerprint
+    for split in ("valid", "test"):
+        np.testing.assert_array_equal(mixed.splits[split].rows, lines.splits[split].rows)
+        assert mixed.splits[split].floor is None
+    assert mixed.splits["train"].bytes.sum() == sum(len(text.encode()) for text in corpus.texts["train"])
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 @pytest.mark.parametrize("length", [5, 16, 200])
 def test_packed_rows_hold_all_text_once(tmp_path: Path, length: int, kind: str):

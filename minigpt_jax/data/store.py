@@ -28,6 +28,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
 Split = Literal["train", "valid", "test"]
+Layout = Literal["lines", "packed"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FORMAT = 1
 DOCUMENTS_A_CHUNK = 1024
@@ -108,32 +109,34 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
 
     Raises UserError where the corpus is too small for a row, or cannot fill the vocabulary.
     """
-    tokenizer = _tokenizer(experiment, corpus, cache, track)
+    data, tokenizer = experiment.data, _tokenizer(experiment, corpus, cache, track)
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,
-        "row_length": experiment.data.sequence_length + 1,
+        "row_length": data.sequence_length + 1,
         "dtype": np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).name,
-        "layout": experiment.data.layout,
-        "min_bytes": experiment.data.min_bytes if experiment.data.layout == "lines" else None,
+        "layouts": [data.layout_of(split) for split in SPLITS],
+        "min_bytes": data.min_bytes if "lines" in (data.layout, data.layout_of("valid")) else None,
     }
     folder = cache / "stores" / _key(description)
     with _lock(folder):
         splits = _open(folder, description)
         if splits is None:
-            _build(folder, description, experiment.data, corpus, tokenizer, track)
+            _build(folder, description, data, corpus, tokenizer, track)
             splits = _open(folder, description)
         assert splits is not None, f"the store that was just written to {folder} is damaged"
     return Prepared(tokenizer, splits)
 
 
-def documents(corpus: Corpus, split: Split, config: DataConfig) -> Iterator[str]:
-    """The documents that the layout keeps: all of them if packed, only the long ones if a line is a row."""
+def documents(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> Iterator[str]:
+    """The documents that a layout keeps: all of them if packed, only the long ones if a line is a row."""
     texts = corpus.documents(split)
-    if config.layout == "packed":
-        return texts
-    return (text for text in texts if len(text.encode()) > config.min_bytes)
+    return (text for text in texts if _kept(text, layout, min_bytes))
+
+
+def _kept(text: str, layout: Layout, min_bytes: int) -> bool:
+    return layout == "packed" or len(text.encode()) > min_bytes
 
 
 def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer, source: str) -> Rows:
@@ -141,12 +144,12 @@ def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer,
 
     Raises UserError where the layout keeps none of them.
     """
-    data = experiment.data
-    kept = [text for text in texts if data.layout == "packed" or len(text.encode()) > data.min_bytes]
-    cut = _packed_rows if data.layout == "packed" else _line_rows
+    data, layout = experiment.data, experiment.data.layout_of("valid")
+    kept = [text for text in texts if _kept(text, layout, data.min_bytes)]
+    cut = _CUT[layout]
     parts = list(cut(iter(_encode_chunk(tokenizer, kept)), data.sequence_length + 1)) if kept else []
     if not sum(len(rows) for rows, _ in parts):
-        least = "" if data.layout == "packed" else f", as the run took lines of more than {data.min_bytes} bytes alone"
+        least = "" if layout == "packed" else f", as the run took lines of more than {data.min_bytes} bytes alone"
         raise UserError(f"{source}: no text to evaluate{least}; give more of it")
     rows, sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Rows(rows.astype(np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1)), sizes.astype(np.int32))
@@ -157,21 +160,22 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
     if config.file is not None:
         return tokenizers.from_file(config)
     settings = to_json(experiment)
-    data = experiment.data
+    data, layout = experiment.data, experiment.data.layout_of("valid")
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
         "tokenizer": settings["tokenizer"],
-        "min_bytes": data.min_bytes if data.layout == "lines" else None,
+        "min_bytes": data.min_bytes if layout == "lines" else None,
     }
     folder = cache / "tokenizers" / _key(description)
     with _lock(folder):
         tokenizer = _open_tokenizer(folder, description)
         if tokenizer is None:
-            total = sum(1 for _ in documents(corpus, "train", data))
+            total = sum(1 for _ in documents(corpus, "train", layout, data.min_bytes))
             if not total:
-                raise _too_small(data, "train")
-            texts = track(documents(corpus, "train", data), "training the tokenizer", total)
+                raise _too_small(data, "train", layout)
+            texts = documents(corpus, "train", layout, data.min_bytes)
+            texts = track(texts, "training the tokenizer", total)
             with _written_whole(folder) as partial:
                 tokenizer = tokenizers.train(config, texts)
                 tokenizer.save(partial)
@@ -198,24 +202,25 @@ def _build(
     meta: dict[str, Any] = {"description": description, "splits": {}}
     with _written_whole(folder) as partial:
         for split in SPLITS:
-            total = sum(1 for _ in documents(corpus, split, config))
-            texts = iter(track(documents(corpus, split, config), f"tokenising {split}", total))
+            layout = config.layout_of(split)
+            total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
+            texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {split}", total))
             encoded = _encoded(texts, tokenizer, total)
             count = labels = 0
             with (
                 (partial / f"{split}.rows").open("wb") as rows_file,
                 (partial / f"{split}.bytes").open("wb") as bytes_file,
             ):
-                for rows, sizes in (_packed_rows if config.layout == "packed" else _line_rows)(encoded, length):
+                for rows, sizes in _CUT[layout](encoded, length):
                     rows_file.write(rows.astype(dtype).tobytes())
                     bytes_file.write(sizes.astype(np.int32).tobytes())
                     count += len(rows)
                     labels += np.count_nonzero(rows[:, 1:])
-            if not count or (split == "train" and config.layout == "packed" and labels < length - 1):
-                raise _too_small(config, split)
+            if not count or (split == "train" and layout == "packed" and labels < length - 1):
+                raise _too_small(config, split, layout)
             meta["splits"][split] = {
                 "rows": count,
-                "floor": corpus.floor(split) if config.layout == "packed" else None,
+                "floor": corpus.floor(split) if layout == "packed" else None,
                 "sha256": {kind: _sha256(partial / f"{split}.{kind}") for kind in ("rows", "bytes")},
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
@@ -283,8 +288,11 @@ def _packed_rows(
     yield cut(last=True)
 
 
-def _too_small(config: DataConfig, split: Split) -> UserError:
-    if config.layout == "lines":
+_CUT = {"lines": _line_rows, "packed": _packed_rows}
+
+
+def _too_small(config: DataConfig, split: Split, layout: Layout) -> UserError:
+    if layout == "lines":
         return UserError(
             f"--data.min-bytes {config.min_bytes}: no document of the {split} split is longer; lower it, or take "
             "--data.layout packed, which uses all the text"
