@@ -69,7 +69,7 @@ def test_lines_are_the_head_of_each_long_document(tmp_path: Path):
 def test_evaluation_has_a_layout_and_its_vocabulary(tmp_path: Path):
     """Trained on all the text, and evaluated as what was trained on lines, with the same vocabulary."""
     corpus = Tales()
-    corpus.texts["train"] += ["dead dead"] * 99  # too short for a line
+    corpus.texts["train"] += ["thehis thehis"] * 99  # too short for a line
     lines, packed = (store.prepare(experiment(layout), corpus, tmp_path) for layout in ("lines", "packed"))
     mixed = store.prepare(experiment("packed", evaluation_layout="lines"), corpus, tmp_path)
     assert mixed.tokenizer.fingerprint == lines.tokenizer.fingerprint != packed.tokenizer.fingerprint
