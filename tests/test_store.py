@@ -37,8 +37,10 @@ class Tales:
         return 100.0 + len(self.texts[split])
 
 
-def experiment(layout: str, length: int = 16, kind: str = "wordpiece", **data: object) -> Experiment:
-    size = 300 if kind == "bpe" else 38
+def experiment(
+    layout: str, length: int = 16, kind: str = "wordpiece", size: int | None = None, **data: object
+) -> Experiment:
+    size = size or (300 if kind == "bpe" else 38)
     return Experiment(
         "tales",
         data=DataConfig(layout=layout, sequence_length=length, min_bytes=40, **data),  # type: ignore[arg-type]
@@ -70,8 +72,8 @@ def test_evaluation_has_a_layout_and_its_vocabulary(tmp_path: Path):
     """Trained on all the text, and evaluated as what was trained on lines, with the same vocabulary."""
     corpus = Tales()
     corpus.texts["train"] += ["thehis thehis"] * 99  # too short for a line
-    lines, packed = (store.prepare(experiment(layout), corpus, tmp_path) for layout in ("lines", "packed"))
-    mixed = store.prepare(experiment("packed", evaluation_layout="lines"), corpus, tmp_path)
+    lines, packed = (store.prepare(experiment(layout, size=45), corpus, tmp_path) for layout in ("lines", "packed"))
+    mixed = store.prepare(experiment("packed", size=45, evaluation_layout="lines"), corpus, tmp_path)
     assert mixed.tokenizer.fingerprint == lines.tokenizer.fingerprint != packed.tokenizer.fingerprint
     for split in ("valid", "test"):
         np.testing.assert_array_equal(mixed.splits[split].rows, lines.splits[split].rows)
