@@ -1,0 +1,370 @@
+"""The tutorial's KerasHub and this project, stage by stage: one machine, one corpus, one vocabulary, in turns.
+
+    ./launch.sh experiments/compare_kerashub.py --data.archive simplebooks.zip
+    ./launch.sh experiments/compare_kerashub.py --data.archive simplebooks.zip --stages step samplers --rounds 5
+
+Stages: `vocabulary` and `tokenisation` (of all lines); `input` (an epoch of batches, once the first is over); `step`,
+`evaluation` and `memory` (the reference configuration, same weights, same batches); `samplers` (one prompt, 127 tokens,
+the tutorial's own way); `cold` (a new process, from its start to the first sample); `perplexity` (both trained from the
+same weights on the same batches for --epochs, then the project's best configuration for --best-steps, to see how soon
+it is where the reference ends). What compiles is called once before it is timed, and that call is reported apart.
+Writes compare_kerashub.md and .json. It needs the extra `compare`.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import joblib
+import numpy as np
+import tyro
+
+from minigpt_jax import corpora, display, evaluate, model, optim, parallel, rng, run, tokenizer, train
+from minigpt_jax.batch import Batch
+from minigpt_jax.benchmark import kerashub, rounds, sampling, tutorial
+from minigpt_jax.config import DataConfig, Experiment
+from minigpt_jax.data import pipeline, store
+from minigpt_jax.run_dir import RunDir, read_metrics
+from minigpt_jax.state import TrainState
+
+SIZE = tutorial.BATCH_SIZE
+THEIRS, OURS = "KerasHub", "minigpt_jax"
+STEPS_A_ROUND = 3
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Compare KerasHub's tutorial with this project, stage by stage."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    stages: tuple[str, ...] = (
+        "vocabulary",
+        "tokenisation",
+        "input",
+        "step",
+        "evaluation",
+        "memory",
+        "samplers",
+        "cold",
+        "perplexity",
+    )
+    """What to compare."""
+    rounds: int = 3
+    """Times that each side is timed, in turn with the other; the median counts. The vocabulary is trained once."""
+    epochs: int = 1
+    """perplexity: epochs of the reference, on either side."""
+    best: Path = Path("experiments/simplebooks_best.py")
+    """perplexity: the configuration that is to reach the reference's last perplexity sooner."""
+    best_steps: int = 320
+    """perplexity: its steps."""
+    output: Path = Path("runs/benchmarks")
+    """Folder for compare_kerashub.md and compare_kerashub.json."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; `ratio` is how many times better ours is, or ours over theirs for a perplexity."""
+
+    stage: str
+    unit: str
+    theirs: float
+    ours: float
+    ratio: float
+    theirs_first: float | None = None
+    ours_first: float | None = None
+
+
+class Bench:
+    """What the stages share: the corpus, made ready once, and the two sides at the same weights."""
+
+    def __init__(self, arguments: Arguments, folder: Path) -> None:
+        self.arguments, self.folder = arguments, folder
+        self.experiment = Experiment("simplebooks", data=arguments.data)
+        self.corpus = corpora.open_corpus(arguments.data, run.cache_dir())
+        self.prepared = store.prepare(self.experiment, self.corpus, run.cache_dir(), display.track)
+        self.gpt = model.build(self.experiment)
+
+    @functools.cached_property
+    def lines(self) -> Path:
+        return tutorial.write_lines(self.corpus.documents("train"), self.folder / "train.txt")
+
+    @functools.cached_property
+    def pieces(self) -> list[str]:
+        """The vocabulary of both sides."""
+        pieces: Any = self.prepared.tokenizer
+        return [pieces.piece(i) for i in range(len(pieces))]
+
+    @functools.cached_property
+    def valid(self) -> np.ndarray:
+        """Validation rows, with empty ones to fill the last batch: Keras compiles anew for a smaller one."""
+        return np.concatenate([batch.rows for batch in self.prepared.splits["valid"].in_order(SIZE)]).astype(np.int32)
+
+    def batches(self) -> Iterator[Batch]:
+        return pipeline.batches(self.prepared.splits["train"], SIZE, seed=0)
+
+    def rows(self, batches: Iterator[Batch], steps: int) -> np.ndarray:
+        """The rows of the next batches, one after another."""
+        return np.concatenate([batch.rows for batch in itertools.islice(batches, steps)]).astype(np.int32)
+
+    def trainer(self) -> train.Trainer:
+        return train.Trainer(self.gpt, self.experiment.optimizer, train_pad_label=True, axis_name=parallel.axis_name())
+
+    def start(self, params: Any, total_steps: int) -> tuple[TrainState, Callable[[TrainState, Batch], Any]]:
+        """Our state at KerasHub's weights, and the train step."""
+        trainer, hyper = self.trainer(), optim.hyperparameters(self.experiment.optimizer, total_steps)
+        state = train.init_state(trainer, hyper, rng.stream(0, "init"))
+        state = parallel.put_replicated(dataclasses.replace(state, params=jax.tree.map(np.asarray, params)))
+        step = parallel.compile(functools.partial(train.train_step, trainer), donate=True)
+        return state, lambda state, batch: step(state, parallel.put_batch(batch), hyper, rng.stream(0, "dropout"))
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the stages, prints each line as it comes and writes the table."""
+    chosen = tyro.cli(Arguments, args=arguments, prog="compare_kerashub.py")
+    table: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(chosen, Path(folder))
+        for name in chosen.stages:
+            for row in STAGES[name](bench):
+                table.append(row)
+                display.console.print(
+                    f"{row.stage}: {THEIRS} {row.theirs:.4g} · {OURS} {row.ours:.4g} {row.unit} · ratio {row.ratio:.3g}"
+                )
+                _write(chosen, table)
+    display.console.print((chosen.output / "compare_kerashub.md").read_text(), markup=False)
+    return 0
+
+
+def _write(chosen: Arguments, table: list[Row]) -> None:
+    cells = [
+        [row.stage, row.unit, row.theirs, row.ours, row.ratio, row.theirs_first or "", row.ours_first or ""]
+        for row in table
+    ]
+    header = ["stage", "unit", THEIRS, OURS, "ratio", f"first call, {THEIRS}", f"first call, {OURS}"]
+    tables = {"Stages": rounds.markdown_table(header, cells)}
+    figures = [dataclasses.asdict(row) for row in table]
+    rounds.write(chosen.output, "compare_kerashub", "KerasHub's tutorial and minigpt_jax", tables, figures)
+
+
+def _timed(stage: str, unit: str, contenders: dict[str, Callable[[], Any]], count: int, work: float = 1.0) -> Row:
+    """Alternates the two sides: seconds for `unit` "s", else so much work a second."""
+    timings = rounds.alternate(contenders, count)
+    theirs, ours = timings[THEIRS], timings[OURS]
+    a, b = theirs.median, ours.median
+    figures = (a, b) if unit == "s" else (work / a, work / b)
+    return Row(stage, unit, *figures, a / b, theirs.first - a, ours.first - b)
+
+
+def _vocabulary(bench: Bench) -> Iterator[Row]:
+    texts = [text for text in bench.corpus.documents("train") if len(text.encode()) > tutorial.MIN_STRING_LEN]
+    seconds = []
+    for make in (
+        lambda: tutorial.vocabulary(bench.lines),
+        lambda: tokenizer.train(bench.experiment.tokenizer, texts),
+    ):
+        start = time.perf_counter()
+        make()
+        seconds.append(time.perf_counter() - start)
+    yield Row("vocabulary training", "s", *seconds, seconds[0] / seconds[1])
+
+
+def _tokenisation(bench: Bench) -> Iterator[Row]:
+    """By all cores on both sides: threads of tf.data, and processes, as the token store is made."""
+    texts, encode = list(bench.corpus.documents("train")), bench.prepared.tokenizer.encode_batch
+    workers, chunks = joblib.Parallel(-1), [texts[i : i + 4096] for i in range(0, len(texts), 4096)]
+    contenders = {
+        THEIRS: lambda: tutorial.tokenise(bench.lines, bench.pieces),
+        OURS: lambda: workers(joblib.delayed(encode)(chunk) for chunk in chunks),
+    }
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    yield _timed("tokenisation", "MB a second", contenders, bench.arguments.rounds, megabytes)
+
+
+def _input(bench: Bench) -> Iterator[Row]:
+    steps = bench.prepared.splits["train"].steps_per_epoch(SIZE)
+    stream = bench.batches()
+    contenders = {
+        THEIRS: lambda: sum(1 for _ in tutorial.batches(bench.lines, bench.pieces)),
+        OURS: lambda: sum(1 for _ in itertools.islice(stream, steps)),
+    }
+    yield _timed("input, after the first epoch", "batches a second", contenders, bench.arguments.rounds, steps)
+
+
+def _step(bench: Bench) -> Iterator[Row]:
+    keras = kerashub.tutorial_model(seed=0)
+    state, step = bench.start(kerashub.from_keras(keras), total_steps=1)
+    stream = bench.batches()
+
+    def ours() -> Any:
+        nonlocal state
+        for batch in itertools.islice(stream, STEPS_A_ROUND):
+            state, out = step(state, batch)
+        return out
+
+    rows = bench.rows(stream, STEPS_A_ROUND)
+    contenders = {THEIRS: lambda: tutorial.fit(keras, rows), OURS: ours}
+    yield _timed("train step", "steps a second", contenders, bench.arguments.rounds, STEPS_A_ROUND)
+
+
+def _evaluation(bench: Bench) -> Iterator[Row]:
+    keras = kerashub.tutorial_model(seed=0)
+    weights = parallel.put_replicated(kerashub.from_keras(keras))
+    contenders = {
+        THEIRS: lambda: tutorial.perplexity(keras, bench.valid),
+        OURS: lambda: evaluate.evaluate(bench.gpt, weights, bench.prepared.splits["valid"], SIZE).perplexity,
+    }
+    yield _timed("evaluation of the validation split", "s", contenders, bench.arguments.rounds)
+
+
+def _samplers(bench: Bench) -> Iterator[Row]:
+    lm = sampling.language_model(Experiment("reference"), sampling.weights_of_kerashub())
+    for method in sampling.METHODS:
+        theirs = sampling.of_kerashub(method, batch=1)
+        way = f"{THEIRS}, the tutorial's way"  # which hands on no hidden states for contrastive search
+        contenders = {
+            THEIRS: theirs.get(way) or theirs[f"{THEIRS}, cached"],
+            OURS: functools.partial(sampling.ours, lm, method, 1),
+        }
+        name = f"sampling, {method}" + ("" if way in theirs else " (KerasHub with a cache)")
+        yield _timed(name, "tokens a second", contenders, bench.arguments.rounds, sampling.NEW)
+
+
+FIRST_SAMPLE = """
+import sys
+from minigpt_jax.benchmark import kerashub
+keras = kerashub.tutorial_model(seed=0)
+keras.load_weights(sys.argv[1])
+import numpy as np
+prompt = np.zeros((1, kerashub.SEQ_LEN), np.int32)
+prompt[0, 0] = 2
+kerashub.tutorial_generate(keras, kerashub.keras_hub.samplers.TopKSampler(k=10), 1)(prompt)
+"""
+
+
+def _cold(bench: Bench) -> Iterator[Row]:
+    """Both from weights on disk to a top-k sample; ours with an empty cache of compiled programs, then a full one."""
+    weights = bench.folder / "keras.weights.h5"
+    kerashub.tutorial_model(seed=0).save_weights(weights)
+    run_dir = bench.folder / "run"
+    once = dataclasses.replace(bench.experiment, train=dataclasses.replace(bench.experiment.train, steps=1))
+    run.run(once, run_dir, prepared=bench.prepared, batches=pipeline.batches)
+    sample = ["-m", "minigpt_jax", "sample", str(run_dir), "--sampler", "top_k", "--k", "10", "--json"]
+
+    def seconds(words: list[str], cache: str) -> float:
+        environment = {**os.environ, "MINIGPT_CACHE": str(bench.folder / cache)}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, env=environment, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    theirs, cold, warm = [], [], []
+    for i in range(bench.arguments.rounds):
+        theirs.append(seconds(["-c", FIRST_SAMPLE, str(weights)], "none"))
+        cold.append(seconds(sample, f"cache-{i}"))
+        warm.append(seconds(sample, f"cache-{i}"))
+    middle = [float(np.median(times)) for times in (theirs, cold, warm)]
+    yield Row("first sample, from a cold start", "s", middle[0], middle[1], middle[0] / middle[1])
+    yield Row("first sample, a second start", "s", middle[0], middle[2], middle[0] / middle[2])
+
+
+def _memory(bench: Bench) -> Iterator[Row]:
+    """Peak memory of a process that trains on batches made beforehand, the interpreter and libraries included."""
+    path = bench.folder / "rows.npy"
+    np.save(path, bench.rows(bench.batches(), STEPS_A_ROUND))
+    program = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r})['peak_memory']"
+    peaks = []
+    for side in (THEIRS, OURS):
+        words = [sys.executable, "-c", f"{program}({side!r}, {str(path)!r})"]
+        shown = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+        peaks.append(float(shown.stdout.splitlines()[-1]))
+    yield Row("peak memory of training", "MB", *peaks, peaks[0] / peaks[1])
+
+
+def peak_memory(side: str, path: str) -> None:
+    """Trains on the rows of a file in this process, and prints its peak in megabytes."""
+    rows = np.load(path)
+    if side == THEIRS:
+        tutorial.fit(kerashub.tutorial_model(seed=0), rows)
+    else:
+        experiment = Experiment("simplebooks")
+        trainer = train.Trainer(model.build(experiment), experiment.optimizer, train_pad_label=True)
+        hyper = optim.hyperparameters(experiment.optimizer, 1)
+        state = jax.jit(functools.partial(train.init_state, trainer))(hyper, rng.stream(0, "init"))
+        step = parallel.compile(functools.partial(train.train_step, trainer), donate=True)
+        for part in np.split(rows, STEPS_A_ROUND):
+            state, _ = step(state, Batch(part, np.zeros(len(part), np.int32)), hyper, rng.stream(0, "dropout"))
+        jax.block_until_ready(state)
+    # Not getrusage's peak, which a child takes over from its parent.
+    [peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    print(int(peak.split()[1]) / 1024)
+
+
+def _perplexity(bench: Bench) -> Iterator[Row]:
+    """Equal steps from equal weights, then the best configuration to the same perplexity, wall-clock and all."""
+    steps = bench.arguments.epochs * bench.prepared.splits["train"].steps_per_epoch(SIZE)
+    per_epoch = steps // bench.arguments.epochs
+    keras = kerashub.tutorial_model(seed=0)
+    state, step = bench.start(kerashub.from_keras(keras), total_steps=steps)
+    theirs_stream, ours_stream = bench.batches(), bench.batches()
+    spent = {THEIRS: 0.0, OURS: 0.0}
+    for epoch in range(1, bench.arguments.epochs + 1):
+        rows = bench.rows(theirs_stream, per_epoch)
+        start = time.perf_counter()
+        with display.status(f"epoch {epoch} of {THEIRS}"):
+            tutorial.fit(keras, rows)
+        middle = time.perf_counter()
+        with display.status(f"epoch {epoch} of {OURS}"):
+            for batch in itertools.islice(ours_stream, per_epoch):
+                state, _ = step(state, batch)
+            jax.block_until_ready(state)
+        spent[THEIRS] += middle - start
+        spent[OURS] += time.perf_counter() - middle
+        theirs = tutorial.perplexity(keras, bench.valid)
+        ours = evaluate.evaluate(bench.gpt, state.weights, bench.prepared.splits["valid"], SIZE).perplexity
+        yield Row(f"validation perplexity after epoch {epoch}", "ours / theirs", theirs, ours, ours / theirs)
+    yield Row(f"training for {steps:,} steps", "s", spent[THEIRS], spent[OURS], spent[THEIRS] / spent[OURS])
+
+    from minigpt_jax.cli.train import load_experiment
+
+    best = load_experiment(str(bench.arguments.best))
+    asked = bench.arguments.data
+    data = dataclasses.replace(best.data, corpus=asked.corpus, archive=asked.archive, files=asked.files)
+    schedule = dataclasses.replace(best.train, steps=bench.arguments.best_steps, evaluate_every=None)
+    best = dataclasses.replace(best, data=data, train=schedule)
+    prepared = store.prepare(best, corpora.open_corpus(data, run.cache_dir()), run.cache_dir(), display.track)
+    jax.clear_caches()
+    start = time.perf_counter()
+    run.run(best, bench.folder / "best", prepared=prepared)
+    seconds = time.perf_counter() - start
+    reached = [line for line in read_metrics(RunDir(bench.folder / "best")) if line["split"] == "valid"][-1]
+    yield Row(
+        f"validation perplexity: the best configuration after {bench.arguments.best_steps} steps",
+        "ours / theirs",
+        theirs,
+        reached["perplexity"],
+        reached["perplexity"] / theirs,
+    )
+    yield Row("wall-clock of these two, compilation included", "s", spent[THEIRS], seconds, spent[THEIRS] / seconds)
+
+
+STAGES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "vocabulary": _vocabulary,
+    "tokenisation": _tokenisation,
+    "input": _input,
+    "step": _step,
+    "evaluation": _evaluation,
+    "memory": _memory,
+    "samplers": _samplers,
+    "cold": _cold,
+    "perplexity": _perplexity,
+}
