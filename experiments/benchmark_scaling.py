@@ -14,7 +14,6 @@ import functools
 import itertools
 import json
 import os
-import resource
 import socket
 import statistics
 import subprocess
@@ -127,6 +126,7 @@ def _worker() -> None:
         jax.distributed.initialize(address, int(processes), int(number))
     from minigpt_jax import model, optim, parallel, rng, train
     from minigpt_jax.batch import Batch
+    from minigpt_jax.benchmark import rounds
     from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 
     shape = {name: getattr(chosen, name) for name in ("num_layers", "width", "num_heads", "feed_forward")}
@@ -181,7 +181,7 @@ def _worker() -> None:
         "examples_per_second": steps * chosen.batch_size / seconds,
         "tokens_per_second": steps * chosen.batch_size * chosen.sequence_length / seconds,
         **{f"{name}_ms": 1000 * value / steps for name, value in spent.items()},
-        "host_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "host_memory_mb": rounds.peak_memory(),
         "device_memory_mb": stats.get("peak_bytes_in_use", 0) / 2**20,
     }
     print(json.dumps(figures))

@@ -281,7 +281,7 @@ def _memory(bench: Bench) -> Iterator[Row]:
     """Peak memory of a process that trains on batches made beforehand, the interpreter and libraries included."""
     path = bench.folder / "rows.npy"
     np.save(path, bench.rows(bench.batches(), STEPS_A_ROUND))
-    program = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r})['peak_memory']"
+    program = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r})['train_and_tell']"
     peaks = []
     for side in (THEIRS, OURS):
         words = [sys.executable, "-c", f"{program}({side!r}, {str(path)!r})"]
@@ -290,7 +290,7 @@ def _memory(bench: Bench) -> Iterator[Row]:
     yield Row("peak memory of training", "MB", *peaks, peaks[0] / peaks[1])
 
 
-def peak_memory(side: str, path: str) -> None:
+def train_and_tell(side: str, path: str) -> None:
     """Trains on the rows of a file in this process, and prints its peak in megabytes."""
     rows = np.load(path)
     if side == THEIRS:
@@ -304,9 +304,7 @@ def peak_memory(side: str, path: str) -> None:
         for part in np.split(rows, STEPS_A_ROUND):
             state, _ = step(state, Batch(part, np.zeros(len(part), np.int32)), hyper, rng.stream(0, "dropout"))
         jax.block_until_ready(state)
-    # Not getrusage's peak, which a child takes over from its parent.
-    [peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    print(int(peak.split()[1]) / 1024)
+    print(rounds.peak_memory())
 
 
 def _perplexity(bench: Bench) -> Iterator[Row]:

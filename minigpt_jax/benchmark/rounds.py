@@ -7,6 +7,7 @@ their ratios, compare programs.
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,6 +56,15 @@ def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
+
+
+def peak_memory() -> float:
+    """Most memory that this process has held, in megabytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's peak is taken over from the parent process
+        [peak] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(peak.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts in bytes
 
 
 def machine() -> dict[str, Any]:
