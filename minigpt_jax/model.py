@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax import kv_cache
+from minigpt_jax import attention, kv_cache
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
 
 Dtype = Any
@@ -165,7 +165,7 @@ class Attention(nn.Module):
         kept: KeysValues
         if layer is None:
             kept = (k_BTKH, v_BTKH)
-            y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None])
+            y_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
         else:
             kept = layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
             y_BTNH = kv_cache.attend(q_BTNH, layer, mask_BTS[:, 0])
