@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax import kv_cache
+from minigpt_jax import attention, kv_cache
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
 
 Dtype = Any
@@ -71,6 +71,31 @@ def logits(
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_rate, rngs=rngs)
     return out
+
+
+def hidden(
+    gpt: "GPT",
+    params: Any,
+    tokens_BT: Int[Array, "B T"],
+    dropout_key: Array | None = None,
+    dropout_rate: Float[Array, ""] | None = None,
+) -> Float[Array, "B T D"]:
+    """`logits` without the output layer."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_rate, rngs=rngs, method=GPT.hidden)
+    return out
+
+
+def output(gpt: "GPT", params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """The output layer; `output_parameters` are all that it needs."""
+    out: Any = gpt.apply({"params": params}, hidden, method=GPT.logits)
+    return out
+
+
+def output_parameters(gpt: "GPT", params: Any) -> dict[str, Any]:
+    """Those of the parameters that the output layer uses."""
+    names = ("token_embedding", "output_bias") if gpt.config.tied_embeddings else ("output",)
+    return {name: params[name] for name in names if name in params}
 
 
 def keras_uniform(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
@@ -165,7 +190,7 @@ class Attention(nn.Module):
         kept: KeysValues
         if layer is None:
             kept = (k_BTKH, v_BTKH)
-            y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask_BTS[:, None])
+            y_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
         else:
             kept = layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
             y_BTNH = kv_cache.attend(q_BTNH, layer, mask_BTS[:, 0])
@@ -258,7 +283,13 @@ class GPT(nn.Module):
         self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_rate: Any = None
     ) -> Float[Array, "B T V"]:
         """Logits for the token after each of `tokens_BT`. With dropout, needs an rng named "dropout"."""
-        return self.logits(self._full_pass(tokens_BT, deterministic, dropout_rate)[0])
+        return self.logits(self.hidden(tokens_BT, deterministic, dropout_rate))
+
+    def hidden(
+        self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_rate: Any = None
+    ) -> Float[Array, "B T D"]:
+        """What the output layer makes its logits from."""
+        return self._full_pass(tokens_BT, deterministic, dropout_rate)[0]
 
     def prefill(
         self, tokens_BT: Int[Array, "B T"], length_B: Int[Array, "B"], slots: int

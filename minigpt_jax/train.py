@@ -1,6 +1,7 @@
 """The pure train and evaluation steps, and the loop that drives them."""
 
 import collections
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,15 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from minigpt_jax import metrics, optim, rng
+from minigpt_jax import fused_loss, metrics, optim, rng
 from minigpt_jax.batch import Batch
 from minigpt_jax.config import PAD_ID, OptimizerConfig
 from minigpt_jax.metrics import Sums
-from minigpt_jax.model import GPT, logits
+from minigpt_jax.model import GPT, hidden, output, output_parameters
 from minigpt_jax.state import Progress, TrainState
+
+CPU_TOKENS = 512
+"""Tokens whose gradient a CPU takes at a time: so few that their activations stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +80,22 @@ def train_step(
     key = rng.at(key, state.step)
     if trainer.axis_name is not None:
         key = rng.at(key, jax.lax.axis_index(trainer.axis_name))
-    micro = jax.tree.map(lambda x: x.reshape(trainer.accumulate, -1, *x.shape[1:]), batch)
+    pieces = _pieces(trainer, batch)
+    micro = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), batch)
     gradient = jax.grad(_objective_sum, argnums=1, has_aux=True)
 
     def accumulate(carry: Any, i_batch: Any) -> tuple[Any, None]:
         i, batch = i_batch
         return jax.tree.map(jnp.add, carry, gradient(trainer, state.params, batch, rng.at(key, i), dropout_rate)), None
 
-    if trainer.accumulate == 1:
+    if pieces == 1:
         totals = gradient(trainer, state.params, batch, key, dropout_rate)
     else:
         shapes = jax.eval_shape(
             lambda batch: gradient(trainer, state.params, batch, key, dropout_rate), jax.tree.map(_first, micro)
         )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        totals, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(trainer.accumulate), micro))
+        totals, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(pieces), micro))
     if trainer.axis_name is not None:
         totals = jax.lax.psum(totals, trainer.axis_name)
 
@@ -125,8 +130,9 @@ def train_steps(
 
 def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:
     """Label sums of one batch, with no dropout; of all devices' rows under `axis_name`."""
-    logits_BTV = logits(model, params, batch.features)
-    sums = metrics.token_sums(metrics.cross_entropy(logits_BTV, batch.labels), batch.labels != PAD_ID, batch.bytes)
+    hidden_BTD, counted_BT = hidden(model, params, batch.features), batch.labels != PAD_ID
+    _, nats_BT = _cross_entropy(model, params, hidden_BTD, batch.labels, counted_BT)
+    sums = metrics.token_sums(nats_BT, counted_BT, batch.bytes)
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
@@ -134,14 +140,33 @@ def _objective_sum(
     trainer: Trainer, params: Any, batch: Batch, key: Array, dropout_rate: Array | None = None
 ) -> tuple[Array, tuple[Sums, Array, Array]]:
     features_BT, labels_BT = batch.features, batch.labels
-    logits_BTV = logits(trainer.model, params, features_BT, key, dropout_rate)
-    nats_BT = metrics.cross_entropy(logits_BTV, labels_BT)
+    hidden_BTD = hidden(trainer.model, params, features_BT, key, dropout_rate)
     trained_BT = features_BT != PAD_ID
     if not trainer.train_pad_label:
         trained_BT &= labels_BT != PAD_ID
-    objective = jnp.sum(nats_BT, where=trained_BT)
-    sums = jax.lax.stop_gradient(metrics.token_sums(nats_BT, labels_BT != PAD_ID, batch.bytes))
+    objective, nats_BT = _cross_entropy(trainer.model, params, hidden_BTD, labels_BT, trained_BT)
+    sums = metrics.token_sums(nats_BT, labels_BT != PAD_ID, batch.bytes)
     return objective, (sums, objective, jnp.sum(trained_BT))
+
+
+def _cross_entropy(
+    model: GPT, params: Any, hidden_BTD: Array, labels_BT: Array, counted_BT: Array
+) -> tuple[Array, Array]:
+    layer = functools.partial(output, model)
+    weight_BT = counted_BT.astype(jnp.float32)
+    return fused_loss.cross_entropy(layer, output_parameters(model, params), hidden_BTD, labels_BT, weight_BT)
+
+
+def _pieces(trainer: Trainer, batch: Batch) -> int:
+    """How many parts of the batch have their gradients taken one after another: the micro-batches, or parts of those.
+
+    On a CPU a part's activations stay in cache. Not with dropout, whose masks are drawn for a whole micro-batch.
+    """
+    rows, length = len(batch.rows), batch.rows.shape[1] - 1
+    if jax.default_backend() != "cpu" or trainer.model.config.dropout > 0:
+        return trainer.accumulate
+    fitting = (n for n in range(trainer.accumulate, rows + 1, trainer.accumulate) if rows % n == 0)
+    return next((n for n in fitting if rows // n * length <= CPU_TOKENS), trainer.accumulate)
 
 
 def _first(x: Any) -> Any:

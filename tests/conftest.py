@@ -38,4 +38,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 else:
     # Workers inherit it: what one has trained or tokenised serves the others, and nobody's ~/.cache is touched.
     os.environ["MINIGPT_CACHE"] = tempfile.mkdtemp(prefix="minigpt-tests-")
+    # Compiled programs too: the same few serve many tests, and the processes that tests start.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["MINIGPT_CACHE"], "xla")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["MINIGPT_CACHE"], ignore_errors=True)

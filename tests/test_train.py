@@ -108,6 +108,19 @@ def test_gradient_accumulation_is_one_batch() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_in_pieces_is_one_batch(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU takes the gradient of a few tokens at a time: here of two rows of the eight."""
+    one, rows = trainer(accumulate=accumulate), batch(LENGTHS)
+    assert train._pieces(one, rows) == accumulate
+    expected = step(one, start(one), rows, hyper(), KEY)
+    monkeypatch.setattr(train, "CPU_TOKENS", 2 * T)
+    assert train._pieces(one, rows) == 4
+    got = jax.jit(functools.partial(train.train_step, one))(start(one), rows, hyper(), KEY)
+    jax.tree.map(close, got, expected)
+    assert train._pieces(trainer(accumulate=accumulate, dropout=0.1), rows) == accumulate  # masks as they were
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_rows_of_zeros_weigh_nothing(accumulate: int) -> None:
     one = trainer()
     short, filled = batch((8, 3, 5, 1, 2)), batch((8, 3, 5, 1, 2, -1, -1, -1))
