@@ -54,7 +54,8 @@ class WordPiece:
         self._ends = functools.lru_cache(_REMEMBERED_CHUNKS)(self._chunk_ends)
 
     def __reduce__(self):
-        return WordPiece, (self._pieces, self.lowercase)
+        # A process that is sent it again and again, a chunk of text each time, keeps what it has remembered.
+        return _unpickled, (self._pieces, self.lowercase)
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -130,6 +131,11 @@ class WordPiece:
         starts = np.cumsum((0, *sizes[:-1]), dtype=np.int64)
         tokens_in_chunk = np.fromiter(map(len, ends), np.int64, len(ends))
         return ids, starts.repeat(tokens_in_chunk) + np.fromiter(chain.from_iterable(ends), np.int64, len(ids))
+
+
+@functools.lru_cache(4)
+def _unpickled(pieces: tuple[str, ...], lowercase: bool) -> WordPiece:
+    return WordPiece(pieces, lowercase)
 
 
 def train(texts: Iterable[str], vocabulary_size: int, lowercase: bool) -> WordPiece:
