@@ -51,7 +51,7 @@ class Arguments:
     """Rows of the embedding."""
     dispatches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """On an accelerator: the numbers of steps per dispatch to compare."""
-    out: Path = Path("runs/benchmarks")
+    output: Path = Path("runs/benchmarks")
     """Folder of the table and the JSON."""
 
 
@@ -80,12 +80,12 @@ def main(arguments: list[str]) -> int:
     ]
     table = _table(rows)
     print("\n" + table)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "scaling.md").write_text(table)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    (chosen.output / "scaling.md").write_text(table)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(chosen).items()}
     result = {"backend": backend, "settings": settings, "rows": rows}
-    (chosen.out / "scaling.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {chosen.out}/scaling.md and scaling.json")
+    (chosen.output / "scaling.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {chosen.output}/scaling.md and scaling.json")
     return 0
 
 
@@ -98,7 +98,7 @@ def _measure(chosen: Arguments, devices: int, processes: int, together: int, sim
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    settings = {name: value for name, value in dataclasses.asdict(chosen).items() if name != "out"}
+    settings = {name: value for name, value in dataclasses.asdict(chosen).items() if name != "output"}
     program = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r})['_worker']()"
     started = [
         subprocess.Popen(

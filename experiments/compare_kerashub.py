@@ -161,8 +161,8 @@ def _timed(stage: str, unit: str, contenders: dict[str, Callable[[], Any]], coun
     timings = rounds.alternate(contenders, count)
     theirs, ours = timings[THEIRS], timings[OURS]
     a, b = theirs.median, ours.median
-    figures = (a, b) if unit == "s" else (work / a, work / b)
-    return Row(stage, unit, *figures, a / b, theirs.first - a, ours.first - b)
+    left, right = (a, b) if unit == "s" else (work / a, work / b)
+    return Row(stage, unit, left, right, a / b, theirs.first - a, ours.first - b)
 
 
 def _vocabulary(bench: Bench) -> Iterator[Row]:
@@ -175,7 +175,8 @@ def _vocabulary(bench: Bench) -> Iterator[Row]:
         start = time.perf_counter()
         make()
         seconds.append(time.perf_counter() - start)
-    yield Row("vocabulary training", "s", *seconds, seconds[0] / seconds[1])
+    theirs, ours = seconds
+    yield Row("vocabulary training", "s", theirs, ours, theirs / ours)
 
 
 def _tokenisation(bench: Bench) -> Iterator[Row]:
@@ -287,7 +288,8 @@ def _memory(bench: Bench) -> Iterator[Row]:
         words = [sys.executable, "-c", f"{program}({side!r}, {str(path)!r})"]
         shown = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
         peaks.append(float(shown.stdout.splitlines()[-1]))
-    yield Row("peak memory of training", "MB", *peaks, peaks[0] / peaks[1])
+    theirs, ours = peaks
+    yield Row("peak memory of training", "MB", theirs, ours, theirs / ours)
 
 
 def train_and_tell(side: str, path: str) -> None:

@@ -36,12 +36,13 @@ def long_lines(path: Path) -> Any:
 
 def vocabulary(path: Path) -> list[str]:
     """The pieces that KerasHub's trainer makes of the long lines of a file."""
-    return keras_hub.tokenizers.compute_word_piece_vocabulary(
+    trained: Any = keras_hub.tokenizers.compute_word_piece_vocabulary(
         long_lines(path).shuffle(256),
         vocabulary_size=VOCAB_SIZE,
         lowercase=True,
         reserved_tokens=list(RESERVED_PIECES),
     )
+    return trained
 
 
 def tokenise(path: Path, pieces: Sequence[str]) -> int:
