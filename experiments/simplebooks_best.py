@@ -2,10 +2,11 @@
 
 ./launch.sh experiments/simplebooks_best.py --data.archive simplebooks.zip
 
-It trains on all the text, once, where the reference sees the heads of the long lines five times over; evaluation is the
-reference's own (the first 128 tokens of each long line), and so is the vocabulary. A vocabulary's rows serve as both
-embedding and output layer, and what that frees goes into a third and wider block. Its steps are the reference's tokens
-in full windows: take 1,595 for a corpus of 20,443 long lines, where the reference's five epochs are 1,600. The other choices (pre-norm, RoPE, QK-norm, squared ReLU, Muon, a rate that falls to zero) are those that helped larger
+It trains on all the text, once, where the reference sees the heads of the long lines five times over; evaluation is
+the reference's own (the first 128 tokens of each long line), and so is the vocabulary. A vocabulary's rows serve as
+both embedding and output layer, and what that frees goes into a third and wider block. Its steps are the reference's
+tokens in full windows: take 1,595 for a corpus of 20,443 long lines, where the reference's five epochs are 1,600. The
+other choices (pre-norm, RoPE, QK-norm, squared ReLU, Muon, a rate that falls to zero) are those that helped larger
 models; their ablation at this size is yet to be run.
 """
 
