@@ -68,9 +68,7 @@ def logits(
     dropout_rate: Float[Array, ""] | None = None,
 ) -> Float[Array, "B T V"]:
     """The full pass with these parameters; dropout only with a key for it, at the configuration's rate by default."""
-    rngs = None if dropout_key is None else {"dropout": dropout_key}
-    out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_rate, rngs=rngs)
-    return out
+    return output(gpt, params, hidden(gpt, params, tokens_BT, dropout_key, dropout_rate))
 
 
 def hidden(

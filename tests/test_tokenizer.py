@@ -384,3 +384,12 @@ def test_model_with_other_reserved_ids_is_refused(tmp_path):
     assert str(error.value).startswith(str(file))
     with pytest.raises(UserError, match="cannot be read"):
         SentencePiece(tmp_path / "nothing.model")
+
+
+def test_what_is_sent_to_a_process_again_and_again_is_one_tokenizer():
+    """So that it remembers the words of the chunks before; other pieces or settings are another's."""
+    pieces = [*RESERVED_PIECES, "a", "##b"]
+    sent = [pickle.loads(pickle.dumps(WordPiece(pieces, lowercase=lower))) for lower in (True, True, False)]
+    assert sent[0] is sent[1] is not sent[2]
+    assert sent[2].encode_batch(["A ab"]) == [[1, 3, 4]]
+    assert sent[0].encode_batch(["A ab"]) == [[3, 3, 4]]
