@@ -104,6 +104,12 @@ class ModelConfig:
     """Normalise queries and keys, each head on its own."""
     dropout: float = 0.0
     """Rate of dropout on the embeddings and on each residual branch."""
+    zero_init: bool = False
+    """Start every block as the identity: the last matrix of each residual branch is zero."""
+    embedding_norm: bool = False
+    """Normalise the embedding to a root mean square of 1, with no weights of its own."""
+    repeats: int = 1
+    """Passes through the blocks, one after another with the same weights."""
     logit_softcap: float | None = None
     """Squash logits into (-cap, cap) by a tanh."""
     isolate_documents: bool = False
@@ -218,6 +224,7 @@ def validate(experiment: Experiment) -> None:
         "data.sequence_length": data.sequence_length,
         "data.stories": data.stories,
         "model.num_layers": model.num_layers,
+        "model.repeats": model.repeats,
         "model.width": model.width,
         "model.num_heads": model.num_heads,
         "model.num_kv_heads": model.kv_heads,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minigpt_jax import attention, kv_cache
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
+from minigpt_jax.embedding import Embed
 
 Dtype = Any
 KeysValues = tuple[Array, Array]
@@ -131,10 +132,10 @@ def _norm(config: ModelConfig, dtype: Dtype, name: str) -> nn.Module:
     return nn.LayerNorm(config.norm_epsilon, dtype, use_bias=config.use_bias, name=name)
 
 
-def _dense(config: ModelConfig, features: int, dtype: Dtype, name: str) -> nn.Dense:
-    return nn.Dense(
-        features, use_bias=config.use_bias, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name
-    )
+def _dense(config: ModelConfig, features: int, dtype: Dtype, name: str, ends_branch: bool = False) -> nn.Dense:
+    zeros = ends_branch and config.zero_init
+    init = nn.initializers.zeros if zeros else nn.initializers.glorot_uniform()
+    return nn.Dense(features, use_bias=config.use_bias, dtype=dtype, kernel_init=init, name=name)
 
 
 class Dropout(nn.Module):
@@ -192,7 +193,8 @@ class Attention(nn.Module):
         else:
             kept = layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
             y_BTNH = kv_cache.attend(q_BTNH, layer, mask_BTS[:, 0])
-        y_BTD = _dense(config, config.width, self.dtype, "out")(y_BTNH.reshape(*x_BTD.shape[:2], heads))
+        y_BTX = y_BTNH.reshape(*x_BTD.shape[:2], heads)
+        y_BTD = _dense(config, config.width, self.dtype, "out", ends_branch=True)(y_BTX)
         return y_BTD, kept
 
 
@@ -212,7 +214,7 @@ class FeedForward(nn.Module):
             h_BTF = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}[config.activation](
                 h_BTF
             )
-        return _dense(config, config.width, self.dtype, "down")(h_BTF)
+        return _dense(config, config.width, self.dtype, "down", ends_branch=True)(h_BTF)
 
 
 class Block(nn.Module):
@@ -263,10 +265,12 @@ class GPT(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        embed = functools.partial(nn.Embed, features=config.width, dtype=self.dtype, embedding_init=keras_uniform)
+        embed = functools.partial(Embed, features=config.width, dtype=self.dtype, embedding_init=keras_uniform)
         self.token_embedding = embed(self.vocabulary_size)
         if config.positions == "learned":
             self.position_embedding = embed(self.sequence_length)
+        if config.embedding_norm:
+            self.embedding_norm = nn.RMSNorm(config.norm_epsilon, self.dtype, use_scale=False)
         self.dropout = Dropout(config.dropout)
         block = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
         self.blocks = [block(config, self.dtype, name=f"block_{i}") for i in range(config.num_layers)]
@@ -344,9 +348,12 @@ class GPT(nn.Module):
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.positions == "learned":
             x_BTD = x_BTD + self.position_embedding(position_BT)
+        if self.config.embedding_norm:
+            x_BTD = self.embedding_norm(x_BTD)
         x_BTD = self.dropout(x_BTD, deterministic, dropout_rate)
         layers = []
-        for block, layer in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+        blocks = self.blocks * self.config.repeats
+        for block, layer in zip(blocks, cache or [None] * len(blocks), strict=True):
             x_BTD, kept = block(x_BTD, position_BT, mask_BTS, layer, deterministic, dropout_rate)
             layers.append(kept)
         if self.config.norm_position == "pre":

@@ -33,7 +33,9 @@ def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | N
     x = table[tokens]
     if config.positions == "learned":
         x = x + params["position_embedding"]["embedding"][: len(tokens)]
-    for i in range(config.num_layers):
+    if config.embedding_norm:
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon)
+    for i in list(range(config.num_layers)) * config.repeats:
         block = params[f"block_{i}"]
         branches = [
             ("attention_norm", lambda x, block=block: _attention(block["attention"], config, x, tokens, window)),

@@ -70,6 +70,28 @@ def test_prefill_and_steps_are_the_full_pass(config: ModelConfig) -> None:
     np.testing.assert_allclose(np.asarray(read), logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("zero_init", [False, True])
+def test_zero_init_starts_every_block_as_the_identity(zero_init: bool) -> None:
+    module = gpt(replace(EVERYTHING, zero_init=zero_init))
+    params = module.init(jax.random.key(0), RAGGED)["params"]
+    embedded = np.asarray(params["token_embedding"]["embedding"])[RAGGED]
+    normed = embedded / np.sqrt((embedded**2).mean(-1, keepdims=True) + module.config.norm_epsilon)
+    hidden = apply(module, params, RAGGED, method=GPT.hidden)
+    assert np.allclose(hidden, normed, rtol=1e-4, atol=1e-4) == zero_init
+
+
+def test_passes_share_weights() -> None:
+    once, twice = (gpt(replace(TWO_LAYERS, repeats=n)) for n in (1, 2))
+    shapes = [jax.tree.map(jnp.shape, jax.eval_shape(m.init, jax.random.key(0), RAGGED)) for m in (once, twice)]
+    assert shapes[0] == shapes[1]
+    four = replace(TWO_LAYERS, num_layers=4)
+    params = weights(TWO_LAYERS)
+    copies = {**params, "block_2": params["block_0"], "block_3": params["block_1"]}
+    np.testing.assert_allclose(
+        full_pass(twice, params, RAGGED), full_pass(gpt(four), copies, RAGGED), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_soft_cap_bounds_logits() -> None:
     config, plain = CONFIGS["soft-cap"], TINY
     params = jax.tree.map(lambda x: 10 * x, weights(plain))

@@ -42,6 +42,8 @@ CONFIGS = {
     "tied": replace(TINY, tied_embeddings=True),
     "qk-norm": replace(TINY, qk_norm=True),
     "grouped heads": replace(EVEN, num_kv_heads=2),
+    "embedding norm": replace(TINY, embedding_norm=True),
+    "two passes": replace(TWO_LAYERS, repeats=2),
     "soft-cap": replace(TINY, logit_softcap=1.5),
     "everything": EVERYTHING,
 }

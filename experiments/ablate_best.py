@@ -1,0 +1,191 @@
+"""What each choice of the best configuration is worth: one change at a time, validation loss over several seeds.
+
+    ./launch.sh experiments/ablate_best.py --data.archive simplebooks.zip --steps 640
+    ./launch.sh experiments/ablate_best.py --data.archive simplebooks.zip --only best "no QK-norm" --seeds 0 1 2
+
+Every variant trains on as many tokens as the others and is measured by the reference's protocol. Those that differ in
+numbers alone, and the seeds, are a stack trained by one program, as in a sweep. Batches come from memory, in an order
+drawn by NumPy, so an accelerator's machine needs no TensorFlow. Results are appended to ablation.jsonl as stacks end,
+what is there already is not made again, and ablation.md is the table of all of it.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from rich.progress import track
+
+from minigpt_jax import config, corpora, display, parallel, run
+from minigpt_jax.batch import Batch
+from minigpt_jax.cli.train import load_experiment
+from minigpt_jax.config import DataConfig, Experiment
+from minigpt_jax.data import store
+from minigpt_jax.data.store import Prepared, Rows
+from minigpt_jax.errors import UserError
+from minigpt_jax.metrics import Sums
+from minigpt_jax.sweep import axes, stack
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "best": {},
+    "Muon at 1e-2": {"optimizer.muon_learning_rate": 1e-2},
+    "Muon at 4e-2": {"optimizer.muon_learning_rate": 4e-2},
+    "Adam at 8e-3": {"optimizer.learning_rate": 8e-3},
+    "Adam at 3e-2": {"optimizer.learning_rate": 3e-2},
+    "weight decay 0.1": {"optimizer.weight_decay": 0.1},
+    "cosine": {"optimizer.schedule": "cosine"},
+    "constant rate": {"optimizer.schedule": "constant"},
+    "b2 0.99": {"optimizer.b2": 0.99},
+    "clipping at 1": {"optimizer.clip_norm": 1.0},
+    "AdamW at 3e-3": {"optimizer.name": "adamw", "optimizer.learning_rate": 3e-3},
+    "batch 64": {"train.batch_size": 64},
+    "batch 16": {"train.batch_size": 16},
+    "two passes": {"model.repeats": 2},
+    "2 layers": {"model.num_layers": 2, "model.feed_forward": 1408},
+    "4 layers": {"model.num_layers": 4, "model.feed_forward": 448},
+    "6 layers of 224": {"model.num_layers": 6, "model.width": 224, "model.feed_forward": 336},
+    "untied": {"model.tied_embeddings": False, "model.num_layers": 2, "model.feed_forward": 160},
+    "no embedding norm": {"model.embedding_norm": False},
+    "no zero init": {"model.zero_init": False},
+    "documents not isolated": {"model.isolate_documents": False},
+    "no QK-norm": {"model.qk_norm": False},
+    "learned positions": {"model.positions": "learned", "model.feed_forward": 720},
+    "post-norm": {"model.norm_position": "post"},
+    "LayerNorm": {"model.norm": "layernorm"},
+    "SwiGLU": {"model.activation": "swiglu", "model.feed_forward": 512},
+    "GELU": {"model.activation": "gelu"},
+    "biases": {"model.use_bias": True, "model.feed_forward": 752},
+    "soft-cap 15": {"model.logit_softcap": 15.0},
+    "EMA of 0.99": {"optimizer.ema_decay": 0.99},
+    "the reference's rows": {"data.layout": "lines", "model.isolate_documents": False},
+}
+"""Changes to the best configuration that keep it within the reference's 3,255,938 parameters."""
+TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train variants of an experiment that differ in one choice each, and compare their validation loss."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Corpus, archive and files; the layout is the experiment's."""
+    experiment: Path = Path("experiments/simplebooks_best.py")
+    """What the variants are variants of."""
+    steps: int = 640
+    """Updates at the experiment's batch size; a variant with another makes as many as take the same tokens."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds of weights and order; each variant is trained with all of them."""
+    only: tuple[str, ...] = ()
+    """Variants to train; all by default."""
+    output: Path = Path("runs/ablation")
+    """Folder of ablation.jsonl and ablation.md."""
+
+
+def main(arguments: list[str]) -> int:
+    """Trains what is missing, and writes the table; returns the exit status."""
+    chosen = tyro.cli(Arguments, args=arguments, prog="ablate_best.py")
+    for name in chosen.only:
+        if name not in VARIANTS:
+            raise UserError(f"--only {name}: there is no such variant; take some of {', '.join(VARIANTS)}")
+    best, asked = load_experiment(str(chosen.experiment)), chosen.data
+    data = dataclasses.replace(best.data, corpus=asked.corpus, archive=asked.archive, files=asked.files)
+    best = dataclasses.replace(best, data=data)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    results = chosen.output / "ablation.jsonl"
+    corpus = corpora.open_corpus(data, run.cache_dir())
+    for stacked in _stacks(best, chosen, _lines(results)):
+        experiments = [experiment for _, experiment in stacked]
+        prepared = store.prepare(experiments[0], corpus, run.cache_dir(), display.track)
+        names = ", ".join(dict.fromkeys(name for name, _ in stacked))
+        for (name, experiment), figures in zip(stacked, _train(experiments, prepared, names), strict=True):
+            line = {"variant": name, "seed": experiment.seed, "steps": experiment.train.steps, **figures}
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            display.console.print(f"{name}, seed {experiment.seed}: loss {line['loss']:.4f}", highlight=False)
+    table = _table(_lines(results))
+    (chosen.output / "ablation.md").write_text(table)
+    display.console.print(table, markup=False)
+    return 0
+
+
+def _stacks(best: Experiment, chosen: Arguments, done: list[dict[str, Any]]) -> list[list[tuple[str, Experiment]]]:
+    """What is yet to be trained, by name; those that share a program stand together."""
+    there = {(line["variant"], line["seed"], line["steps"]) for line in done}
+    stacks: dict[Any, list[tuple[str, Experiment]]] = {}
+    for name in chosen.only or VARIANTS:
+        experiment = axes.apply(best, VARIANTS[name])
+        steps = chosen.steps * best.train.batch_size // experiment.train.batch_size
+        experiment = axes.apply(experiment, {"train.steps": steps})
+        config.validate(experiment)
+        for seed in chosen.seeds:
+            if (name, seed, steps) not in there:
+                one = dataclasses.replace(experiment, seed=seed)
+                stacks.setdefault(stack.program_of(one), []).append((name, one))
+    return list(stacks.values())
+
+
+def _train(experiments: list[Experiment], prepared: Prepared, title: str) -> list[dict[str, Any]]:
+    """Trains a stack; returns each one's figures."""
+    start = time.perf_counter()
+    steps, size, seeds = experiments[0].train.steps, experiments[0].train.batch_size, [e.seed for e in experiments]
+    assert steps is not None
+    program = stack.program(experiments[0], dropout=False, trials=len(experiments))
+    distinct = sorted(set(seeds))
+    lanes = program.stacked(stack.lanes_of(experiments, [distinct.index(seed) for seed in seeds], steps))
+    state = program.init(lanes)
+    streams = [_batches(prepared.splits["train"], size, seed) for seed in distinct]
+    together = next(n for n in range(min(steps, TOGETHER), 0, -1) if steps % n == 0)
+
+    def draw() -> Batch:
+        """Batches of [steps, seeds, rows, …]."""
+        each = [[next(stream) for stream in streams] for _ in range(together)]
+        flat = jax.tree.map(lambda *leaves: np.stack(leaves), *(batch for step in each for batch in step))
+        return jax.tree.map(lambda x: x.reshape(together, len(streams), *x.shape[1:]), flat)
+
+    drawn = parallel.prefetch(draw() for _ in range(steps // together))
+    console = display.console
+    turns = track(drawn, title, steps // together, console=console, transient=True, disable=not console.is_terminal)
+    for batches in turns:
+        state, out = program.compiled(lanes, batches)(state, lanes, batches)
+        jax.block_until_ready(out)
+    spent = time.perf_counter() - start
+    totals = [Sums() for _ in experiments]
+    for batch in prepared.splits["valid"].in_order(64):
+        sums = program.joined(program.evaluate(state.weights, batch))
+        totals = [total.plus(jax.tree.map(lambda x, i=i: x[i].item(), sums)) for i, total in enumerate(totals)]
+    parameters = sum(leaf[0].size for leaf in jax.tree.leaves(program.joined(state.params)))
+    shared = {"parameters": parameters, "stacked": len(experiments), "seconds": spent}
+    return [{**total.summary(), **shared} for total in totals]
+
+
+def _batches(rows: Rows, batch_size: int, seed: int) -> Iterator[Batch]:
+    for epoch in range(1_000_000):
+        order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+        for start in range(0, len(rows) - batch_size + 1, batch_size):
+            yield rows.take(order[start : start + batch_size])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _table(lines: list[dict[str, Any]]) -> str:
+    """The best first; the change is that of the mean over the seeds that both have."""
+    losses: dict[str, dict[int, float]] = {}
+    for line in lines:
+        losses.setdefault(line["variant"], {})[line["seed"]] = line["loss"]
+    parameters = {line["variant"]: line["parameters"] for line in lines}
+    out = ["| variant | parameters | loss, each seed | mean | change |", "|---|---:|---:|---:|---:|"]
+    for name, own in sorted(losses.items(), key=lambda item: statistics.mean(item[1].values())):
+        shared = [own[seed] - base for seed, base in losses.get("best", {}).items() if seed in own]
+        change = f"{statistics.mean(shared):+.4f}" if shared else ""
+        each = " ".join(f"{own[seed]:.4f}" for seed in sorted(own))
+        out.append(f"| {name} | {parameters[name]:,} | {each} | {statistics.mean(own.values()):.4f} | {change} |")
+    return "\n".join(out) + "\n"
