@@ -1,17 +1,18 @@
 """WordPiece (Schuster and Nakajima 2012), with the ids that KerasHub's `WordPieceTokenizer` gives.
 
-Hugging Face `tokenizers` trains the vocabulary and cuts words into pieces; `characters` cuts text into words. Few words
-make up most of a text, so a word is cut once and remembered: this is faster on one thread than handing whole texts to
-`tokenizers` is on two.
+Hugging Face `tokenizers` trains the vocabulary and cuts words into pieces; `characters` cuts text into words. What stands
+between two spaces is mostly one of few strings, so it is cut once and remembered: this is faster on one thread than
+handing whole texts to `tokenizers` is on two.
 """
 
 import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Token, Tokenizer, models, pre_tokenizers, trainers
@@ -26,7 +27,7 @@ VOCABULARY_FILE = "vocabulary.txt"
 
 _CONTINUES = "##"  # begins a piece that goes on with the word before
 _MAX_WORD_BYTES = 100  # a longer word is one [UNK], as in TensorFlow Text
-_REMEMBERED_CHUNKS = 1 << 17  # tens of megabytes when full
+_REMEMBERED = 1 << 18  # strings between spaces; tens of megabytes when full
 
 
 class WordPiece:
@@ -50,8 +51,8 @@ class WordPiece:
             continuing_subword_prefix=_CONTINUES,
             max_input_chars_per_word=_MAX_WORD_BYTES,
         )
-        self._ids = functools.lru_cache(_REMEMBERED_CHUNKS)(self._chunk_ids)
-        self._ends = functools.lru_cache(_REMEMBERED_CHUNKS)(self._chunk_ends)
+        self._ids = _Remembered(self._part_ids)
+        self._ends = _Remembered(self._part_ends)
 
     def __reduce__(self):
         # A process that is sent it again and again, a chunk of text each time, keeps what it has remembered.
@@ -72,7 +73,7 @@ class WordPiece:
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each text, without reserved ones but [UNK]."""
-        return [list(chain.from_iterable(map(self._ids, split(text)))) for text in texts]
+        return [list(chain.from_iterable(map(self._ids.__getitem__, text.split(" ")))) for text in texts]
 
     def encode_batch_with_ends(self, texts: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids (int32) of each text, and the UTF-8 bytes (int64) of the text up to the end of each token.
@@ -113,24 +114,41 @@ class WordPiece:
             return [Token(UNK_ID, RESERVED_PIECES[UNK_ID], (0, len(word.encode())))]
         return self._model.tokenize(word)
 
-    def _chunk_ids(self, chunk: str) -> tuple[int, ...]:
-        return tuple(token.id for token in self._tokens(chunk))
+    def _part_ids(self, part: str) -> tuple[int, ...]:
+        """Ids of what stands between two spaces."""
+        return tuple(token.id for chunk in split(part) for token in self._tokens(chunk))
 
-    def _chunk_ends(self, chunk: str) -> tuple[int, tuple[int, ...]]:
-        """Bytes of the chunk, and of the part of it up to the end of each token."""
-        size, word = len(chunk.encode()), word_of(chunk)
-        word_size = len(word.encode())
-        folded_size = len(_word(chunk, self.lowercase).encode())
-        ends = (token.offsets[1] * word_size // folded_size for token in self._tokens(chunk))
-        return size, tuple(size - word_size + end for end in ends)
+    def _part_ends(self, part: str) -> tuple[int, tuple[int, ...]]:
+        """Bytes of what stands between two spaces, and of it up to the end of each token."""
+        size, ends = 0, []
+        for chunk in split(part):
+            size, word = size + len(chunk.encode()), word_of(chunk)
+            word_size = len(word.encode())
+            folded_size = len(_word(chunk, self.lowercase).encode())
+            start = size - word_size
+            ends += [start + token.offsets[1] * word_size // folded_size for token in self._tokens(chunk)]
+        return size, tuple(ends)
 
     def _encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        chunks = split(text)
-        ids = np.fromiter(chain.from_iterable(map(self._ids, chunks)), np.int32)
-        sizes, ends = zip(*map(self._ends, chunks), strict=True)
-        starts = np.cumsum((0, *sizes[:-1]), dtype=np.int64)
-        tokens_in_chunk = np.fromiter(map(len, ends), np.int64, len(ends))
-        return ids, starts.repeat(tokens_in_chunk) + np.fromiter(chain.from_iterable(ends), np.int64, len(ids))
+        parts = text.split(" ")
+        ids = np.fromiter(chain.from_iterable(map(self._ids.__getitem__, parts)), np.int32)
+        sizes, ends = zip(*map(self._ends.__getitem__, parts), strict=True)
+        starts = np.cumsum((0, *sizes[:-1]), dtype=np.int64) + np.arange(len(parts))  # a space before all but the first
+        tokens_in_part = np.fromiter(map(len, ends), np.int64, len(ends))
+        return ids, starts.repeat(tokens_in_part) + np.fromiter(chain.from_iterable(ends), np.int64, len(ids))
+
+
+class _Remembered(dict[str, Any]):
+    """What a function gives for each string, found once; all is forgotten when it grows too large."""
+
+    def __init__(self, function: Callable[[str], Any]) -> None:
+        self._function = function
+
+    def __missing__(self, text: str) -> Any:
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        self[text] = found = self._function(text)
+        return found
 
 
 @functools.lru_cache(4)
