@@ -1,8 +1,8 @@
 """WordPiece (Schuster and Nakajima 2012), with the ids that KerasHub's `WordPieceTokenizer` gives.
 
-Hugging Face `tokenizers` trains the vocabulary and cuts words into pieces; `characters` cuts text into words. What stands
-between two spaces is mostly one of few strings, so it is cut once and remembered: this is faster on one thread than
-handing whole texts to `tokenizers` is on two.
+Hugging Face `tokenizers` trains the vocabulary and cuts words into pieces; `characters` cuts text into words. What
+stands between two spaces is mostly one of few strings, so it is cut once and remembered: this is faster on one thread
+than handing whole texts to `tokenizers` is on two.
 """
 
 import functools
