@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from minigpt_jax import display, manifest, parallel
@@ -185,6 +186,14 @@ class Checkpoints:
         return step
 
     def _restore(self, step: int, items: dict[str, Any]) -> Any:
+        for name in ("params", "ema"):
+            # Orbax says it only once it reads, and leaves tracebacks of its threads behind.
+            reason = name in items and _misfit(self.folder / str(step) / name, items[name].item)
+            if reason:
+                raise UserError(
+                    f"{self.folder / str(step)} does not fit its run's config.json: {reason}; restore the folder or "
+                    "train anew"
+                )
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError) as error:
@@ -193,6 +202,25 @@ class Checkpoints:
                 f"{self.folder / str(step)} does not fit its run's config.json, or is damaged ({reason}); "
                 "restore the folder or train anew"
             ) from error
+
+
+def _misfit(folder: Path, like: Any) -> str | None:
+    """The first array whose shape on disk is another than in `like`, or that only one of them has."""
+    try:
+        metadata: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(folder.absolute()))
+    except (OSError, ValueError, KeyError):
+        return f"{folder} cannot be read"
+    shapes = [_shapes(tree) for tree in (getattr(metadata, "tree", metadata), like)]
+    for path in sorted(shapes[0].keys() | shapes[1].keys()):
+        there, wanted = (f"{shape[path]}" if path in shape else "not there" for shape in shapes)
+        if there != wanted:
+            return f"{path} is {there} in the one, and {wanted} by the other"
+    return None
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
 
 
 @contextlib.contextmanager
