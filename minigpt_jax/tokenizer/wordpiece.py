@@ -27,7 +27,7 @@ VOCABULARY_FILE = "vocabulary.txt"
 
 _CONTINUES = "##"  # begins a piece that goes on with the word before
 _MAX_WORD_BYTES = 100  # a longer word is one [UNK], as in TensorFlow Text
-_REMEMBERED = 1 << 18  # strings between spaces; tens of megabytes when full
+_REMEMBERED = 1 << 18  # strings of a kind; tens of megabytes when full
 
 
 class WordPiece:
@@ -51,6 +51,7 @@ class WordPiece:
             continuing_subword_prefix=_CONTINUES,
             max_input_chars_per_word=_MAX_WORD_BYTES,
         )
+        self._chunks = _Remembered(self._cut)
         self._ids = _Remembered(self._part_ids)
         self._ends = _Remembered(self._part_ends)
 
@@ -114,20 +115,26 @@ class WordPiece:
             return [Token(UNK_ID, RESERVED_PIECES[UNK_ID], (0, len(word.encode())))]
         return self._model.tokenize(word)
 
+    def _cut(self, chunk: str) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+        """Ids of a chunk's word, bytes of the chunk, and of the part of it up to the end of each token."""
+        size, word, tokens = len(chunk.encode()), word_of(chunk), self._tokens(chunk)
+        word_size = len(word.encode())
+        folded_size = len(_word(chunk, self.lowercase).encode())
+        ends = (size - word_size + token.offsets[1] * word_size // folded_size for token in tokens)
+        return tuple(token.id for token in tokens), size, tuple(ends)
+
     def _part_ids(self, part: str) -> tuple[int, ...]:
         """Ids of what stands between two spaces."""
-        return tuple(token.id for chunk in split(part) for token in self._tokens(chunk))
+        return tuple(token for chunk in split(part) for token in self._chunks[chunk][0])
 
     def _part_ends(self, part: str) -> tuple[int, tuple[int, ...]]:
         """Bytes of what stands between two spaces, and of it up to the end of each token."""
-        size, ends = 0, []
+        start, ends = 0, []
         for chunk in split(part):
-            size, word = size + len(chunk.encode()), word_of(chunk)
-            word_size = len(word.encode())
-            folded_size = len(_word(chunk, self.lowercase).encode())
-            start = size - word_size
-            ends += [start + token.offsets[1] * word_size // folded_size for token in self._tokens(chunk)]
-        return size, tuple(ends)
+            _, size, chunk_ends = self._chunks[chunk]
+            ends += [start + end for end in chunk_ends]
+            start += size
+        return start, tuple(ends)
 
     def _encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         parts = text.split(" ")
