@@ -31,7 +31,7 @@ import tyro
 
 from minigpt_jax import corpora, display, evaluate, model, optim, parallel, rng, run, tokenizer, train
 from minigpt_jax.batch import Batch
-from minigpt_jax.benchmark import kerashub, rounds, sampling, tutorial
+from minigpt_jax.benchmark import kerashub, rounds, sampling, tokenisation, tutorial
 from minigpt_jax.config import DataConfig, Experiment
 from minigpt_jax.data import pipeline, store
 from minigpt_jax.run_dir import RunDir, read_metrics
@@ -185,15 +185,10 @@ def _tokenisation(bench: Bench) -> Iterator[Row]:
     workers, chunks = joblib.Parallel(-1), [texts[i : i + 4096] for i in range(0, len(texts), 4096)]
     contenders = {
         THEIRS: lambda: tutorial.tokenise(bench.lines, bench.pieces),
-        OURS: lambda: workers(joblib.delayed(_ids)(pieces, chunk) for chunk in chunks),
+        OURS: lambda: workers(joblib.delayed(tokenisation.flat_ids)(pieces, chunk) for chunk in chunks),
     }
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     yield _timed("tokenisation", "MB a second", contenders, bench.arguments.rounds, megabytes)
-
-
-def _ids(pieces: tokenizer.Tokenizer, texts: list[str]) -> np.ndarray:
-    """Ids of all texts, one after another: an array, as it goes to another process at no cost."""
-    return np.fromiter(itertools.chain.from_iterable(pieces.encode_batch(texts)), np.uint16)
 
 
 def _input(bench: Bench) -> Iterator[Row]:
