@@ -214,7 +214,7 @@ def _misfit(folder: Path, like: Any) -> str | None:
     for path in sorted(shapes[0].keys() | shapes[1].keys()):
         there, wanted = (f"{shape[path]}" if path in shape else "not there" for shape in shapes)
         if there != wanted:
-            return f"{path} is {there} in the one, and {wanted} by the other"
+            return f"{path} is {there} on disk, and {wanted} by the configuration"
     return None
 
 

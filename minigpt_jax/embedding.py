@@ -5,6 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+LARGEST = 1 << 26
+"""Entries of one-hot rows at a time: more of them are taken in chunks, so that a large vocabulary fits in memory."""
+
 
 class Embed(nn.Embed):
     """`nn.Embed`, whose gradient on an accelerator is a product with one-hot rows.
@@ -31,9 +34,25 @@ def _forward(table_VD: Array, ids: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
     ids, table = kept
-    gradient_MD = gradient.reshape(-1, gradient.shape[-1])
-    hit_MV = jax.nn.one_hot(ids.reshape(-1), len(table), dtype=gradient.dtype)
-    gradient_VD = jnp.einsum("MV,MD->VD", hit_MV, gradient_MD, preferred_element_type=jnp.float32)
+    ids_M, gradient_MD = ids.reshape(-1), gradient.reshape(-1, gradient.shape[-1])
+    chunks = -(-len(ids_M) // max(1, LARGEST // len(table)))
+    size = -(-len(ids_M) // chunks)
+
+    def cut(x: Array) -> Array:
+        filled = jnp.pad(x, ((0, chunks * size - len(x)),) + ((0, 0),) * (x.ndim - 1))  # with gradients of 0
+        return filled.reshape(chunks, size, *x.shape[1:])
+
+    def add(total_VD: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+        ids_M, gradient_MD = chunk
+        hit_MV = jax.nn.one_hot(ids_M, len(table), dtype=gradient.dtype)
+        return total_VD + jnp.einsum("MV,MD->VD", hit_MV, gradient_MD, preferred_element_type=jnp.float32), None
+
+    nothing = jnp.zeros((len(table), gradient.shape[-1]), jnp.float32)
+    inputs = cut(ids_M), cut(gradient_MD)
+    if chunks == 1:
+        gradient_VD, _ = add(nothing, jax.tree.map(lambda x: x[0], inputs))
+    else:
+        gradient_VD, _ = jax.lax.scan(add, nothing, inputs)
     return gradient_VD.astype(table.dtype), None
 
 

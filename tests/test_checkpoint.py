@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, change: str):
     with pytest.raises(UserError, match=r"does not fit its run's config\.json") as refused:
         Checkpoints(tmp_path).restore_weights(like.params, use_ema=False)
     assert "\n" not in str(refused.value)
-    assert ("is (3, 5) in the one, and (3, 6)" if change == "width" else "not there") in str(refused.value)
+    assert ("is (3, 5) on disk, and (3, 6)" if change == "width" else "not there") in str(refused.value)
 
 
 def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path: Path):

@@ -35,6 +35,14 @@ def test_gradient_is_jaxs(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(product, truth, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 12, 13])
+def test_chunks_are_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "LARGEST", rows * V + 1)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 4)))
+    product, _, truth = gradients(ids, jnp.float32)
+    np.testing.assert_allclose(product, truth, rtol=1e-5, atol=1e-5)
+
+
 def test_long_sums_of_bfloat16_are_not_lost() -> None:
     """A word that stands in a batch a thousand times: added one by one, what is small beside the sum drops out."""
     product, own, truth = gradients(jnp.full((4096,), 3), jnp.bfloat16)
