@@ -9,11 +9,12 @@ tokens (keys must then carry their position in themselves, as rotary ones do). S
 padding of a ragged prompt, are hidden by `visible`, never cleared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
@@ -29,6 +30,9 @@ class Layer(NamedTuple):
 
 
 Cache = tuple[Layer, ...]
+
+# On CPU attention passes over slots that nothing is in yet, where a layer's keys are more bytes than stay in cache.
+_PARTS, _WORTH_A_CHOICE = 4, 1 << 20
 
 
 def allocate(
@@ -78,6 +82,22 @@ def attend(
 
     `scale` is 1 / sqrt(H) by default. Scores and softmax are float32.
     """
+    slots, parts = layer.keys.shape[2], _PARTS
+    if jax.default_backend() != "cpu" or layer.keys.nbytes < _WORTH_A_CHOICE or slots % parts:
+        return _attend(query, layer, mask, scale)
+
+    # Memory bounds it: read the slots up to the last one in use, in steps of a part.
+    def first(count: int) -> Callable[..., Array]:
+        return lambda query, keys, values, mask: _attend(
+            query, Layer(keys[:, :, :count], values[:, :, :count]), mask[:, :count], scale
+        )
+
+    last = jnp.max(jnp.where(mask, jnp.arange(slots)[None], 0))
+    choices = [first(slots * (i + 1) // parts) for i in range(parts)]
+    return lax.switch(last // (slots // parts), choices, query, *layer, mask)
+
+
+def _attend(query: Array, layer: Layer, mask: Array, scale: float | None) -> Array:
     batch, _, query_heads, width = query.shape
     heads = layer.keys.shape[1]
     query_BNGH = query.reshape(batch, heads, query_heads // heads, width)

@@ -86,16 +86,17 @@ def compile_rows(
     in_axes: tuple[int | None, ...],
     donate: tuple[int, ...] = (),
     devices: int | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Any:
     """Compiles a function whose rows do not depend on one another, to run each device's share on its own.
 
     An argument whose axis is 0 comes from `split_rows` or from such a function; the others are the same for all. The
     result is split likewise: `join_rows` puts it together. `devices` says how many of this process's take part, here
-    and there; all by default.
+    and there; all by default. `options` are the compiler's, heeded on one device.
     """
     devices = devices or local_devices()
     if devices == 1:
-        return jax.jit(function, donate_argnums=donate)
+        return jax.jit(function, donate_argnums=donate, compiler_options=options or None)
     return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices()[:devices], donate_argnums=donate)
 
 

@@ -84,6 +84,23 @@ def test_attend_is_attention(query_heads):
     np.testing.assert_allclose(out, library, atol=1e-5)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere attention always reads all slots")
+@pytest.mark.parametrize("last", [0, 1, 2, 5, 7, 8])
+def test_attention_to_a_large_cache_stops_after_the_last_slot_in_use(monkeypatch, last):
+    """In steps of a quarter; what lies beyond is never read, so that not even NaN there matters."""
+    slots, position = 8, jnp.array([0, last, min(last, 1)])
+    keys, values = np.random.default_rng(2).normal(size=(2, B, slots, N, H)).astype(np.float32)
+    query = jnp.asarray(keys[:, :1] + 1)
+    unread = 2 * (min(last, slots - 1) // 2 + 1)
+    everything = kv_cache.from_prefill([(keys, values)], slots, jnp.full(B, slots))[0]
+    expected = kv_cache.attend(query, everything, kv_cache.visible(position, slots))
+    keys[:, unread:] = values[:, unread:] = np.nan
+    layer = kv_cache.from_prefill([(keys, values)], slots, jnp.full(B, slots))[0]
+    monkeypatch.setattr(kv_cache, "_WORTH_A_CHOICE", 0)
+    out = kv_cache.attend(query, layer, kv_cache.visible(position, slots))
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
 def test_reorder_and_repeat_move_whole_rows():
     cache = fill([1, 4, 2], 2)
     for leaf, moved, twice in zip(

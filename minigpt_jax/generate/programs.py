@@ -5,6 +5,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from minigpt_jax import metrics, model, parallel, samplers
@@ -45,13 +46,31 @@ def programs(gpt: GPT, slots: int, room: int, sampler: Any) -> Programs:
     def result(state: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
         return samplers.result(sampler, joined(by_row, shared), state)
 
+    compile_rows = functools.partial(parallel.compile_rows, options=_compiler_options())
     rows, all_rows = 0, None
     return Programs(
-        whole=parallel.compile_rows(whole, (all_rows, rows, all_rows, all_rows)),
-        start=parallel.compile_rows(start, (all_rows, rows, all_rows, all_rows)),
-        advance=parallel.compile_rows(advance, (rows, all_rows, rows, all_rows, all_rows, all_rows, rows), donate=(0,)),
-        result=parallel.compile_rows(result, (rows, rows, all_rows, all_rows)),
+        whole=compile_rows(whole, (all_rows, rows, all_rows, all_rows)),
+        start=compile_rows(start, (all_rows, rows, all_rows, all_rows)),
+        advance=compile_rows(advance, (rows, all_rows, rows, all_rows, all_rows, all_rows, rows), donate=(0,)),
+        result=compile_rows(result, (rows, rows, all_rows, all_rows)),
     )
+
+
+@functools.cache
+def _compiler_options() -> dict[str, Any]:
+    """What makes steps of few rows fast on CPU.
+
+    YNNPACK's products, which XLA prefers since jaxlib 0.10, take up to twice as long there as Eigen's: they arrange
+    the weights anew at each call.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda: 0, compiler_options=options)()
+    except jax.errors.JaxRuntimeError:  # an experimental flag: other versions may lack it
+        return {}
+    return options
 
 
 @functools.lru_cache(16)
