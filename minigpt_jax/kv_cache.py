@@ -9,6 +9,7 @@ tokens (keys must then carry their position in themselves, as rotary ones do). S
 padding of a ragged prompt, are hidden by `visible`, never cleared.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ Cache = tuple[Layer, ...]
 
 # On CPU attention passes over slots that nothing is in yet, where a layer's keys are more bytes than stay in cache.
 _PARTS, _WORTH_A_CHOICE = 4, 1 << 20
+_BLOCK = 16  # slots that are reordered at a time
 
 
 def allocate(
@@ -121,9 +123,33 @@ def visible(position: Int[Array, "B"], slots: int) -> Bool[Array, "B S"]:
     return jnp.arange(slots)[None] <= position[:, None]
 
 
-def reorder(cache: PyTree, rows: Int[Array, "R"]) -> PyTree:
-    """A cache whose row i is the given one's row rows[i]; R may differ from B. Takes any pytree with rows first."""
-    return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), cache)
+def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = None) -> PyTree:
+    """A cache whose row i is the given one's row rows[i]; R may differ from B. Takes any pytree with rows first.
+
+    With `used`, R is B, no layer holds anything yet in the slots from there on, and these may stay as they are.
+    """
+    gather = lambda leaf: leaf.at[rows].get(mode="promise_in_bounds")  # noqa: E731
+
+    def take(node: Layer | Array) -> Layer | Array:
+        if not isinstance(node, Layer):
+            return gather(node)
+        if used is None or jax.default_backend() != "cpu" or node.keys.shape[2] % _BLOCK:
+            return Layer(*map(gather, node))
+        return _reorder_blocks(node, gather, used)
+
+    return jax.tree.map(take, cache, is_leaf=lambda node: isinstance(node, Layer))
+
+
+def _reorder_blocks(layer: Layer, gather: Callable[[Array], Array], used: Array) -> Layer:
+    """A few slots at a time, in place: gathered whole, a loop's cache would be copied back to where it was, too."""
+
+    def block(i: Array, layer: Layer) -> Layer:
+        moved = (gather(lax.dynamic_slice_in_dim(leaf, i * _BLOCK, _BLOCK, axis=2)) for leaf in layer)
+        put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=i * _BLOCK, axis=2)
+        return Layer(*(put(leaf, new) for leaf, new in zip(layer, moved, strict=True)))
+
+    blocks = -(-jnp.minimum(used, layer.keys.shape[2]) // _BLOCK)
+    return lax.fori_loop(0, blocks, block, layer)
 
 
 def repeat(cache: PyTree, times: int) -> PyTree:

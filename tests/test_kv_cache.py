@@ -111,6 +111,19 @@ def test_reorder_and_repeat_move_whole_rows():
         np.testing.assert_array_equal(twice, np.asarray(leaf)[[0, 0, 1, 1, 2, 2]])
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere all slots are moved")
+@pytest.mark.parametrize(("used", "moved"), [(0, 0), (1, 2), (2, 2), (5, 6), (8, 8), (11, 8)])
+def test_reorder_need_not_move_slots_that_are_not_in_use(monkeypatch, used, moved):
+    monkeypatch.setattr(kv_cache, "_BLOCK", 2)
+    cache = {"layers": fill([4, 4, 4], 4, slots=8), "other": jnp.arange(B)}
+    rows = jnp.array([2, 0, 0])
+    partly, wholly = kv_cache.reorder(cache, rows, jnp.array(used)), kv_cache.reorder(cache, rows)
+    np.testing.assert_array_equal(partly["other"], wholly["other"])
+    for before, after, expected in zip(*(jax.tree.leaves(c["layers"]) for c in (cache, partly, wholly)), strict=True):
+        np.testing.assert_array_equal(after[:, :, :moved], expected[:, :, :moved])
+        np.testing.assert_array_equal(after[:, :, moved:], before[:, :, moved:])
+
+
 @pytest.mark.parametrize("position", [2, 7])
 def test_adopt_is_reorder_for_rows_that_differ_in_one_token(position):
     cache = kv_cache.repeat(fill([4, 4], 3, slots=S), 3)

@@ -164,9 +164,10 @@ def _extend(sampler: Any, request: Request, state: State) -> State:
     shortest, longest = (length_divisor(n, sampler.length_penalty) for n in (length + 1, request.limit))
     hope_B = jnp.maximum(total_BK.max(axis=1) / shortest, total_BK.max(axis=1) / longest)
     worst_B = jnp.min(kept.score, axis=1, where=allowed_K[None], initial=jnp.inf)
+    parent_R = (jnp.arange(rows)[:, None] * width + parent_BK).reshape(-1)
     return State(
         logits=own_RV,
-        cache=kv_cache.reorder(state.cache, (jnp.arange(rows)[:, None] * width + parent_BK).reshape(-1)),
+        cache=kv_cache.reorder(state.cache, parent_R, used=jnp.max(request.length) + state.step),
         total=total_BK,
         tokens=tokens_BKS,
         logprobs=logprobs_BKM,
