@@ -30,6 +30,7 @@ from minigpt_jax.benchmark import rounds
 from minigpt_jax.benchmark.sampling import METHODS, NEW, WINDOW, contenders, language_model, ours, weights_of_kerashub
 from minigpt_jax.config import BOS_ID, Experiment, ModelConfig
 from minigpt_jax.generate import LanguageModel
+from minigpt_jax.generate.programs import compiler_options
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,16 @@ def token_parts(lm: LanguageModel, batch: int, count: int) -> dict[str, float]:
     matrices = [leaf for leaf in read if leaf.ndim == 2]
     cache = kv_cache.allocate(batch, config.num_layers, WINDOW, config.kv_heads, config.head_width)
 
-    @jax.jit
+    jit = functools.partial(jax.jit, compiler_options=compiler_options() or None)
+
+    @jit
     def reading(matrices: Any) -> Any:
         def once(_: Any, scale: Any) -> Any:
             return 1 + 1e-9 * sum(jnp.max(jnp.full(matrix.shape[:1], scale) @ matrix) for matrix in matrices)
 
         return lax.fori_loop(0, NEW, once, jnp.float32(1))
 
-    @jax.jit
+    @jit
     def stepping(params: Any, cache: Any) -> Any:
         def step(i: Any, carry: Any) -> Any:
             tokens, cache = carry
@@ -133,7 +136,7 @@ def token_parts(lm: LanguageModel, batch: int, count: int) -> dict[str, float]:
 
     request = samplers.request([[BOS_ID]] * batch, vocabulary_size=gpt.vocabulary_size, max_new_tokens=NEW)
 
-    @jax.jit
+    @jit
     def sampling(params: Any, request: Any) -> Any:
         apply = functools.partial(gpt.apply, {"params": params})
         prefill = functools.partial(apply, slots=WINDOW, method="prefill")

@@ -7,9 +7,10 @@ the machine does falls on both. An hour's trials are of `--trial-steps` updates.
 run: one trial on all of the device, its metrics fetched a step late.
 
 Measured on a machine with two CPU cores that others were using too (a stack's trials run side by side on two devices):
-stacked makes 1.0 to 1.2 times as many trials of the small model at 4 to 32 trials, and 1.0 to 1.3 times as many of the
-reference at 4; a stack of one is a run. `vmap` in place of `lax.map` made 0.5 to 0.75 times as many of small models as
-one after another. A run on an accelerator is still to be made.
+stacked makes 1.0 to 1.2 times as many trials of the small model at 4 to 32 trials, and of the reference 1.0 to 1.3
+times as many at 4, 1.19, 1.13 and 1.11 times at 8, 16 and 32 (`--steps 1 --rounds 2`); a stack of one is a run. `vmap`
+in place of `lax.map` made 0.5 to 0.75 times as many of small models as one after another. A run on an accelerator is
+still to be made.
 """
 
 import dataclasses

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -34,18 +35,19 @@ class Checkpoints:
             get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
         latest = policies.LatestN(keep)
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                create=not read_only,
-                read_only=read_only,
-                best_fn=lambda metrics: metrics["loss"],
-                best_mode="min",
-                preservation_policy=policies.AnyPreservationPolicy([latest, best]),
-                cleanup_tmp_directories=not read_only,
-                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
-            ),
-        )
+        with _only_errors():
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    create=not read_only,
+                    read_only=read_only,
+                    best_fn=lambda metrics: metrics["loss"],
+                    best_mode="min",
+                    preservation_policy=policies.AnyPreservationPolicy([latest, best]),
+                    cleanup_tmp_directories=not read_only,
+                    async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+                ),
+            )
 
     @property
     def steps(self) -> list[int]:
@@ -202,6 +204,17 @@ class Checkpoints:
                 f"{self.folder / str(step)} does not fit its run's config.json, or is damaged ({reason}); "
                 "restore the folder or train anew"
             ) from error
+
+
+@contextlib.contextmanager
+def _only_errors() -> Iterator[None]:
+    """Of a folder that is opened for reading Orbax warns that it is read only."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(min(before, logging.ERROR))  # absl counts downwards
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _misfit(folder: Path, like: Any) -> str | None:

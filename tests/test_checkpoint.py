@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from minigpt_jax import parallel
 from minigpt_jax.checkpoint import Checkpoints
@@ -95,3 +96,13 @@ def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path: Path):
     unfinished.mkdir()
     (unfinished / "params").mkdir()
     assert Checkpoints(tmp_path).latest == 1
+
+
+def test_reading_warns_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    save_all(tmp_path, {3: 1.0}).close()
+    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
+    verbosity = logging.get_verbosity()
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert checkpoints.steps == [3]
+    assert caplog.records == []
+    assert logging.get_verbosity() == verbosity

@@ -46,7 +46,7 @@ def programs(gpt: GPT, slots: int, room: int, sampler: Any) -> Programs:
     def result(state: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
         return samplers.result(sampler, joined(by_row, shared), state)
 
-    compile_rows = functools.partial(parallel.compile_rows, options=_compiler_options())
+    compile_rows = functools.partial(parallel.compile_rows, options=compiler_options())
     rows, all_rows = 0, None
     return Programs(
         whole=compile_rows(whole, (all_rows, rows, all_rows, all_rows)),
@@ -57,7 +57,7 @@ def programs(gpt: GPT, slots: int, room: int, sampler: Any) -> Programs:
 
 
 @functools.cache
-def _compiler_options() -> dict[str, Any]:
+def compiler_options() -> dict[str, Any]:
     """What makes steps of few rows fast on CPU.
 
     YNNPACK's products, which XLA prefers since jaxlib 0.10, take up to twice as long there as Eigen's: they arrange
