@@ -318,7 +318,7 @@ def validate(experiment: Experiment) -> None:
         not model.isolate_documents or data.layout == "packed",
         "model.isolate_documents",
         True,
-        "needs --data.layout packed; in the lines layout a row is one document already",
+        "in the lines layout a row is one document; add --model.no-isolate-documents, or take --data.layout packed",
     )
     _require(
         data.corpus == "simplebooks" or data.archive is None,
