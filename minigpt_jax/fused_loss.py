@@ -69,9 +69,11 @@ def _forward(output: Output, params: Any, hidden_CMD: Any, labels_CM: Any, weigh
     def one(sums: Any, inputs: Any) -> tuple[Any, tuple[Array, Array]]:
         hidden_MD, labels_M, weight_M = inputs
         logits_MV, pull = jax.vjp(output, params, hidden_MD)
-        nats_M, total_M = _nats(logits_MV, labels_M)
+        nats_M, exp_MV, sum_M = _nats(logits_MV, labels_M)
         hit_MV = labels_M[:, None] == jnp.arange(logits_MV.shape[-1])[None]
-        params_grad, hidden_grad_MD = pull((jnp.exp(logits_MV - total_M[:, None]) - hit_MV) * weight_M[:, None])
+        params_grad, hidden_grad_MD = pull(
+            exp_MV * (weight_M / sum_M)[:, None] - jnp.where(hit_MV, weight_M[:, None], 0)
+        )
         sums = params_grad if sums is None else jax.tree.map(jnp.add, sums, params_grad)
         return sums, (nats_M, hidden_grad_MD)
 
@@ -88,10 +90,13 @@ def _backward(output: Output, gradient: Any, cotangents: Any) -> Any:
 _chunked.defvjp(_forward, _backward)
 
 
-def _nats(logits_MV: Array, labels_M: Array) -> tuple[Array, Array]:
-    """Each label's nats, and the logarithm of the sum over all words that they come from."""
-    total_M = jax.nn.logsumexp(logits_MV, axis=-1)
-    return total_M - jnp.take_along_axis(logits_MV, labels_M[:, None], axis=-1)[:, 0], total_M
+def _nats(logits_MV: Array, labels_M: Array) -> tuple[Array, Array, Array]:
+    """Each label's nats, and what its softmax is made of: exponentials relative to the largest, and their sum."""
+    top_M = jnp.max(logits_MV, axis=-1)
+    exp_MV = jnp.exp(logits_MV - top_M[:, None])
+    sum_M = jnp.sum(exp_MV, axis=-1)
+    of_label_M = jnp.take_along_axis(logits_MV, labels_M[:, None], axis=-1)[:, 0]
+    return jnp.log(sum_M) + top_M - of_label_M, exp_MV, sum_M
 
 
 def _scan(one: Any, carry: Any, inputs: Any) -> Any:
