@@ -46,6 +46,8 @@ class DataConfig:
     evaluation_layout: Literal["lines", "packed"] | None = None
     """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
     default."""
+    finish: float = 0.0
+    """Share of the steps, the last ones, whose rows are cut as those of evaluation (--data.evaluation-layout)."""
     min_bytes: int = 512
     """For lines: keep documents of more UTF-8 bytes than this."""
     sequence_length: int = 128
@@ -273,10 +275,17 @@ def validate(experiment: Experiment) -> None:
     for name, value in {
         "optimizer.decay_fraction": optimizer.decay_fraction,
         "optimizer.final_fraction": optimizer.final_fraction,
+        "data.finish": data.finish,
     }.items():
         _require(0 <= value <= 1, name, value, "must lie between 0 and 1")
     _require(experiment.seed < 2**63, "seed", experiment.seed, "must be below 2^63")
     _require(0 < data.held_out < 0.5, "data.held_out", data.held_out, "must lie between 0 and 0.5")
+    _require(
+        not data.finish or data.layout_of("valid") != data.layout,
+        "data.finish",
+        data.finish,
+        f"needs rows that differ, but evaluation's are {data.layout} too; set --data.evaluation-layout, or drop it",
+    )
     _require(
         tokenizer.vocabulary_size > len(RESERVED_PIECES),
         "tokenizer.vocabulary_size",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax import attention, kv_cache
+from minigpt_jax import attention, kv_cache, products
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
 from minigpt_jax.embedding import Embed
 
@@ -135,7 +135,14 @@ def _norm(config: ModelConfig, dtype: Dtype, name: str) -> nn.Module:
 def _dense(config: ModelConfig, features: int, dtype: Dtype, name: str, ends_branch: bool = False) -> nn.Dense:
     zeros = ends_branch and config.zero_init
     init = nn.initializers.zeros if zeros else nn.initializers.glorot_uniform()
-    return nn.Dense(features, use_bias=config.use_bias, dtype=dtype, kernel_init=init, name=name)
+    return nn.Dense(
+        features,
+        use_bias=config.use_bias,
+        dtype=dtype,
+        kernel_init=init,
+        dot_general=products.dot_general,
+        name=name,
+    )
 
 
 class Dropout(nn.Module):

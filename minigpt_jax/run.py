@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from minigpt_jax.batch import Batch
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import Experiment
 from minigpt_jax.data import store
-from minigpt_jax.data.store import Prepared
+from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.metrics import Sums
 from minigpt_jax.recorder import Recorder
@@ -36,9 +36,6 @@ from minigpt_jax.run_dir import (
     write_whole,
 )
 from minigpt_jax.state import Progress, TrainState
-
-BatchSource = Callable[..., Iterator[Batch]]
-"""As `data.pipeline.batches`: (rows, batch_size, seed, start, process_index, process_count) → endless batches."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,9 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
     periods = [hook.every for hook in hooks]
     together = settings.steps_per_dispatch or parallel.steps_per_dispatch(periods)
     sizes = train.plan(progress.step, total_steps, together, periods)
-    stream = source(rows, settings.batch_size, experiment.seed, progress.step, jax.process_index(), jax.process_count())
+    stream = prepared.training_batches(
+        source, experiment, total_steps, progress.step, jax.process_index(), jax.process_count()
+    )
     dispatches = parallel.prefetch((size, _draw(stream, size)) for size in sizes)
     with (
         contextlib.closing(checkpoints),

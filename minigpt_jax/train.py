@@ -102,7 +102,7 @@ def train_step(
     grads, (sums, objective, count) = totals
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
-    rule = optim.transformation(trainer.optimizer, hyper, state.step)
+    rule = optim.transformation(trainer.optimizer, hyper, state.step, trainer.model.dtype)
     updates, opt_state = rule.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema

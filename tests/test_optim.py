@@ -221,6 +221,40 @@ def test_muon_takes_the_matrices_of_the_blocks() -> None:
         assert 0.5 < singular.min() <= singular.max() < 1.5
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.05)])
+def test_muon_is_optaxs(dtype: Any, rounding: float) -> None:
+    """Three updates by the chain that Optax has for it, whose matrices are orthogonalised one by one in float32."""
+    config, state, weights = linear("muon"), None, params()
+    scalars = hyper(config, learning_rate=0.01, muon_learning_rate=0.05, weight_decay=0.1)
+    for step in range(3):
+        gradient = jax.tree.map(lambda x, step=step: jnp.sin((step + 1) * x), params())
+        factor = optim.schedule(scalars.schedule, scalars, step)
+        theirs = optax.contrib.muon(
+            scalars.muon_learning_rate * factor,
+            eps=scalars.epsilon,
+            weight_decay=scalars.weight_decay,
+            adam_b1=scalars.b1,
+            adam_b2=scalars.b2,
+            adam_learning_rate=scalars.learning_rate * factor,
+            muon_weight_dimension_numbers=jax.tree_util.tree_map_with_path(
+                lambda path, _: (
+                    optax.contrib.MuonDimensionNumbers()
+                    if ".".join(entry.key for entry in path) in BLOCK_KERNELS
+                    else None
+                ),
+                weights,
+            ),
+        )
+        ours = optim.transformation(config, scalars, step, dtype)
+        state = state or (theirs.init(weights), ours.init(weights))
+        expected, their_state = theirs.update(gradient, state[0], weights)
+        got, our_state = ours.update(gradient, state[1], weights)
+        state = their_state, our_state
+        for name, change in by_name(got).items():
+            wanted = by_name(expected)[name]
+            np.testing.assert_allclose(change, wanted, atol=rounding * np.abs(wanted).max(), err_msg=name)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_rule_lowers_a_loss(name: Any) -> None:
     """Two layers of linear regression onto a linear map."""

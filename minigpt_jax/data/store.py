@@ -28,12 +28,15 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
 Split = Literal["train", "valid", "test"]
+Part = Literal["train", "valid", "test", "finish"]
 Layout = Literal["lines", "packed"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FORMAT = 1
 DOCUMENTS_A_CHUNK = 1024
 DOCUMENTS_A_WORKER = 50_000
 
+BatchSource = Callable[..., Iterator[Batch]]
+"""As `pipeline.batches`: (rows, batch_size, seed, start, process_index, process_count) → endless batches."""
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Wraps an iterable of so many items to show progress under a title."""
 
@@ -98,10 +101,32 @@ class Rows:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A corpus made ready: its tokenizer and the rows of each split."""
+    """A corpus made ready: its tokenizer and the rows of each split.
+
+    With `data.finish`, the training split is there twice: as `train`, and cut as those of evaluation are, as `finish`.
+    """
 
     tokenizer: Tokenizer
-    splits: dict[Split, Rows]
+    splits: dict[Part, Rows]
+
+    def training_batches(
+        self,
+        source: BatchSource,
+        experiment: Experiment,
+        total_steps: int,
+        start: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Iterator[Batch]:
+        """Training batches from number `start` on, drawn by `source`; the last ones of `total_steps` from `finish`."""
+        rest = (process_index, process_count)
+        size, seed = experiment.train.batch_size, experiment.seed
+        switch = total_steps - round(experiment.data.finish * total_steps)
+        if switch == total_steps:
+            return source(self.splits["train"], size, seed, start, *rest)
+        first = source(self.splits["train"], size, seed, start, *rest) if start < switch else iter(())
+        last = source(self.splits["finish"], size, seed, max(0, start - switch), *rest)
+        return itertools.chain(itertools.islice(first, max(0, switch - start)), last)
 
 
 def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = no_progress) -> Prepared:
@@ -116,17 +141,25 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
         "tokenizer": tokenizer.fingerprint,
         "row_length": data.sequence_length + 1,
         "dtype": np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).name,
-        "layouts": [data.layout_of(split) for split in SPLITS],
+        "layouts": [layout for _, layout in _parts(data).values()],
         "min_bytes": data.min_bytes if "lines" in (data.layout, data.layout_of("valid")) else None,
     }
     folder = cache / "stores" / _key(description)
     with _lock(folder):
-        splits = _open(folder, description)
+        splits = _open(folder, description, data)
         if splits is None:
             _build(folder, description, data, corpus, tokenizer, track)
-            splits = _open(folder, description)
+            splits = _open(folder, description, data)
         assert splits is not None, f"the store that was just written to {folder} is damaged"
     return Prepared(tokenizer, splits)
+
+
+def _parts(data: DataConfig) -> dict[Part, tuple[Split, Layout]]:
+    """What a store holds: of which split, and in which layout."""
+    parts: dict[Part, tuple[Split, Layout]] = {split: (split, data.layout_of(split)) for split in SPLITS}
+    if data.finish:
+        parts["finish"] = "train", data.layout_of("valid")
+    return parts
 
 
 def documents(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> Iterator[str]:
@@ -201,27 +234,26 @@ def _build(
     length, dtype = description["row_length"], np.dtype(description["dtype"])
     meta: dict[str, Any] = {"description": description, "splits": {}}
     with _written_whole(folder) as partial:
-        for split in SPLITS:
-            layout = config.layout_of(split)
+        for part, (split, layout) in _parts(config).items():
             total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
-            texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {split}", total))
+            texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", total))
             encoded = _encoded(texts, tokenizer, total)
             count = labels = 0
             with (
-                (partial / f"{split}.rows").open("wb") as rows_file,
-                (partial / f"{split}.bytes").open("wb") as bytes_file,
+                (partial / f"{part}.rows").open("wb") as rows_file,
+                (partial / f"{part}.bytes").open("wb") as bytes_file,
             ):
                 for rows, sizes in _CUT[layout](encoded, length):
                     rows_file.write(rows.astype(dtype).tobytes())
                     bytes_file.write(sizes.astype(np.int32).tobytes())
                     count += len(rows)
                     labels += np.count_nonzero(rows[:, 1:])
-            if not count or (split == "train" and layout == "packed" and labels < length - 1):
+            if not count or (part == "train" and layout == "packed" and labels < length - 1):
                 raise _too_small(config, split, layout)
-            meta["splits"][split] = {
+            meta["splits"][part] = {
                 "rows": count,
                 "floor": corpus.floor(split) if layout == "packed" else None,
-                "sha256": {kind: _sha256(partial / f"{split}.{kind}") for kind in ("rows", "bytes")},
+                "sha256": {kind: _sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 
@@ -303,21 +335,21 @@ def _too_small(config: DataConfig, split: Split, layout: Layout) -> UserError:
     )
 
 
-def _open(folder: Path, description: dict[str, Any]) -> dict[Split, Rows] | None:
+def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[Part, Rows] | None:
     """The store in `folder`, or None where it is missing, another's, or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if meta["description"] != description:
             return None
-        splits = {}
-        for split in SPLITS:
-            about = meta["splits"][split]
-            if any(_sha256(folder / f"{split}.{kind}") != total for kind, total in about["sha256"].items()):
+        splits: dict[Part, Rows] = {}
+        for part in _parts(data):
+            about = meta["splits"][part]
+            if any(_sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
                 return None
             shape = (about["rows"], description["row_length"])
-            rows = np.memmap(folder / f"{split}.rows", np.dtype(description["dtype"]), mode="r", shape=shape)
-            sizes = np.memmap(folder / f"{split}.bytes", np.int32, mode="r", shape=shape[:1])
-            splits[split] = Rows(rows, sizes, about["floor"])
+            rows = np.memmap(folder / f"{part}.rows", np.dtype(description["dtype"]), mode="r", shape=shape)
+            sizes = np.memmap(folder / f"{part}.bytes", np.int32, mode="r", shape=shape[:1])
+            splits[part] = Rows(rows, sizes, about["floor"])
         return splits
     except (OSError, ValueError, KeyError, TypeError):
         return None

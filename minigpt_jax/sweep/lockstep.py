@@ -1,6 +1,7 @@
 """Training a stack from its first step to its last, with evaluation, pruning and saving on the way."""
 
 import collections
+import dataclasses
 import itertools
 import math
 import time
@@ -13,9 +14,8 @@ import numpy as np
 
 from minigpt_jax import parallel, train
 from minigpt_jax.batch import Batch
-from minigpt_jax.data.store import Prepared
+from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.metrics import Sums
-from minigpt_jax.run import BatchSource
 from minigpt_jax.sweep import results, stack
 from minigpt_jax.sweep.lane import Lane
 from minigpt_jax.sweep.plan import Trial
@@ -149,8 +149,9 @@ class Lockstep:
         begins = [start, *ends[:-1]]
         together = settings.steps_per_dispatch or parallel.steps_per_dispatch(periods)
         plans = (train.plan(a, b, together, periods) for a, b in zip(begins, ends, strict=True))
-        rows = self.corpus.prepared.splits["train"]
-        streams = [self.corpus.source(rows, settings.batch_size, seed, start, 0, 1) for seed in self.seeds]
+        prepared, source = self.corpus.prepared, self.corpus.source
+        seeded = [dataclasses.replace(self.experiment, seed=seed) for seed in self.seeds]
+        streams = [prepared.training_batches(source, experiment, self.total, start) for experiment in seeded]
 
         def draw(size: int) -> Any:
             drawn = [next(stream) for _ in range(size) for stream in streams]

@@ -11,6 +11,7 @@ import jax
 from minigpt_jax import corpora, display, model, run
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data import store
+from minigpt_jax.data.store import BatchSource
 from minigpt_jax.errors import UserError
 from minigpt_jax.run_dir import RunDir, check_room
 from minigpt_jax.state import Progress
@@ -39,7 +40,7 @@ def sweep(
     storage: str | None = None,
     lease: float = LEASE_SECONDS,
     most: int | None = None,
-    source: run.BatchSource | None = None,
+    source: BatchSource | None = None,
 ) -> Outcome:
     """Works on a sweep until all of its configurations are finished, by this worker or by others.
 
@@ -73,7 +74,7 @@ def sweep(
 class _Library:
     """Corpora made ready, each once."""
 
-    def __init__(self, source: run.BatchSource) -> None:
+    def __init__(self, source: BatchSource) -> None:
         self._source = source
         self._ready: dict[tuple[DataConfig, TokenizerConfig], Corpus] = {}
 

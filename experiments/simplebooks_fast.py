@@ -1,0 +1,33 @@
+"""Where the reference ends, in minutes on a CPU: a small model, few tokens, everything that learns fast.
+
+./launch.sh experiments/simplebooks_fast.py --data.archive simplebooks.zip
+
+It is `simplebooks_best.py` with a smaller model and batch, on the heads of the long lines alone and for
+less than an epoch. `experiments/compare_kerashub.py` measures how long it takes, from the archive with
+nothing cached.
+"""
+
+from minigpt_jax.config import Experiment, ModelConfig, OptimizerConfig, TrainConfig
+
+experiment = Experiment(
+    name="simplebooks_fast",
+    model=ModelConfig(
+        num_layers=2,
+        width=192,
+        num_heads=4,
+        feed_forward=768,
+        activation="relu2",
+        norm="rmsnorm",
+        norm_position="pre",
+        positions="rope",
+        use_bias=False,
+        tied_embeddings=True,
+        qk_norm=True,
+        embedding_norm=True,
+        zero_init=True,
+    ),
+    optimizer=OptimizerConfig(
+        name="muon", learning_rate=1.6e-2, muon_learning_rate=2e-2, schedule="linear", warmup_steps=50, b2=0.95
+    ),
+    train=TrainConfig(batch_size=16, steps=1150),
+)
