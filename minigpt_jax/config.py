@@ -110,6 +110,8 @@ class ModelConfig:
     """Start every block as the identity: the last matrix of each residual branch is zero."""
     embedding_norm: bool = False
     """Normalise the embedding to a root mean square of 1, with no weights of its own."""
+    convolution: int = 0
+    """Tokens that a causal convolution before each residual branch spans, features apart; 0 for none."""
     repeats: int = 1
     """Passes through the blocks, one after another with the same weights."""
     logit_softcap: float | None = None
@@ -255,6 +257,7 @@ def validate(experiment: Experiment) -> None:
         _require(value > 0, name, value, "must be above 0")
     not_negative = {
         "data.min_bytes": data.min_bytes,
+        "model.convolution": model.convolution,
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.muon_learning_rate": optimizer.muon_learning_rate,
         "optimizer.warmup_steps": optimizer.warmup_steps,

@@ -1,7 +1,8 @@
 """The static key-value cache: a pytree of fixed shape, rows first in every leaf.
 
 A cache is a tuple of one `Layer` a layer of the model, so that no layer's arrays are ever restacked. Letters: B rows,
-N key-value heads, G query heads to a key-value head, S slots, H head width, T prompt positions.
+N key-value heads, G query heads to a key-value head, S slots, H head width, T prompt positions, C positions and D
+features of the inputs that a convolution still needs.
 
 The position p of a row lives in slot p mod S. As long as positions stay below S that is the position itself; past it
 the cache rolls: a new token takes the slot of the one S positions ago, and attention sees a window of the last S
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
 class Layer(NamedTuple):
-    """Keys and values of one layer.
+    """Keys and values of one layer, and the latest inputs of its convolutions if it has any.
 
     Heads come before slots: a step's attention is then a product of contiguous [S, H] blocks, which on CPU takes a
     quarter of the time that it takes with slots before heads. `write` and `attend` alone know of it.
@@ -28,6 +29,7 @@ class Layer(NamedTuple):
 
     keys: Float[Array, "B N S H"]
     values: Float[Array, "B N S H"]
+    recent: tuple[Float[Array, "B C D"], ...] = ()
 
 
 Cache = tuple[Layer, ...]
@@ -46,11 +48,18 @@ def allocate(
 
 
 def from_prefill(
-    layers: Sequence[tuple[Float[Array, "B T N H"], Float[Array, "B T N H"]]], slots: int, length: Int[Array, "B"]
+    layers: Sequence[tuple[Array, ...]],
+    slots: int,
+    length: Int[Array, "B"],
+    recent: int = 0,
 ) -> Cache:
     """A cache of `slots` slots that holds the keys and values of right-padded prompts of `length` tokens.
 
     Of a row longer than the cache the last `slots` tokens are kept.
+
+    Args:
+        layers: keys and values, [B T N H] both, and any inputs of convolutions, [B T D] each.
+        recent: how many of those inputs are kept; those before a row's first token are 0.
     """
 
     def place(x_BTNH: Array) -> Array:
@@ -63,7 +72,12 @@ def from_prefill(
         x_BNTH = x_BTNH.swapaxes(1, 2)
         return jnp.pad(x_BNTH, ((0, 0), (0, 0), (0, max(slots - width, 0)), (0, 0)))
 
-    return tuple(Layer(place(keys), place(values)) for keys, values in layers)
+    def latest(x_BTD: Array) -> Array:
+        position_BC = length[:, None] - jnp.arange(recent, 0, -1)[None]
+        x_BCD = jnp.take_along_axis(x_BTD, jnp.maximum(position_BC, 0)[:, :, None], axis=1)
+        return jnp.where((position_BC >= 0)[:, :, None], x_BCD, 0)
+
+    return tuple(Layer(place(k), place(v), tuple(map(latest, inputs))) for k, v, *inputs in layers)
 
 
 def write(
@@ -74,7 +88,9 @@ def write(
     One scatter of B * N rows: on CPU the only form that neither copies the cache nor turns its layout round under the
     attention that follows (a vmapped dynamic_update_slice does the latter, and selecting by a mask rewrites it all).
     """
-    return Layer(_put(layer.keys, keys[:, 0], position), _put(layer.values, values[:, 0], position))
+    return layer._replace(
+        keys=_put(layer.keys, keys[:, 0], position), values=_put(layer.values, values[:, 0], position)
+    )
 
 
 def attend(
@@ -134,22 +150,23 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
         if not isinstance(node, Layer):
             return gather(node)
         if used is None or jax.default_backend() != "cpu" or node.keys.shape[2] % _BLOCK:
-            return Layer(*map(gather, node))
-        return _reorder_blocks(node, gather, used)
+            return Layer(*jax.tree.map(gather, tuple(node)))
+        keys, values = _reorder_blocks((node.keys, node.values), gather, used)
+        return Layer(keys, values, jax.tree.map(gather, node.recent))
 
     return jax.tree.map(take, cache, is_leaf=lambda node: isinstance(node, Layer))
 
 
-def _reorder_blocks(layer: Layer, gather: Callable[[Array], Array], used: Array) -> Layer:
+def _reorder_blocks(leaves: tuple[Array, Array], gather: Callable[[Array], Array], used: Array) -> tuple[Array, Array]:
     """A few slots at a time, in place: gathered whole, a loop's cache would be copied back to where it was, too."""
 
-    def block(i: Array, layer: Layer) -> Layer:
-        moved = (gather(lax.dynamic_slice_in_dim(leaf, i * _BLOCK, _BLOCK, axis=2)) for leaf in layer)
+    def block(i: Array, leaves: tuple[Array, Array]) -> tuple[Array, Array]:
+        keys, values = (gather(lax.dynamic_slice_in_dim(leaf, i * _BLOCK, _BLOCK, axis=2)) for leaf in leaves)
         put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=i * _BLOCK, axis=2)
-        return Layer(*(put(leaf, new) for leaf, new in zip(layer, moved, strict=True)))
+        return put(leaves[0], keys), put(leaves[1], values)
 
-    blocks = -(-jnp.minimum(used, layer.keys.shape[2]) // _BLOCK)
-    return lax.fori_loop(0, blocks, block, layer)
+    blocks = -(-jnp.minimum(used, leaves[0].shape[2]) // _BLOCK)
+    return lax.fori_loop(0, blocks, block, leaves)
 
 
 def repeat(cache: PyTree, times: int) -> PyTree:
@@ -160,16 +177,16 @@ def repeat(cache: PyTree, times: int) -> PyTree:
 def adopt(cache: PyTree, rows: Int[Array, "B"], position: Int[Array, "B"]) -> PyTree:
     """`reorder`, for when row i and row rows[i] differ in nothing but their token at position[i].
 
-    Then it is enough to copy that one slot. That is so for candidates that go on from one context; leaves outside a
-    `Layer`, about which nothing is known, are gathered whole.
+    Then it is enough to copy that one slot. That is so for candidates that go on from one context; what is no key or
+    value is gathered whole.
     """
 
     def take(node: Layer | Array) -> Layer | Array:
         if not isinstance(node, Layer):
             return reorder(node, rows)
         slots = position % node.keys.shape[2]
-        keys, values = (_put(leaf, leaf[rows, :, slots], position) for leaf in node)
-        return Layer(keys, values)
+        keys, values = (_put(leaf, leaf[rows, :, slots], position) for leaf in (node.keys, node.values))
+        return Layer(keys, values, reorder(node.recent, rows))
 
     return jax.tree.map(take, cache, is_leaf=lambda node: isinstance(node, Layer))
 

@@ -18,8 +18,9 @@ from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
 from minigpt_jax.embedding import Embed
 
 Dtype = Any
-KeysValues = tuple[Array, Array]
-"""A `kv_cache.Layer`, or the keys and values of a full pass, [B T K H] both."""
+Kept = tuple[Any, ...]
+"""What a block leaves to a cache: a `kv_cache.Layer`, or a full pass's keys and values, [B T K H] both, and the inputs
+of its convolutions, [B T D] each."""
 
 
 def compute_dtype(config: ModelConfig) -> Dtype:
@@ -162,6 +163,38 @@ class Dropout(nn.Module):
         return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
 
 
+class Convolution(nn.Module):
+    """x plus a causal convolution of it over `span` tokens, each feature by itself, in float32.
+
+    It lets a branch read the last few tokens without attention (Canon layers A and C: Allen-Zhu 2025): of them, those
+    that `mask` lets it see. Its weights start at 0. Given the span - 1 inputs before x (C), all of them seen, it
+    returns those before the next token, else x itself.
+    """
+
+    span: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], mask_BTS: Bool[Array, "B T S"], recent_BCD: Float[Array, "B C D"] | None
+    ) -> tuple[Float[Array, "B T D"], Array]:
+        taps_SD = self.param("taps", nn.initializers.zeros, (self.span, x_BTD.shape[-1]))
+        back, length = self.span - 1, x_BTD.shape[1]
+        if recent_BCD is None:
+            inputs = jnp.pad(x_BTD, ((0, 0), (back, 0), (0, 0)))
+        else:
+            inputs = jnp.concatenate([recent_BCD, x_BTD], axis=1)
+        inputs_BUD = inputs.astype(jnp.float32)
+        y_BTD = x_BTD.astype(jnp.float32)
+        for i in range(self.span):
+            shifted_BTD = inputs_BUD[:, back - i : back - i + length]
+            if i and recent_BCD is None:
+                seen_BT = jnp.pad(jnp.diagonal(mask_BTS, -i, 1, 2), ((0, 0), (i, 0)))
+                shifted_BTD = jnp.where(seen_BT[:, :, None], shifted_BTD, 0)
+            y_BTD = y_BTD + taps_SD[i][None, None] * shifted_BTD
+        return y_BTD.astype(self.dtype), x_BTD if recent_BCD is None else inputs[:, 1:]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, with grouped key-value heads if there are fewer of them.
 
@@ -179,7 +212,7 @@ class Attention(nn.Module):
         position_BT: Int[Array, "B T"],
         mask_BTS: Bool[Array, "B T S"],
         layer: kv_cache.Layer | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+    ) -> tuple[Float[Array, "B T D"], Kept]:
         config = self.config
         heads = config.head_width * config.num_heads
         kv_heads = config.head_width * config.kv_heads
@@ -193,7 +226,7 @@ class Attention(nn.Module):
         if config.positions == "rope":
             q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta)
             k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta)
-        kept: KeysValues
+        kept: Kept
         if layer is None:
             kept = (k_BTKH, v_BTKH)
             y_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
@@ -225,7 +258,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention then feed-forward, each a residual branch normalised before (pre) or after the sum (post)."""
+    """Attention then feed-forward, each a residual branch normalised before (pre) or after the sum (post).
+
+    With `convolution`, each branch takes its input through one.
+    """
 
     config: ModelConfig
     dtype: Dtype
@@ -239,7 +275,7 @@ class Block(nn.Module):
         layer: kv_cache.Layer | None = None,
         deterministic: bool = True,
         dropout_rate: Any = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues]:
+    ) -> tuple[Float[Array, "B T D"], Kept]:
         config, dtype = self.config, self.dtype
         pre = config.norm_position == "pre"
         module = Dropout(config.dropout)
@@ -247,15 +283,27 @@ class Block(nn.Module):
         attention_norm = _norm(config, dtype, "attention_norm")
         feed_forward_norm = _norm(config, dtype, "feed_forward_norm")
 
-        inner_BTD = attention_norm(x_BTD) if pre else x_BTD
+        inputs: list[Array] = []
+
+        def convolved(x_BTD: Array, name: str) -> Array:
+            if not config.convolution:
+                return x_BTD
+            recent = None if layer is None else layer.recent[len(inputs)]
+            convolution = Convolution(config.convolution, dtype, name=name)
+            y_BTD, left = convolution(x_BTD, mask_BTS, recent)
+            inputs.append(left)
+            return y_BTD
+
+        inner_BTD = convolved(attention_norm(x_BTD) if pre else x_BTD, "attention_convolution")
         y_BTD, kept = Attention(config, dtype, name="attention")(inner_BTD, position_BT, mask_BTS, layer)
         x_BTD = x_BTD + dropout(y_BTD)
         x_BTD = x_BTD if pre else attention_norm(x_BTD)
 
-        inner_BTD = feed_forward_norm(x_BTD) if pre else x_BTD
+        inner_BTD = convolved(feed_forward_norm(x_BTD) if pre else x_BTD, "feed_forward_convolution")
         x_BTD = x_BTD + dropout(FeedForward(config, dtype, name="feed_forward")(inner_BTD))
         x_BTD = x_BTD if pre else feed_forward_norm(x_BTD)
-        return x_BTD, kept
+        keys, values = kept[:2]
+        return x_BTD, (keys, values, *inputs) if layer is None else kv_cache.Layer(keys, values, tuple(inputs))
 
 
 class GPT(nn.Module):
@@ -309,7 +357,8 @@ class GPT(nn.Module):
         """
         hidden_BTD, layers = self._full_pass(tokens_BT, deterministic=True)
         last_BD = jnp.take_along_axis(hidden_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
-        return self.logits(last_BD), hidden_BTD, kv_cache.from_prefill(layers, slots, length_B)
+        cache = kv_cache.from_prefill(layers, slots, length_B, recent=self.config.convolution - 1)
+        return self.logits(last_BD), hidden_BTD, cache
 
     def step(
         self, tokens_B: Int[Array, "B"], cache: kv_cache.Cache, position_B: Int[Array, "B"]
@@ -338,7 +387,7 @@ class GPT(nn.Module):
 
     def _full_pass(
         self, tokens_BT: Int[Array, "B T"], deterministic: bool, dropout_rate: Any = None
-    ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
+    ) -> tuple[Float[Array, "B T D"], tuple[Kept, ...]]:
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         mask_BTS = training_mask(tokens_BT, self.config.isolate_documents)
         return self._blocks(tokens_BT, position_BT, mask_BTS, None, deterministic, dropout_rate)
@@ -351,7 +400,7 @@ class GPT(nn.Module):
         cache: kv_cache.Cache | None,
         deterministic: bool = True,
         dropout_rate: Any = None,
-    ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, ...]]:
+    ) -> tuple[Float[Array, "B T D"], tuple[Kept, ...]]:
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.positions == "learned":
             x_BTD = x_BTD + self.position_embedding(position_BT)

@@ -38,10 +38,15 @@ def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | N
     for i in list(range(config.num_layers)) * config.repeats:
         block = params[f"block_{i}"]
         branches = [
-            ("attention_norm", lambda x, block=block: _attention(block["attention"], config, x, tokens, window)),
-            ("feed_forward_norm", lambda x, block=block: _feed_forward(block["feed_forward"], config, x)),
+            ("attention", lambda x, block=block: _attention(block["attention"], config, x, tokens, window)),
+            ("feed_forward", lambda x, block=block: _feed_forward(block["feed_forward"], config, x)),
         ]
-        for norm, branch in branches:
+        for name, function in branches:
+            norm, taps = f"{name}_norm", block.get(f"{name}_convolution", {"taps": np.zeros((0, 1))})["taps"]
+
+            def branch(x: Floats, function: Any = function, taps: Floats = taps) -> Floats:
+                return function(_convolved(taps, config, x, tokens))
+
             if config.norm_position == "pre":
                 x = x + branch(_norm(block[norm], config, x))
             else:
@@ -52,6 +57,15 @@ def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | N
     logits = _dense(output, x)
     cap = config.logit_softcap
     return logits if cap is None else cap * np.tanh(logits / cap)
+
+
+def _convolved(taps: Floats, config: ModelConfig, x: Floats, tokens: NDArray[Any]) -> Floats:
+    out = x.copy()
+    for t in range(len(x)):
+        for i, tap in enumerate(taps[: t + 1]):
+            if i == 0 or _sees(config, tokens, t, t - i, None):
+                out[t] += tap * x[t - i]
+    return out
 
 
 def _sees(config: ModelConfig, tokens: NDArray[Any], t: int, s: int, window: int | None) -> bool:

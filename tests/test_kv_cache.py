@@ -32,7 +32,7 @@ def visible_tokens(cache, row, position):
     mask = kv_cache.visible(jnp.array([position]), kv_cache.num_slots(cache))[0]
     seen = []
     for slot in np.flatnonzero(mask):
-        keys, values = (np.asarray(leaf[row, :, slot]) for leaf in cache[-1])
+        keys, values = (np.asarray(leaf[row, :, slot]) for leaf in cache[-1][:2])
         np.testing.assert_array_equal(keys, -values)
         [match] = [p for p in range(position + 1) if np.array_equal(keys, token(row, p))]
         assert match % kv_cache.num_slots(cache) == slot
@@ -101,8 +101,26 @@ def test_attention_to_a_large_cache_stops_after_the_last_slot_in_use(monkeypatch
     np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
+def test_a_prompt_leaves_the_last_inputs_of_its_convolutions():
+    """Those before its first token are 0, and what stands in its padding is not looked at."""
+    keys = jnp.zeros((B, 4, N, H))
+    inputs = jnp.arange(1.0, 1 + B * 4 * 2).reshape(B, 4, 2)
+    (layer,) = kv_cache.from_prefill([(keys, keys, inputs, -inputs)], S, jnp.array([1, 4, 2]), recent=3)
+    nothing, (a, b, c) = np.zeros(2), np.asarray(inputs)
+    expected = np.array([[nothing, nothing, a[0]], b[1:4], [nothing, c[0], c[1]]])
+    jax.tree.map(np.testing.assert_array_equal, layer.recent, (expected, -expected))
+    assert kv_cache.write(layer, keys[:, :1], keys[:, :1], jnp.array([1, 4, 2])).recent is layer.recent
+
+
+def with_inputs(cache):
+    """The same cache with inputs of two convolutions in every layer, which differ between all rows."""
+    rows = len(cache[0].keys)
+    recent = jnp.arange(rows * 6.0).reshape(rows, 3, 2)
+    return tuple(layer._replace(recent=(recent, -recent)) for layer in cache)
+
+
 def test_reorder_and_repeat_move_whole_rows():
-    cache = fill([1, 4, 2], 2)
+    cache = with_inputs(fill([1, 4, 2], 2))
     for leaf, moved, twice in zip(
         *map(jax.tree.leaves, (cache, kv_cache.reorder(cache, jnp.array([2, 0, 0, 1])), kv_cache.repeat(cache, 2))),
         strict=True,
@@ -115,18 +133,20 @@ def test_reorder_and_repeat_move_whole_rows():
 @pytest.mark.parametrize(("used", "moved"), [(0, 0), (1, 2), (2, 2), (5, 6), (8, 8), (11, 8)])
 def test_reorder_need_not_move_slots_that_are_not_in_use(monkeypatch, used, moved):
     monkeypatch.setattr(kv_cache, "_BLOCK", 2)
-    cache = {"layers": fill([4, 4, 4], 4, slots=8), "other": jnp.arange(B)}
+    cache = {"layers": with_inputs(fill([4, 4, 4], 4, slots=8)), "other": jnp.arange(B)}
     rows = jnp.array([2, 0, 0])
     partly, wholly = kv_cache.reorder(cache, rows, jnp.array(used)), kv_cache.reorder(cache, rows)
     np.testing.assert_array_equal(partly["other"], wholly["other"])
-    for before, after, expected in zip(*(jax.tree.leaves(c["layers"]) for c in (cache, partly, wholly)), strict=True):
+    jax.tree.map(np.testing.assert_array_equal, partly["layers"][1].recent, wholly["layers"][1].recent)
+    slots = ([x for layer in c["layers"] for x in (layer.keys, layer.values)] for c in (cache, partly, wholly))
+    for before, after, expected in zip(*slots, strict=True):
         np.testing.assert_array_equal(after[:, :, :moved], expected[:, :, :moved])
         np.testing.assert_array_equal(after[:, :, moved:], before[:, :, moved:])
 
 
 @pytest.mark.parametrize("position", [2, 7])
 def test_adopt_is_reorder_for_rows_that_differ_in_one_token(position):
-    cache = kv_cache.repeat(fill([4, 4], 3, slots=S), 3)
+    cache = with_inputs(kv_cache.repeat(fill([4, 4], 3, slots=S), 3))
     new = np.random.default_rng(0).normal(size=(6, 1, N, H)).astype(np.float32)
     where, rows = jnp.full(6, position), jnp.array([1, 1, 1, 5, 5, 5])
     layers = {"layers": tuple(kv_cache.write(layer, new, -new, where) for layer in cache), "other": jnp.arange(6)}

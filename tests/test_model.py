@@ -80,6 +80,15 @@ def test_zero_init_starts_every_block_as_the_identity(zero_init: bool) -> None:
     assert np.allclose(hidden, normed, rtol=1e-4, atol=1e-4) == zero_init
 
 
+def test_convolutions_start_as_nothing() -> None:
+    params: Any = gpt(EVERYTHING).init(jax.random.key(0), RAGGED)["params"]
+    convolutions = [name for name in params["block_1"] if name.endswith("_convolution")]
+    assert [params["block_1"][name]["taps"].shape for name in convolutions] == 2 * [(3, EVERYTHING.width)]
+    plain = {name: {k: v for k, v in node.items() if k not in convolutions} for name, node in params.items()}
+    without = gpt(replace(EVERYTHING, convolution=0))
+    np.testing.assert_array_equal(full_pass(gpt(EVERYTHING), params, RAGGED), full_pass(without, plain, RAGGED))
+
+
 def test_passes_share_weights() -> None:
     once, twice = (gpt(replace(TWO_LAYERS, repeats=n)) for n in (1, 2))
     shapes = [jax.tree.map(jnp.shape, jax.eval_shape(m.init, jax.random.key(0), RAGGED)) for m in (once, twice)]

@@ -1,8 +1,10 @@
 """The token store against rows cut naively, and what becomes of damaged stores."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +81,35 @@ def test_evaluation_has_a_layout_and_its_vocabulary(tmp_path: Path):
         np.testing.assert_array_equal(mixed.splits[split].rows, lines.splits[split].rows)
         assert mixed.splits[split].floor is None
     assert mixed.splits["train"].bytes.sum() == sum(len(text.encode()) for text in corpus.texts["train"])
+
+
+def test_finish_is_the_training_text_as_evaluation_takes_it(tmp_path: Path):
+    corpus = Tales()
+    lines = store.prepare(experiment("lines"), corpus, tmp_path)
+    packed, finished = (
+        store.prepare(experiment("packed", evaluation_layout="lines", finish=finish), corpus, tmp_path)
+        for finish in (0.0, 0.3)
+    )
+    assert packed.splits.keys() == {"train", "valid", "test"}
+    for split, expected in {**packed.splits, "finish": lines.splits["train"]}.items():
+        np.testing.assert_array_equal(finished.splits[split].rows, expected.rows)
+        np.testing.assert_array_equal(finished.splits[split].bytes, expected.bytes)
+
+
+@pytest.mark.parametrize("start", [0, 3, 6, 7, 8, 9])
+@pytest.mark.parametrize(("finish", "switch"), [(0.0, 10), (0.3, 7), (0.34, 7), (1.0, 0)])
+def test_the_last_steps_take_the_rows_of_finish(tmp_path: Path, finish: float, switch: int, start: int):
+    """Batch i is the same wherever one starts: of `train` with number i, or of `finish` with its number since."""
+    settings = experiment("packed", evaluation_layout="lines", finish=finish)
+    prepared = store.prepare(settings, Tales(), tmp_path)
+
+    def source(rows: Rows, size: int, seed: int, start: int, *process: int) -> Iterator[Any]:
+        part = next(name for name, own in prepared.splits.items() if own is rows)
+        return ((part, i, size, seed, process) for i in itertools.count(start))
+
+    stream = prepared.training_batches(source, settings, 10, start, 1, 2)
+    expected = [("train", i) if i < switch else ("finish", i - switch) for i in range(start, 10)]
+    assert list(itertools.islice(stream, 10 - start)) == [(*batch, 64, 0, (1, 2)) for batch in expected]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])

@@ -28,6 +28,7 @@ EVERYTHING = ModelConfig(
     use_bias=False,
     tied_embeddings=True,
     qk_norm=True,
+    convolution=3,
     logit_softcap=2.0,
 )
 CONFIGS = {
@@ -43,6 +44,7 @@ CONFIGS = {
     "qk-norm": replace(TINY, qk_norm=True),
     "grouped heads": replace(EVEN, num_kv_heads=2),
     "embedding norm": replace(TINY, embedding_norm=True),
+    "convolution": replace(TWO_LAYERS, convolution=4),
     "two passes": replace(TWO_LAYERS, repeats=2),
     "soft-cap": replace(TINY, logit_softcap=1.5),
     "everything": EVERYTHING,
