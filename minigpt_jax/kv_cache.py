@@ -112,7 +112,7 @@ def attend(
 
     last = jnp.max(jnp.where(mask, jnp.arange(slots)[None], 0))
     choices = [first(slots * (i + 1) // parts) for i in range(parts)]
-    return lax.switch(last // (slots // parts), choices, query, *layer, mask)
+    return lax.switch(last // (slots // parts), choices, query, layer.keys, layer.values, mask)
 
 
 def _attend(query: Array, layer: Layer, mask: Array, scale: float | None) -> Array:
