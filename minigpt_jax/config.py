@@ -119,7 +119,8 @@ class ModelConfig:
     isolate_documents: bool = False
     """Stop attention at document boundaries (packed layout)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of compute; parameters are float32. auto: bfloat16 on accelerators, float32 on CPU."""
+    """Type of compute; parameters are float32. auto: bfloat16 on accelerators, float32 on CPU, where bfloat16 is faster
+    only with AMX or AVX-512 BF16 (lscpu)."""
     remat: bool = False
     """Recompute each block in the backward pass to save memory."""
 

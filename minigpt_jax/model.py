@@ -24,7 +24,7 @@ of its convolutions, [B T D] each."""
 
 
 def compute_dtype(config: ModelConfig) -> Dtype:
-    """The type that matrix products run in; "auto" is bfloat16 but on CPU, where it is slow."""
+    """The type that matrix products run in; "auto" is bfloat16 but on CPU, where few have it."""
     if config.dtype == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return jnp.dtype(config.dtype)
