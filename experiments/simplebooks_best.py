@@ -38,12 +38,12 @@ from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerCon
 
 experiment = Experiment(
     name="simplebooks_best",
-    data=DataConfig(layout="packed", evaluation_layout="lines"),
+    data=DataConfig(layout="packed", evaluation_layout="lines", finish=0.3),
     model=ModelConfig(
-        num_layers=3,
-        width=256,
+        num_layers=6,
+        width=224,
         num_heads=4,
-        feed_forward=768,
+        feed_forward=336,
         activation="relu2",
         norm="rmsnorm",
         norm_position="pre",
@@ -53,10 +53,11 @@ experiment = Experiment(
         qk_norm=True,
         embedding_norm=True,
         zero_init=True,
-        isolate_documents=True,
+        convolution=4,
+        head_gate=True,
     ),
     optimizer=OptimizerConfig(
-        name="muon", learning_rate=1.6e-2, muon_learning_rate=2e-2, schedule="linear", warmup_steps=50, b2=0.95
+        name="normuon", learning_rate=1.6e-2, muon_learning_rate=2e-2, schedule="linear", warmup_steps=50, b2=0.95
     ),
     train=TrainConfig(batch_size=32, steps=24_360),
 )

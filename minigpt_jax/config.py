@@ -104,6 +104,8 @@ class ModelConfig:
     """Use the token embedding as the output layer's kernel."""
     qk_norm: bool = False
     """Normalise queries and keys, each head on its own."""
+    head_gate: bool = False
+    """Scale each head's output by a sigmoid of the token that attends."""
     dropout: float = 0.0
     """Rate of dropout on the embeddings and on each residual branch."""
     zero_init: bool = False
@@ -137,8 +139,9 @@ class ModelConfig:
 class OptimizerConfig:
     """The update rule and its schedule."""
 
-    name: Literal["adam", "adamw", "muon", "lion"] = "adam"
-    """adam is Keras's form of it; muon takes the blocks' matrices and leaves the rest to NAdam."""
+    name: Literal["adam", "adamw", "muon", "normuon", "lion"] = "adam"
+    """adam is Keras's form of it; muon takes the blocks' matrices and leaves the rest to NAdam; normuon evens out how
+    far each neuron's weights move."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     muon_learning_rate: float = 2e-2
@@ -158,7 +161,7 @@ class OptimizerConfig:
     epsilon: float = 1e-7
     """Added to the denominator."""
     weight_decay: float = 0.0
-    """Decoupled weight decay on matrices (adamw, lion) or on the blocks' matrices (muon)."""
+    """Decoupled weight decay on matrices (adamw, lion) or on the blocks' matrices (muon, normuon)."""
     clip_norm: float | None = None
     """Clip gradients to this global norm."""
     ema_decay: float | None = None

@@ -199,7 +199,8 @@ class Attention(nn.Module):
     """Multi-head self-attention, with grouped key-value heads if there are fewer of them.
 
     Given a cache layer, T is 1: it writes its key and value there, attends to the slots and returns the layer. Else it
-    attends to its own keys and values and returns those, [B T K H] both, for a cache to start from.
+    attends to its own keys and values and returns those, [B T K H] both, for a cache to start from. With `head_gate`,
+    each head's output is scaled by a sigmoid of the token (G1, one gate a head, in Qiu et al. 2025).
     """
 
     config: ModelConfig
@@ -233,6 +234,9 @@ class Attention(nn.Module):
         else:
             kept = layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
             y_BTNH = kv_cache.attend(q_BTNH, layer, mask_BTS[:, 0])
+        if config.head_gate:
+            gate_BTN = nn.sigmoid(_dense(config, config.num_heads, self.dtype, "gate")(x_BTD))
+            y_BTNH = y_BTNH * gate_BTN[..., None]
         y_BTX = y_BTNH.reshape(*x_BTD.shape[:2], heads)
         y_BTD = _dense(config, config.width, self.dtype, "out", ends_branch=True)(y_BTX)
         return y_BTD, kept

@@ -148,6 +148,35 @@ def orthogonalised(matrices: Sequence[Float[Array, "_ _"]], dtype: Any) -> list[
     return out
 
 
+class NeuronNormsState(NamedTuple):
+    """The moving average of each neuron's mean squared update, as [1, out]."""
+
+    nu: Any
+
+
+def scale_by_neuron_norms() -> optax.GradientTransformation:
+    """Evens out how far the neurons of a matrix move; the matrix as a whole moves as far (NorMuon: Li et al. 2025).
+
+    A neuron is a column, the weights of one output, as kernels are [in, out]. Each is divided by the root of its mean
+    square's moving average, of decay 0.95; then the matrix gets back the norm that it came with.
+    """
+    beta = 0.95
+
+    def init(params: optax.Params) -> optax.OptState:
+        return NeuronNormsState(jax.tree.map(lambda p: jnp.zeros((1, p.shape[1]), p.dtype), params))
+
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> tuple[Any, Any]:
+        del params
+        assert isinstance(state, NeuronNormsState)
+        squares = jax.tree.map(lambda x: jnp.mean(x * x, axis=0, keepdims=True), updates)
+        nu = jax.tree.map(lambda v, square: beta * v + (1 - beta) * square, state.nu, squares)
+        even = jax.tree.map(lambda x, v: x / (jnp.sqrt(v) + 1e-10), updates, nu)
+        norm = lambda x: jnp.linalg.norm(x) + 1e-10  # noqa: E731
+        return jax.tree.map(lambda x, e: e * (norm(x) / norm(e)), updates, even), NeuronNormsState(nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 def transformation(
     config: OptimizerConfig, hyper: Hyperparameters, step: Any, dtype: Any = jnp.float32
 ) -> optax.GradientTransformation:
@@ -171,6 +200,7 @@ def transformation(
             {
                 "muon": optax.chain(
                     scale_by_muon(dtype),
+                    *([scale_by_neuron_norms()] if config.name == "normuon" else []),
                     optax.add_decayed_weights(hyper.weight_decay),
                     optax.scale(-hyper.muon_learning_rate * factor),
                 ),

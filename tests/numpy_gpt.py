@@ -90,7 +90,10 @@ def _attention(params: Any, config: ModelConfig, x: Floats, tokens: NDArray[Any]
         scores = np.where(hidden, -np.inf, q @ k.T / math.sqrt(width))
         with np.errstate(invalid="ignore"):
             weights = np.exp(scores - scores.max(-1, keepdims=True))
-        heads.append(weights / weights.sum(-1, keepdims=True) @ v)
+        head = weights / weights.sum(-1, keepdims=True) @ v
+        if config.head_gate:
+            head = head / (1 + np.exp(-_dense(params["gate"], x)[:, n : n + 1]))
+        heads.append(head)
     return _dense(params["out"], np.concatenate(heads, -1))
 
 

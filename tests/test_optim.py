@@ -13,7 +13,7 @@ from minigpt_jax import optim
 from minigpt_jax.config import OptimizerConfig
 from minigpt_jax.optim import Hyperparameters
 
-NAMES = ("adam", "adamw", "muon", "lion")
+NAMES = ("adam", "adamw", "muon", "normuon", "lion")
 
 
 def hyper(config: OptimizerConfig, total_steps: int = 100, **changes: float) -> Hyperparameters:
@@ -193,6 +193,7 @@ def test_a_stack_of_rates_under_vmap_is_each_alone() -> None:
         ("adamw", KERNELS, 1 - 0.01 * 0.5),
         ("lion", KERNELS, 1 - 0.01 * 0.5),
         ("muon", BLOCK_KERNELS, 1 - 0.04 * 0.5),  # what Adam has under Muon does not decay
+        ("normuon", BLOCK_KERNELS, 1 - 0.04 * 0.5),
     ],
 )
 def test_weight_decay_is_decoupled_and_for_matrices(name: Any, decayed: set[str], shrink: float) -> None:
@@ -205,9 +206,10 @@ def test_weight_decay_is_decoupled_and_for_matrices(name: Any, decayed: set[str]
         np.testing.assert_allclose(after[leaf], before[leaf] * (shrink if leaf in decayed else 1.0), rtol=1e-6)
 
 
-def test_muon_takes_the_matrices_of_the_blocks() -> None:
+@pytest.mark.parametrize(("name", "spread"), [("muon", 0.5), ("normuon", 0.7)])
+def test_muon_takes_the_matrices_of_the_blocks(name: Any, spread: float) -> None:
     """Each of the two learning rates moves its own parameters and no others."""
-    config, moved = linear("muon"), {}
+    config, moved = linear(name), {}
     for field in ("muon_learning_rate", "learning_rate"):
         scalars = hyper(config, 100, **{"muon_learning_rate": 0.0, "learning_rate": 0.0, field: 1.0})
         after, _ = apply(config, params(), init(config, params()), params(), scalars, 0)
@@ -218,7 +220,25 @@ def test_muon_takes_the_matrices_of_the_blocks() -> None:
     for change in moved["muon_learning_rate"].values():
         # Orthogonalised: all singular values are near 1, times sqrt(out / in) for a matrix that widens.
         singular = np.linalg.svd(change, compute_uv=False) / max(1, change.shape[1] / change.shape[0]) ** 0.5
-        assert 0.5 < singular.min() <= singular.max() < 1.5
+        assert 1 - spread < singular.min() <= singular.max() < 1 + spread
+
+
+def test_neurons_move_as_far_as_each_other() -> None:
+    """Against the paper's formula in NumPy, over updates whose neurons differ in size; a dead one stays where it is."""
+    rng, rule = np.random.default_rng(3), optim.scale_by_neuron_norms()
+    sizes = {"up": 10.0 ** np.array([-3, -2, -1, 0, 1, 0]), "down": np.array([1.0, 2, 0])}
+    state, nu = rule.init({name: jnp.zeros((5, len(size))) for name, size in sizes.items()}), dict.fromkeys(sizes, 0.0)
+    for step in range(4):
+        updates = {name: rng.normal(size=(5, len(size))) * size for name, size in sizes.items()}
+        even, state = rule.update(jax.tree.map(jnp.float32, updates), state)
+        for name, update in updates.items():
+            nu[name] = 0.95 * nu[name] + 0.05 * (update**2).mean(axis=0)
+            expected = update / (np.sqrt(nu[name]) + 1e-10)
+            expected *= np.linalg.norm(update) / np.linalg.norm(expected)
+            np.testing.assert_allclose(even[name], expected, rtol=1e-4, atol=1e-7)
+            if step == 0:
+                norms = np.linalg.norm(even[name], axis=0)
+                np.testing.assert_allclose(norms[sizes[name] > 0], norms[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.05)])

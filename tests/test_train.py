@@ -60,7 +60,7 @@ def start(one: Trainer) -> train.TrainState:
     return train.TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "lion"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon", "normuon", "lion"])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_the_state_keeps_its_form(name: Any, ema_decay: float | None) -> None:
     """Whatever the rule, a step gives back what it took, in shapes and types, so that steps can follow one another."""

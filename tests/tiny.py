@@ -28,6 +28,7 @@ EVERYTHING = ModelConfig(
     use_bias=False,
     tied_embeddings=True,
     qk_norm=True,
+    head_gate=True,
     convolution=3,
     logit_softcap=2.0,
 )
@@ -42,6 +43,7 @@ CONFIGS = {
     "no bias": replace(TINY, use_bias=False),
     "tied": replace(TINY, tied_embeddings=True),
     "qk-norm": replace(TINY, qk_norm=True),
+    "head gate": replace(TINY, head_gate=True),
     "grouped heads": replace(EVEN, num_kv_heads=2),
     "embedding norm": replace(TINY, embedding_norm=True),
     "convolution": replace(TWO_LAYERS, convolution=4),
