@@ -4,7 +4,8 @@
     ./launch.sh experiments/compare_kerashub.py --data.archive simplebooks.zip --stages step samplers --rounds 5
 
 Stages: `vocabulary` and `tokenisation` (of all lines); `input` (an epoch of batches, once the first is over); `step`,
-`evaluation` and `memory` (the reference configuration, same weights, same batches); `samplers` (one prompt, 127 tokens,
+`evaluation` and `memory` (the reference configuration, same weights, same batches; a step also against its matrix
+products alone); `samplers` (one prompt, 127 tokens,
 the tutorial's own way); `cold` (a new process, from its start to the first sample); `perplexity` (both trained from the
 same weights on the same batches for --epochs, and then --fast in a new process, with nothing cached, to see how soon it
 is where the reference ends). What compiles is called once before it is timed, and that call is reported apart.
@@ -31,7 +32,7 @@ import tyro
 
 from minigpt_jax import corpora, display, evaluate, model, optim, parallel, rng, run, tokenizer, train
 from minigpt_jax.batch import Batch
-from minigpt_jax.benchmark import kerashub, rounds, sampling, tokenisation, tutorial
+from minigpt_jax.benchmark import floor, kerashub, rounds, sampling, tokenisation, tutorial
 from minigpt_jax.config import DataConfig, Experiment
 from minigpt_jax.data import pipeline, store
 from minigpt_jax.run_dir import RunDir, read_metrics
@@ -168,8 +169,12 @@ def _write(chosen: Arguments, table: list[Row]) -> None:
 
 
 def _timed(stage: str, unit: str, contenders: dict[str, Callable[[], Any]], count: int, work: float = 1.0) -> Row:
-    """Alternates the two sides: seconds for `unit` "s", else so much work a second."""
-    timings = rounds.alternate(contenders, count)
+    """Alternates the two sides."""
+    return _row(stage, unit, rounds.alternate(contenders, count), work)
+
+
+def _row(stage: str, unit: str, timings: dict[str, rounds.Timing], work: float = 1.0) -> Row:
+    """Seconds for `unit` "s", else so much work a second."""
     theirs, ours = timings[THEIRS], timings[OURS]
     a, b = theirs.median, ours.median
     left, right = (a, b) if unit == "s" else (work / a, work / b)
@@ -219,8 +224,15 @@ def _step(bench: Bench) -> Iterator[Row]:
         return out
 
     rows = bench.rows(stream, STEPS_A_ROUND)
-    contenders = {THEIRS: lambda: tutorial.fit(keras, rows), OURS: ours}
-    yield _timed("train step", "steps a second", contenders, bench.arguments.rounds, STEPS_A_ROUND)
+    contenders = {
+        THEIRS: lambda: tutorial.fit(keras, rows),
+        OURS: ours,
+        "products": floor.matrix_products(bench.experiment),
+    }
+    timings = rounds.alternate(contenders, bench.arguments.rounds)
+    yield _row("train step", "steps a second", timings, STEPS_A_ROUND)
+    over = [timings[side].median / STEPS_A_ROUND / timings["products"].median for side in (THEIRS, OURS)]
+    yield Row("train step over its matrix products alone", "times", over[0], over[1], over[0] / over[1])
 
 
 def _evaluation(bench: Bench) -> Iterator[Row]:

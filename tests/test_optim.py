@@ -227,6 +227,7 @@ def test_neurons_move_as_far_as_each_other() -> None:
     """Against the paper's formula in NumPy, over updates whose neurons differ in size; a dead one stays where it is."""
     rng, rule = np.random.default_rng(3), optim.scale_by_neuron_norms()
     sizes = {"up": 10.0 ** np.array([-3, -2, -1, 0, 1, 0]), "down": np.array([1.0, 2, 0])}
+    state: Any
     state, nu = rule.init({name: jnp.zeros((5, len(size))) for name, size in sizes.items()}), dict.fromkeys(sizes, 0.0)
     for step in range(4):
         updates = {name: rng.normal(size=(5, len(size))) * size for name, size in sizes.items()}
@@ -235,9 +236,10 @@ def test_neurons_move_as_far_as_each_other() -> None:
             nu[name] = 0.95 * nu[name] + 0.05 * (update**2).mean(axis=0)
             expected = update / (np.sqrt(nu[name]) + 1e-10)
             expected *= np.linalg.norm(update) / np.linalg.norm(expected)
-            np.testing.assert_allclose(even[name], expected, rtol=1e-4, atol=1e-7)
+            got = by_name(even)[name]
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
             if step == 0:
-                norms = np.linalg.norm(even[name], axis=0)
+                norms = np.linalg.norm(got, axis=0)
                 np.testing.assert_allclose(norms[sizes[name] > 0], norms[0], rtol=1e-4)
 
 

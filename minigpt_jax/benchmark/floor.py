@@ -1,0 +1,42 @@
+"""What a train step cannot do without: its matrix products, alone."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minigpt_jax.config import Experiment
+
+
+def matrix_products(experiment: Experiment) -> functools.partial[Any]:
+    """A call that makes the products of one train step in float32, forward and backward, each from arrays at hand.
+
+    Every product y = x w of the forward pass is there three times: itself, and the gradients of x and w.
+    """
+    model, tokens = experiment.model, experiment.train.batch_size * experiment.data.sequence_length
+    queries, keys = model.head_width * model.num_heads, model.head_width * model.kv_heads
+    widths = [(model.width, queries), (model.width, keys), (model.width, keys), (queries, model.width)]
+    widths += [(model.width, model.feed_forward)] * (2 if model.activation == "swiglu" else 1)
+    widths += [(model.feed_forward, model.width)]
+    heads = (experiment.train.batch_size, model.num_heads, experiment.data.sequence_length, model.head_width)
+    scores = (*heads[:3], experiment.data.sequence_length)
+    attention = [("bnth,bnsh->bnts", heads, heads, scores), ("bnts,bnsh->bnth", scores, heads, heads)]
+    dense = lambda i, o: ("ti,io->to", (tokens, i), (i, o), (tokens, o))  # noqa: E731
+    products = model.num_layers * model.repeats * [*(dense(*pair) for pair in widths), *attention]
+    products += [dense(model.width, experiment.tokenizer.vocabulary_size)]
+
+    rng = np.random.default_rng(0)
+    draw = lambda shape: jnp.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731
+    arrays = [tuple(draw(shape) for shape in shapes) for _, *shapes in products]
+
+    @jax.jit
+    def step(arrays: Any) -> Any:
+        out = []
+        for (equation, *_), (x, w, gradient) in zip(products, arrays, strict=True):
+            y, pull = jax.vjp(functools.partial(jnp.einsum, equation), x, w)
+            out.append((y, *pull(gradient)))
+        return out
+
+    return functools.partial(step, arrays)

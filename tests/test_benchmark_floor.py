@@ -1,0 +1,36 @@
+"""The matrix products of a train step, against the count of operations that the literature has for it."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from minigpt_jax.benchmark import floor
+from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, TrainConfig
+from minigpt_jax.model import build
+from tests import tiny
+
+
+@pytest.mark.parametrize("name", ["reference", "swiglu", "grouped heads", "two passes"])
+def test_six_operations_a_weight_and_token(name: str) -> None:
+    """6 N D (Kaplan et al. 2020) for N weights of dense layers and D tokens, and 12 T² a feature of attention."""
+    length, batch = 8, 3
+    config = replace(tiny.CONFIGS[name], tied_embeddings=False)
+    experiment = Experiment(
+        "tiny",
+        data=DataConfig(sequence_length=length),
+        tokenizer=TokenizerConfig(vocabulary_size=tiny.V),
+        model=config,
+        train=TrainConfig(batch_size=batch),
+    )
+    shapes = jax.eval_shape(build(experiment).init, jax.random.key(0), np.zeros((1, length), np.int32))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    kernels = {path: leaf.size for path, leaf in leaves if path[-1].key == "kernel"}
+    blocks = sum(size for path, size in kernels.items() if path[0].key != "output")
+    weights = blocks * config.repeats + sum(kernels.values()) - blocks
+    features = config.num_layers * config.repeats * config.num_heads * config.head_width
+    call = floor.matrix_products(experiment)
+    operations = call.func.lower(*call.args).compile().cost_analysis()["flops"]
+    assert operations == 6 * weights * batch * length + 12 * features * batch * length**2
+    assert all(np.isfinite(made).all() for made in jax.tree.leaves(call()))
