@@ -38,7 +38,7 @@ from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerCon
 
 experiment = Experiment(
     name="simplebooks_best",
-    data=DataConfig(layout="packed", evaluation_layout="lines", finish=0.3),
+    data=DataConfig(layout="packed", evaluation_layout="lines", finish=0.2),
     model=ModelConfig(
         num_layers=6,
         width=224,

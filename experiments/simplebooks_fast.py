@@ -13,9 +13,9 @@ experiment = Experiment(
     name="simplebooks_fast",
     model=ModelConfig(
         num_layers=2,
-        width=192,
+        width=160,
         num_heads=4,
-        feed_forward=768,
+        feed_forward=640,
         activation="relu2",
         norm="rmsnorm",
         norm_position="pre",
@@ -25,9 +25,12 @@ experiment = Experiment(
         qk_norm=True,
         embedding_norm=True,
         zero_init=True,
+        convolution=4,
+        head_gate=True,
+        dtype="bfloat16",
     ),
     optimizer=OptimizerConfig(
-        name="muon", learning_rate=1.6e-2, muon_learning_rate=2e-2, schedule="linear", warmup_steps=50, b2=0.95
+        name="normuon", learning_rate=1.6e-2, muon_learning_rate=2e-2, schedule="linear", warmup_steps=50, b2=0.95
     ),
-    train=TrainConfig(batch_size=16, steps=1150),
+    train=TrainConfig(batch_size=16, steps=1000),
 )

@@ -47,7 +47,8 @@ class DataConfig:
     """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
     default."""
     finish: float = 0.0
-    """Share of the steps, the last ones, whose rows are cut as those of evaluation (--data.evaluation-layout)."""
+    """For packed, evaluated as lines: train the last share of the steps on the heads of the long documents, and the
+    others on what these leave of the text."""
     min_bytes: int = 512
     """For lines: keep documents of more UTF-8 bytes than this."""
     sequence_length: int = 128
@@ -288,10 +289,10 @@ def validate(experiment: Experiment) -> None:
     _require(experiment.seed < 2**63, "seed", experiment.seed, "must be below 2^63")
     _require(0 < data.held_out < 0.5, "data.held_out", data.held_out, "must lie between 0 and 0.5")
     _require(
-        not data.finish or data.layout_of("valid") != data.layout,
+        not data.finish or (data.layout == "packed" and data.evaluation_layout == "lines"),
         "data.finish",
         data.finish,
-        f"needs rows that differ, but evaluation's are {data.layout} too; set --data.evaluation-layout, or drop it",
+        "needs --data.layout packed and --data.evaluation-layout lines",
     )
     _require(
         tokenizer.vocabulary_size > len(RESERVED_PIECES),

@@ -70,6 +70,7 @@ REFUSED = {
     "--data.sequence-length -1": {"data": DataConfig(sequence_length=-1)},
     "--data.finish 1.5": {"data": DataConfig(layout="packed", evaluation_layout="lines", finish=1.5)},
     "--data.finish 0.2": {"data": DataConfig(layout="packed", finish=0.2)},
+    "--data.finish 0.3": {"data": DataConfig(evaluation_layout="packed", finish=0.3)},
     "--data.held-out 0.5": {"data": DataConfig(held_out=0.5)},
     "--data.corpus text": {"data": DataConfig(corpus="text")},
     "--data.files a.txt": {"data": DataConfig(files=("a.txt",))},

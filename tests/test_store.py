@@ -83,17 +83,25 @@ def test_evaluation_has_a_layout_and_its_vocabulary(tmp_path: Path):
     assert mixed.splits["train"].bytes.sum() == sum(len(text.encode()) for text in corpus.texts["train"])
 
 
-def test_finish_is_the_training_text_as_evaluation_takes_it(tmp_path: Path):
+def test_finish_is_the_heads_and_train_what_they_leave(tmp_path: Path):
+    """Together they hold every training text once."""
     corpus = Tales()
+    corpus.texts["train"] += ["the king is dead"] * 9  # too short for a line
     lines = store.prepare(experiment("lines"), corpus, tmp_path)
-    packed, finished = (
-        store.prepare(experiment("packed", evaluation_layout="lines", finish=finish), corpus, tmp_path)
-        for finish in (0.0, 0.3)
-    )
-    assert packed.splits.keys() == {"train", "valid", "test"}
-    for split, expected in {**packed.splits, "finish": lines.splits["train"]}.items():
-        np.testing.assert_array_equal(finished.splits[split].rows, expected.rows)
-        np.testing.assert_array_equal(finished.splits[split].bytes, expected.bytes)
+    finished = store.prepare(experiment("packed", evaluation_layout="lines", finish=0.3), corpus, tmp_path)
+    heads, rest = finished.splits["finish"], finished.splits["train"]
+    np.testing.assert_array_equal(heads.rows, lines.splits["train"].rows)
+    np.testing.assert_array_equal(heads.bytes, lines.splits["train"].bytes)
+    expected = [BOS_ID]
+    for text in corpus.texts["train"]:
+        [ids] = finished.tokenizer.encode_batch([text])
+        ids = ids[heads.rows.shape[1] - 1 :] if len(text.encode()) > 40 else ids
+        expected += [*ids, BOS_ID] if ids else []
+    stream = [*rest.rows[:, :-1].ravel(), rest.rows[-1, -1]]
+    np.testing.assert_array_equal(stream[: len(expected)], expected)
+    assert not np.any(stream[len(expected) :])
+    assert heads.bytes.sum() + rest.bytes.sum() == sum(len(text.encode()) for text in corpus.texts["train"])
+    assert rest.floor is None
 
 
 @pytest.mark.parametrize("start", [0, 3, 6, 7, 8, 9])

@@ -103,7 +103,7 @@ class Rows:
 class Prepared:
     """A corpus made ready: its tokenizer and the rows of each split.
 
-    With `data.finish`, the training split is there twice: as `train`, and cut as those of evaluation are, as `finish`.
+    With `data.finish`, the heads of the training split's long documents are `finish`, and `train` what they leave.
     """
 
     tokenizer: Tokenizer
@@ -238,6 +238,9 @@ def _build(
             total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
             texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", total))
             encoded = _encoded(texts, tokenizer, total)
+            headless = part == "train" and config.finish > 0
+            if headless:
+                encoded = _without_heads(encoded, length, config.min_bytes)
             count = labels = 0
             with (
                 (partial / f"{part}.rows").open("wb") as rows_file,
@@ -252,7 +255,7 @@ def _build(
                 raise _too_small(config, split, layout)
             meta["splits"][part] = {
                 "rows": count,
-                "floor": corpus.floor(split) if layout == "packed" else None,
+                "floor": corpus.floor(split) if layout == "packed" and not headless else None,
                 "sha256": {kind: _sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
@@ -285,6 +288,18 @@ def _line_rows(
             row[0] = BOS_ID
             row[1 : 1 + len(ids)] = ids
             yield row[None], ends[-1:]
+
+
+def _without_heads(
+    encoded: Iterator[tuple[np.ndarray, np.ndarray, int]], length: int, min_bytes: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Of the documents that are rows in the lines layout, what stands after those rows; the others as they are."""
+    for ids, ends, text_bytes in encoded:
+        if text_bytes <= min_bytes:
+            yield ids, ends, text_bytes
+        elif len(ids) >= length:
+            head = ends[length - 2]
+            yield ids[length - 1 :], ends[length - 1 :] - head, text_bytes - head
 
 
 def _packed_rows(
