@@ -201,8 +201,8 @@ class Checkpoints:
         except (ValueError, KeyError, FileNotFoundError) as error:
             reason = str(error).strip().split("\n")[0]
             raise UserError(
-                f"{self.folder / str(step)} does not fit its run's config.json, or is damaged ({reason}); "
-                "restore the folder or train anew"
+                f"{self.folder / str(step)} does not fit its run's config.json, is damaged, or of another "
+                f"version of minigpt_jax ({reason}); restore the folder or train anew"
             ) from error
 
 

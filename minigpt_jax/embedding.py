@@ -24,7 +24,7 @@ class Embed(nn.Embed):
         return rows(self.embedding.astype(self.dtype), inputs)
 
     def attend(self, query: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Each query's product with every row, in float32."""
+        """Each query's product with every row, as float32."""
         table_VD, query_MD = self.embedding.astype(self.dtype), query.astype(self.dtype).reshape(-1, query.shape[-1])
         return products.matmul(query_MD, table_VD.T, jnp.float32).reshape(*query.shape[:-1], -1)
 

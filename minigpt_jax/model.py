@@ -133,7 +133,10 @@ def _norm(config: ModelConfig, dtype: Dtype, name: str) -> nn.Module:
     return nn.LayerNorm(config.norm_epsilon, dtype, use_bias=config.use_bias, name=name)
 
 
-def _dense(config: ModelConfig, features: int, dtype: Dtype, name: str, ends_branch: bool = False) -> nn.Dense:
+def _dense(
+    config: ModelConfig, features: int, dtype: Dtype, name: str, ends_branch: bool = False, result: Dtype = None
+) -> nn.Dense:
+    """`result`: the type of the product, by default `dtype`."""
     zeros = ends_branch and config.zero_init
     init = nn.initializers.zeros if zeros else nn.initializers.glorot_uniform()
     return nn.Dense(
@@ -141,7 +144,7 @@ def _dense(config: ModelConfig, features: int, dtype: Dtype, name: str, ends_bra
         use_bias=config.use_bias,
         dtype=dtype,
         kernel_init=init,
-        dot_general=products.dot_general,
+        dot_general=functools.partial(products.dot_general, preferred_element_type=result),
         name=name,
     )
 
@@ -189,7 +192,7 @@ class Convolution(nn.Module):
         for i in range(self.span):
             shifted_BTD = inputs_BUD[:, back - i : back - i + length]
             if i and recent_BCD is None:
-                seen_BT = jnp.pad(jnp.diagonal(mask_BTS, -i, 1, 2), ((0, 0), (i, 0)))
+                seen_BT = jnp.pad(jnp.diagonal(mask_BTS, -i, 1, 2), ((0, 0), (i, 0)))[:, :length]
                 shifted_BTD = jnp.where(seen_BT[:, :, None], shifted_BTD, 0)
             y_BTD = y_BTD + taps_SD[i][None, None] * shifted_BTD
         return y_BTD.astype(self.dtype), x_BTD if recent_BCD is None else inputs[:, 1:]
@@ -336,7 +339,7 @@ class GPT(nn.Module):
         if config.norm_position == "pre":
             self.final_norm = _norm(config, self.dtype, "final_norm")
         if not config.tied_embeddings:
-            self.output = _dense(config, self.vocabulary_size, self.dtype, "output")
+            self.output = _dense(config, self.vocabulary_size, self.dtype, "output", result=jnp.float32)
         elif config.use_bias:
             self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,))
 

@@ -155,10 +155,11 @@ class NeuronNormsState(NamedTuple):
 
 
 def scale_by_neuron_norms() -> optax.GradientTransformation:
-    """Evens out how far the neurons of a matrix move; the matrix as a whole moves as far (NorMuon: Li et al. 2025).
+    """Evens out how far the neurons of a matrix move (NorMuon: Li et al. 2025).
 
     A neuron is a column, the weights of one output, as kernels are [in, out]. Each is divided by the root of its mean
-    square's moving average, of decay 0.95; then the matrix gets back the norm that it came with.
+    square's moving average, of decay 0.95; then the matrix gets back the norm that it came with, as in the authors'
+    code (the paper gives it a norm of its own).
     """
     beta = 0.95
 
@@ -182,8 +183,8 @@ def transformation(
 ) -> optax.GradientTransformation:
     """The update rule at `step`, to be built inside the traced train step.
 
-    The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on matrices, not on
-    biases, norms and embeddings; under Muon on the blocks' matrices alone, the rest being Adam with Nesterov momentum.
+    The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on the
+    kernels of dense layers alone; under Muon on those of the blocks, the rest being Adam with Nesterov momentum.
     """
     factor = schedule(hyper.schedule, hyper, step)
     rate = hyper.learning_rate * factor

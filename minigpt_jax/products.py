@@ -2,7 +2,8 @@
 
 With AMX or AVX-512 BF16 a CPU multiplies bfloat16 several times as fast as float32, but XLA makes use of it only where
 the result is float32 and both operands lie in memory row by row (jaxlib 0.10, two cores: up to 1,900 GFLOP/s, about 200
-in any other form). For other devices and types all of this is `jnp.matmul`.
+in any other form). For other devices and types all of this is `jnp.matmul`, whose result is rounded to their type
+before it is given another.
 """
 
 from typing import Any
@@ -21,10 +22,13 @@ def matmul(a: Float[Array, "*B M K"], b: Float[Array, "*B K N"], dtype: Any = No
     return jnp.matmul(a, b).astype(dtype)
 
 
-def dot_general(a: Array, b: Array, dimension_numbers: Any, *_: Any, **__: Any) -> Array:
+def dot_general(
+    a: Array, b: Array, dimension_numbers: Any, precision: None = None, preferred_element_type: Any = None
+) -> Array:
     """`jax.lax.dot_general` for a dense layer, a product of the last axis of `a` with a matrix."""
     assert dimension_numbers == (((a.ndim - 1,), (0,)), ((), ())), dimension_numbers
-    return matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], -1)
+    assert precision is None, precision
+    return matmul(a.reshape(-1, a.shape[-1]), b, preferred_element_type).reshape(*a.shape[:-1], -1)
 
 
 @jax.custom_vjp

@@ -57,8 +57,23 @@ SAMPLERS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def modern() -> LanguageModel:
+    """Each step needs more than keys and values: the inputs of convolutions, longer ones than most prompts."""
+    lm = language_model(convolution=12, head_gate=True, positions="rope", norm_position="pre", tied_embeddings=True)
+    keys = iter(jax.random.split(jax.random.key(2), 99))
+
+    def draw(path: tuple, leaf: jax.Array) -> jax.Array:
+        return 0.5 * jax.random.normal(next(keys), leaf.shape) if path[-1].key == "taps" else leaf
+
+    lm.weights = jax.tree_util.tree_map_with_path(draw, lm.weights)
+    return lm
+
+
+@pytest.mark.parametrize("name", ["lm", "modern"])
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
-def test_logprobs_are_the_models_own(lm: LanguageModel, sampler: samplers.Sampler):
+def test_logprobs_are_the_models_own(request: pytest.FixtureRequest, sampler: samplers.Sampler, name: str):
+    lm: LanguageModel = request.getfixturevalue(name)
     for generation in lm.generate(PROMPTS, sampler, 8, repetition_penalty=1.3):
         assert len(generation.tokens) == len(generation.logprobs) == 8
         assert generation.finish_reason == "length"

@@ -70,6 +70,27 @@ def test_prefill_and_steps_are_the_full_pass(config: ModelConfig) -> None:
     np.testing.assert_allclose(np.asarray(read), logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1, 3])
+def test_convolutions_may_be_longer_than_a_prompt(length: int) -> None:
+    config = replace(EVERYTHING, convolution=5)
+    module, params, text = gpt(config), weights(config), RAGGED[:1]
+    expected = numpy_gpt.forward(params, config, text)[0]
+    full = full_pass(module, params, text[:, :length])
+    np.testing.assert_allclose(full[0], expected[:length], rtol=1e-4, atol=1e-4)
+    logits, _, cache = prefill(module, params, text[:, :length], np.array([length]), T)
+    for position in range(length, 8):
+        np.testing.assert_allclose(logits[0], expected[position - 1], rtol=1e-4, atol=1e-4)
+        logits, _, cache = step(module, params, text[:, position], cache, np.array([position]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_untied_is_the_same_model(dtype: Any) -> None:
+    tied, params = gpt(EVERYTHING, dtype), weights(EVERYTHING)
+    own, copied = model.untied(tied, params)
+    assert not own.config.tied_embeddings
+    np.testing.assert_allclose(full_pass(own, copied, RAGGED), full_pass(tied, params, RAGGED), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("zero_init", [False, True])
 def test_zero_init_starts_every_block_as_the_identity(zero_init: bool) -> None:
     module = gpt(replace(EVERYTHING, zero_init=zero_init))

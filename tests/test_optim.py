@@ -224,7 +224,7 @@ def test_muon_takes_the_matrices_of_the_blocks(name: Any, spread: float) -> None
 
 
 def test_neurons_move_as_far_as_each_other() -> None:
-    """Against the paper's formula in NumPy, over updates whose neurons differ in size; a dead one stays where it is."""
+    """Against NumPy, over updates whose neurons differ in size; a dead one stays where it is."""
     rng, rule = np.random.default_rng(3), optim.scale_by_neuron_norms()
     sizes = {"up": 10.0 ** np.array([-3, -2, -1, 0, 1, 0]), "down": np.array([1.0, 2, 0])}
     state: Any

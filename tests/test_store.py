@@ -104,8 +104,16 @@ def test_finish_is_the_heads_and_train_what_they_leave(tmp_path: Path):
     assert rest.floor is None
 
 
+def test_heads_that_leave_nothing(tmp_path: Path):
+    settings = experiment("packed", length=200, evaluation_layout="lines", finish=0.3)
+    corpus = Tales()
+    corpus.texts["train"] = [text for text in corpus.texts["train"] if len(text.encode()) > 40]
+    with pytest.raises(UserError, match=r"--data.finish 0.3: .*; drop it"):
+        store.prepare(settings, corpus, tmp_path)
+
+
 @pytest.mark.parametrize("start", [0, 3, 6, 7, 8, 9])
-@pytest.mark.parametrize(("finish", "switch"), [(0.0, 10), (0.3, 7), (0.34, 7), (1.0, 0)])
+@pytest.mark.parametrize(("finish", "switch"), [(0.0, 10), (0.3, 7), (0.34, 7), (1.0, 0), (1e-9, 9)])
 def test_the_last_steps_take_the_rows_of_finish(tmp_path: Path, finish: float, switch: int, start: int):
     """Batch i is the same wherever one starts: of `train` with number i, or of `finish` with its number since."""
     settings = experiment("packed", evaluation_layout="lines", finish=finish)

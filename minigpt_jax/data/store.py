@@ -121,7 +121,8 @@ class Prepared:
         """Training batches from number `start` on, drawn by `source`; the last ones of `total_steps` from `finish`."""
         rest = (process_index, process_count)
         size, seed = experiment.train.batch_size, experiment.seed
-        switch = total_steps - round(experiment.data.finish * total_steps)
+        finish = experiment.data.finish
+        switch = total_steps - max(1, round(finish * total_steps)) if finish else total_steps
         if switch == total_steps:
             return source(self.splits["train"], size, seed, start, *rest)
         first = source(self.splits["train"], size, seed, start, *rest) if start < switch else iter(())
@@ -252,7 +253,7 @@ def _build(
                     count += len(rows)
                     labels += np.count_nonzero(rows[:, 1:])
             if not count or (part == "train" and layout == "packed" and labels < length - 1):
-                raise _too_small(config, split, layout)
+                raise _too_small(config, split, layout, headless)
             meta["splits"][part] = {
                 "rows": count,
                 "floor": corpus.floor(split) if layout == "packed" and not headless else None,
@@ -317,6 +318,8 @@ def _packed_rows(
             count += 1
             ids = np.pad(ids, (0, count * step + 1 - len(ids)))
             sizes = np.pad(sizes, (0, count * step + 1 - len(sizes)))
+        if not count:
+            return np.zeros((0, length), np.int64), np.zeros(0, np.int64)
         rows = np.lib.stride_tricks.sliding_window_view(ids, length)[::step][:count]
         # A row's bytes are its labels': the id that it shares with the row before belongs to that one.
         row_bytes = sizes[1 : 1 + count * step].reshape(count, step).sum(axis=1)
@@ -338,7 +341,11 @@ def _packed_rows(
 _CUT = {"lines": _line_rows, "packed": _packed_rows}
 
 
-def _too_small(config: DataConfig, split: Split, layout: Layout) -> UserError:
+def _too_small(config: DataConfig, split: Split, layout: Layout, headless: bool = False) -> UserError:
+    if headless:
+        return UserError(
+            f"--data.finish {config.finish}: the heads of the long documents are next to all of the text; drop it"
+        )
     if layout == "lines":
         return UserError(
             f"--data.min-bytes {config.min_bytes}: no document of the {split} split is longer; lower it, or take "

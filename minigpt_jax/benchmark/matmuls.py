@@ -10,8 +10,8 @@ import numpy as np
 from minigpt_jax.config import Experiment
 
 
-def matrix_products(experiment: Experiment) -> functools.partial[Any]:
-    """A call that makes the products of one train step in float32, forward and backward, each from arrays at hand.
+def of_train_step(experiment: Experiment) -> functools.partial[Any]:
+    """A call that makes the products of one train step, in float32 on one device, each from arrays at hand.
 
     Every product y = x w of the forward pass is there three times: itself, and the gradients of x and w.
     """
@@ -20,6 +20,7 @@ def matrix_products(experiment: Experiment) -> functools.partial[Any]:
     widths = [(model.width, queries), (model.width, keys), (model.width, keys), (queries, model.width)]
     widths += [(model.width, model.feed_forward)] * (2 if model.activation == "swiglu" else 1)
     widths += [(model.feed_forward, model.width)]
+    widths += [(model.width, model.num_heads)] if model.head_gate else []
     heads = (experiment.train.batch_size, model.num_heads, experiment.data.sequence_length, model.head_width)
     scores = (*heads[:3], experiment.data.sequence_length)
     attention = [("bnth,bnsh->bnts", heads, heads, scores), ("bnts,bnsh->bnth", scores, heads, heads)]

@@ -5,14 +5,14 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+import tiny
 
-from minigpt_jax.benchmark import floor
+from minigpt_jax.benchmark import matmuls
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, TrainConfig
 from minigpt_jax.model import build
-from tests import tiny
 
 
-@pytest.mark.parametrize("name", ["reference", "swiglu", "grouped heads", "two passes"])
+@pytest.mark.parametrize("name", ["reference", "swiglu", "grouped heads", "head gate", "two passes"])
 def test_six_operations_a_weight_and_token(name: str) -> None:
     """6 N D (Kaplan et al. 2020) for N weights of dense layers and D tokens, and 12 T² a feature of attention."""
     length, batch = 8, 3
@@ -30,7 +30,7 @@ def test_six_operations_a_weight_and_token(name: str) -> None:
     blocks = sum(size for path, size in kernels.items() if path[0].key != "output")
     weights = blocks * config.repeats + sum(kernels.values()) - blocks
     features = config.num_layers * config.repeats * config.num_heads * config.head_width
-    call = floor.matrix_products(experiment)
+    call = matmuls.of_train_step(experiment)
     operations = call.func.lower(*call.args).compile().cost_analysis()["flops"]
     assert operations == 6 * weights * batch * length + 12 * features * batch * length**2
     assert all(np.isfinite(made).all() for made in jax.tree.leaves(call()))
