@@ -105,7 +105,7 @@ def test_finish_is_the_heads_and_train_what_they_leave(tmp_path: Path):
 
 
 def test_heads_that_leave_nothing(tmp_path: Path):
-    settings = experiment("packed", length=200, evaluation_layout="lines", finish=0.3)
+    settings = experiment("packed", length=1000, evaluation_layout="lines", finish=0.3)
     corpus = Tales()
     corpus.texts["train"] = [text for text in corpus.texts["train"] if len(text.encode()) > 40]
     with pytest.raises(UserError, match=r"--data.finish 0.3: .*; drop it"):
