@@ -32,5 +32,5 @@ experiment = Experiment(
     optimizer=OptimizerConfig(
         name="normuon", learning_rate=1.6e-2, muon_learning_rate=2e-2, schedule="linear", warmup_steps=50, b2=0.95
     ),
-    train=TrainConfig(batch_size=16, steps=1000),
+    train=TrainConfig(batch_size=16, steps=1150),
 )
