@@ -28,7 +28,8 @@ from minigpt_jax.batch import Batch
 from minigpt_jax.cli.train import load_experiment
 from minigpt_jax.config import DataConfig, Experiment
 from minigpt_jax.data import store
-from minigpt_jax.data.store import Prepared, Rows
+from minigpt_jax.data.rows import Rows
+from minigpt_jax.data.store import Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.metrics import Sums
 from minigpt_jax.sweep import axes, stack

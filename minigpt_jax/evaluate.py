@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from minigpt_jax import parallel, train
-from minigpt_jax.data.store import Rows
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.metrics import Sums
 from minigpt_jax.model import GPT
 

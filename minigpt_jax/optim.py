@@ -183,8 +183,8 @@ def transformation(
 ) -> optax.GradientTransformation:
     """The update rule at `step`, to be built inside the traced train step.
 
-    The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on the
-    kernels of dense layers alone; under Muon on those of the blocks, the rest being Adam with Nesterov momentum.
+    The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on the kernels
+    of dense layers alone; under Muon on those of the blocks, the rest being Adam with Nesterov momentum.
     """
     factor = schedule(hyper.schedule, hyper, step)
     rate = hyper.learning_rate * factor

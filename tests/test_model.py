@@ -32,6 +32,7 @@ from tiny import (
 from minigpt_jax import model
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 from minigpt_jax.model import GPT
+from minigpt_jax.model.blocks import Dropout
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -142,7 +143,7 @@ def test_dropout_falls_on_embeddings_and_branches_by_key() -> None:
             RAGGED[:1],
             deterministic=deterministic,
             rngs={"dropout": jax.random.key(key)},
-            capture_intermediates=lambda layer, _: isinstance(layer, model.Dropout),
+            capture_intermediates=lambda layer, _: isinstance(layer, Dropout),
         )
 
     logits, captured = run(0)

@@ -29,9 +29,9 @@ from tiny import (
     weights,
 )
 
-from minigpt_jax import model
 from minigpt_jax.config import BOS_ID, ModelConfig
 from minigpt_jax.model import GPT
+from minigpt_jax.model.blocks import rotate
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -127,7 +127,7 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
     q, k = np.random.default_rng(4).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
     def score(query_at: int, key_at: int) -> float:
-        turned = [model.rotate(jnp.asarray(x), jnp.full((1, 1), at), 50.0) for x, at in ((q, query_at), (k, key_at))]
+        turned = [rotate(jnp.asarray(x), jnp.full((1, 1), at), 50.0) for x, at in ((q, query_at), (k, key_at))]
         return float((turned[0] * turned[1]).sum())
 
     for distance in (0, 1, 5):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax.data import pipeline
-from minigpt_jax.data.store import Rows
+from minigpt_jax.data.rows import Rows
 
 COUNT, SIZE = 37, 8
 PER_EPOCH = -(-COUNT // SIZE)

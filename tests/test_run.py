@@ -17,7 +17,7 @@ from tiny_experiment import EXPERIMENT, changed
 from minigpt_jax import evaluate, generate
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import Experiment
-from minigpt_jax.data.store import Rows
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
 from minigpt_jax.run import run
 from minigpt_jax.run_dir import RunDir, read_metrics

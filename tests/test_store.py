@@ -11,7 +11,7 @@ import pytest
 
 from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data import store
-from minigpt_jax.data.store import Rows
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
 
 WORDS = "the king was dead and so was his old dog who had never liked him much".split()

@@ -21,7 +21,7 @@ from tiny_sweep import EXPERIMENT, batches, plan
 
 from minigpt_jax import corpora, evaluate, generate, model, optim, rng, run, sweep, train
 from minigpt_jax.data import store
-from minigpt_jax.data.store import Rows
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.run_dir import RunDir, read_metrics
 from minigpt_jax.sweep import results, stack
 

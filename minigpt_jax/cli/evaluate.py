@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     from minigpt_jax import evaluate, generate
     from minigpt_jax.corpora import read_files
     from minigpt_jax.data import store
-    from minigpt_jax.data.store import Rows
+    from minigpt_jax.data.rows import Rows
     from minigpt_jax.run_dir import RunDir
 
     if chosen.batch_size < 1:

@@ -1,1 +1,1 @@
-"""From text to batches: `store` tokenises once, onto disk, in NumPy; `pipeline` draws batches from it with tf.data."""
+"""From text to batches: `rows` cuts it, `store` tokenises once, onto disk, `pipeline` draws batches with tf.data."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from minigpt_jax.batch import Batch
-from minigpt_jax.data.store import Rows
+from minigpt_jax.data.rows import Rows
 
 
 @contextlib.contextmanager

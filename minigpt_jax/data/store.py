@@ -1,10 +1,4 @@
-"""The token store: a corpus tokenised once, as a matrix of rows on disk for each split. No TensorFlow here.
-
-A row is T + 1 ids: features and labels, which overlap (`batch.Batch`). In the `lines` layout it is [BOS] and the first
-T ids of one long document, padded; in the `packed` layout the text of all documents is one stream,
-`[BOS] document [BOS] document … [BOS]`, cut into rows that overlap by one id, so that every id but the first is a
-label once and a document's end is the label [BOS].
-"""
+"""The token store: a corpus tokenised once, as a matrix of rows on disk for each split. No TensorFlow here."""
 
 import hashlib
 import itertools
@@ -22,14 +16,14 @@ import numpy as np
 
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.batch import Batch
-from minigpt_jax.config import BOS_ID, DataConfig, Experiment, to_json
+from minigpt_jax.config import DataConfig, Experiment, to_json
 from minigpt_jax.corpora import Corpus
+from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_heads
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
 Split = Literal["train", "valid", "test"]
 Part = Literal["train", "valid", "test", "finish"]
-Layout = Literal["lines", "packed"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FORMAT = 1
 DOCUMENTS_A_CHUNK = 1024
@@ -45,58 +39,6 @@ def no_progress(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
     """A `Track` that shows nothing."""
     del title, total
     return items
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One split's rows.
-
-    Attributes:
-        rows: [rows, T+1] token ids.
-        bytes: [rows] UTF-8 bytes of the original text that a row's labels stand for.
-        floor: nats that the corpus's own generator gives these texts, ends included, where there is one and the rows
-            hold all of their text.
-    """
-
-    rows: np.ndarray
-    bytes: np.ndarray
-    floor: float | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def floor_bits_per_byte(self) -> float | None:
-        return None if self.floor is None else self.floor / np.log(2) / int(self.bytes.sum())
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches that hold every row once, the last one filled up."""
-        return -(-len(self) // batch_size)
-
-    def take(self, indices: np.ndarray) -> Batch:
-        """Rows by index; an index past the end gives a row of zeros, which weighs nothing."""
-        inside = indices < len(self)
-        safe = np.where(inside, indices, 0)
-        return Batch(
-            np.where(inside[:, None], self.rows[safe], self.rows.dtype.type(0)),
-            np.where(inside, self.bytes[safe], np.int32(0)),
-        )
-
-    def in_order(self, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-        """All rows once, a process's share of each batch, for evaluation; the last batch is filled up."""
-        share = batch_size // process_count
-        for start in range(process_index * share, len(self) + process_index * share, batch_size):
-            yield self.take(np.arange(start, start + share))
-
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, rows=self.rows, bytes=self.bytes, floor=np.float64(_nan_if_none(self.floor)))
-
-    @classmethod
-    def load(cls, path: Path) -> "Rows":
-        with np.load(path) as arrays:
-            floor = float(arrays["floor"])
-            return cls(arrays["rows"], arrays["bytes"], None if np.isnan(floor) else floor)
 
 
 @dataclass(frozen=True)
@@ -180,7 +122,7 @@ def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer,
     """
     data, layout = experiment.data, experiment.data.layout_of("valid")
     kept = [text for text in texts if _kept(text, layout, data.min_bytes)]
-    cut = _CUT[layout]
+    cut = CUT[layout]
     parts = list(cut(iter(_encode_chunk(tokenizer, kept)), data.sequence_length + 1)) if kept else []
     if not sum(len(rows) for rows, _ in parts):
         least = "" if layout == "packed" else f", as the run took lines of more than {data.min_bytes} bytes alone"
@@ -241,13 +183,13 @@ def _build(
             encoded = _encoded(texts, tokenizer, total)
             headless = part == "train" and config.finish > 0
             if headless:
-                encoded = _without_heads(encoded, length, config.min_bytes)
+                encoded = without_heads(encoded, length, config.min_bytes)
             count = labels = 0
             with (
                 (partial / f"{part}.rows").open("wb") as rows_file,
                 (partial / f"{part}.bytes").open("wb") as bytes_file,
             ):
-                for rows, sizes in _CUT[layout](encoded, length):
+                for rows, sizes in CUT[layout](encoded, length):
                     rows_file.write(rows.astype(dtype).tobytes())
                     bytes_file.write(sizes.astype(np.int32).tobytes())
                     count += len(rows)
@@ -262,7 +204,7 @@ def _build(
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total: int) -> Iterator[Encoded]:
     """Ids, the bytes of text up to the end of each, and the bytes of the whole, document by document.
 
     Chunks of documents are encoded by all cores, where there are enough of them to pay for starting processes.
@@ -274,71 +216,9 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total: int) -> Iterator
     yield from itertools.chain.from_iterable(encoded)
 
 
-def _encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray, int]]:
+def _encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
     encoded = tokenizer.encode_batch_with_ends(texts)
     return [(ids, ends, len(text.encode())) for text, (ids, ends) in zip(texts, encoded, strict=True)]
-
-
-def _line_rows(
-    encoded: Iterator[tuple[np.ndarray, np.ndarray, int]], length: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for ids, ends, _ in encoded:
-        if len(ids):
-            ids, ends = ids[: length - 1], ends[: length - 1]
-            row = np.zeros(length, np.int64)
-            row[0] = BOS_ID
-            row[1 : 1 + len(ids)] = ids
-            yield row[None], ends[-1:]
-
-
-def _without_heads(
-    encoded: Iterator[tuple[np.ndarray, np.ndarray, int]], length: int, min_bytes: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Of the documents that are rows in the lines layout, what stands after those rows; the others as they are."""
-    for ids, ends, text_bytes in encoded:
-        if text_bytes <= min_bytes:
-            yield ids, ends, text_bytes
-        elif len(ids) >= length:
-            head = ends[length - 2]
-            yield ids[length - 1 :], ends[length - 1 :] - head, text_bytes - head
-
-
-def _packed_rows(
-    encoded: Iterator[tuple[np.ndarray, np.ndarray, int]], length: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    step = length - 1
-    ids_parts, sizes_parts = [np.array([BOS_ID])], [np.array([0])]
-    pending = 1
-
-    def cut(last: bool) -> tuple[np.ndarray, np.ndarray]:
-        nonlocal ids_parts, sizes_parts, pending
-        ids, sizes = np.concatenate(ids_parts), np.concatenate(sizes_parts)
-        count = (len(ids) - 1) // step
-        if last and (len(ids) - 1) % step:
-            count += 1
-            ids = np.pad(ids, (0, count * step + 1 - len(ids)))
-            sizes = np.pad(sizes, (0, count * step + 1 - len(sizes)))
-        if not count:
-            return np.zeros((0, length), np.int64), np.zeros(0, np.int64)
-        rows = np.lib.stride_tricks.sliding_window_view(ids, length)[::step][:count]
-        # A row's bytes are its labels': the id that it shares with the row before belongs to that one.
-        row_bytes = sizes[1 : 1 + count * step].reshape(count, step).sum(axis=1)
-        ids_parts, sizes_parts = [ids[count * step :]], [sizes[count * step :]]
-        pending = len(ids_parts[0])
-        return rows, row_bytes
-
-    for ids, ends, text_bytes in encoded:
-        # The boundary after a document carries what follows its last token, so that all bytes are counted.
-        sizes = np.diff(np.append(ends, text_bytes), prepend=0)
-        ids_parts += [ids, np.array([BOS_ID])]
-        sizes_parts.append(sizes)
-        pending += len(ids) + 1
-        if pending > 1024 * length:
-            yield cut(last=False)
-    yield cut(last=True)
-
-
-_CUT = {"lines": _line_rows, "packed": _packed_rows}
 
 
 def _too_small(config: DataConfig, split: Split, layout: Layout, headless: bool = False) -> UserError:
@@ -411,7 +291,3 @@ class _written_whole:
                 os.fsync(file.fileno())
         shutil.rmtree(self.folder, ignore_errors=True)
         self.partial.rename(self.folder)
-
-
-def _nan_if_none(value: float | None) -> float:
-    return np.nan if value is None else value

@@ -1,0 +1,27 @@
+"""The GPT: `gpt` is the whole of it and what is asked of it, `blocks` what it is made of."""
+
+from minigpt_jax.model.gpt import (
+    GPT,
+    build,
+    compute_dtype,
+    hidden,
+    logits,
+    output,
+    output_parameters,
+    parameter_shapes,
+    training_mask,
+    untied,
+)
+
+__all__ = [
+    "GPT",
+    "build",
+    "compute_dtype",
+    "hidden",
+    "logits",
+    "output",
+    "output_parameters",
+    "parameter_shapes",
+    "training_mask",
+    "untied",
+]
