@@ -3,7 +3,7 @@
 ./launch.sh experiments/simplebooks_fast.py --data.archive simplebooks.zip
 
 It is `simplebooks_best.py` with a smaller model and batch, on the heads of the long lines alone and for less than an
-epoch of the 20,443 of its measurements: perplexity 79.6 after 222 s on two cores, all included (82.4 after 161 s with
+epoch of the 20,443 of its measurements: perplexity 79.6 after 216 s on two cores, all included (82.4 after 161 s with
 `--train.steps 1000`), where KerasHub's five epochs end at 82.9 after 40 minutes. A CPU without AMX and AVX-512 BF16
 (`lscpu`) is faster with `--model.dtype auto`, which is float32. `experiments/compare_kerashub.py` measures how long
 either takes, from the archive with nothing cached.
