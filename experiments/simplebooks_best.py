@@ -62,7 +62,7 @@ experiment = Experiment(
         num_layers=6,
         width=224,
         num_heads=4,
-        feed_forward=336,
+        feed_forward=320,
         activation="relu2",
         norm="rmsnorm",
         norm_position="pre",
@@ -74,6 +74,7 @@ experiment = Experiment(
         zero_init=True,
         convolution=4,
         head_gate=True,
+        pointer=64,
     ),
     optimizer=OptimizerConfig(
         name="normuon", learning_rate=1.6e-2, muon_learning_rate=2e-2, schedule="linear", warmup_steps=50, b2=0.95

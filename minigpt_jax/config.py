@@ -115,6 +115,9 @@ class ModelConfig:
     """Normalise the embedding to a root mean square of 1, with no weights of its own."""
     convolution: int = 0
     """Tokens that a causal convolution before each residual branch spans, features apart; 0 for none."""
+    pointer: int = 0
+    """Width of the queries and keys by which the next token may be copied from the context, beside what the output
+    layer gives it (pointer sentinel mixture); 0 for none."""
     repeats: int = 1
     """Passes through the blocks, one after another with the same weights."""
     logit_softcap: float | None = None
@@ -263,6 +266,7 @@ def validate(experiment: Experiment) -> None:
     not_negative = {
         "data.min_bytes": data.min_bytes,
         "model.convolution": model.convolution,
+        "model.pointer": model.pointer,
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.muon_learning_rate": optimizer.muon_learning_rate,
         "optimizer.warmup_steps": optimizer.warmup_steps,

@@ -15,6 +15,10 @@ from jaxtyping import Array, Float, Int
 Output = Callable[[Any, Any], Any]
 """Parameters and hidden states [M D] to float32 logits [M V]."""
 
+Mixture = tuple[Any, Any]
+"""Two logarithms, [B T] both: of the share that the output layer has in each prediction, and of what of the other share
+falls to the label."""
+
 # Logits in a chunk: what a CPU's cache holds (20 MB), and what keeps an accelerator busy in one go.
 CPU_CHUNK, ACCELERATOR_CHUNK = 5 << 20, 1 << 26
 
@@ -25,14 +29,17 @@ def cross_entropy(
     hidden_BTD: Float[Array, "B T D"],
     labels_BT: Int[Array, "B T"],
     weight_BT: Float[Array, "B T"],
+    mixture: Mixture | None = None,
     chunk: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
     """The sum of each label's nats times its weight, and the nats alone; only the sum has a gradient.
 
-    The gradient is that to `params` and `hidden_BTD`. It is found together with the sum, if it is asked for at all.
+    The gradient is that to `params`, `hidden_BTD` and `mixture`. It is found together with the sum, if it is asked for
+    at all.
 
     Args:
         output: the output layer, given `params`, those that it uses and no others.
+        mixture: what else than the output layer's softmax a label's probability comes from; by default nothing.
         chunk: hidden states at a time; by default what suits the device.
     """
     hidden_MD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
@@ -48,7 +55,9 @@ def cross_entropy(
         filled = jnp.pad(x, ((0, chunks * chunk - rows),) + ((0, 0),) * (x.ndim - 1))
         return filled.reshape(chunks, chunk, *x.shape[1:])
 
-    inputs = cut(hidden_MD), cut(labels_BT.reshape(-1)), cut(weight_BT.reshape(-1))
+    shape = labels_BT.shape
+    share_BT, other_BT = (jnp.zeros(shape), jnp.full(shape, -jnp.inf)) if mixture is None else mixture
+    inputs = cut(hidden_MD), *(cut(x.reshape(-1)) for x in (labels_BT, weight_BT, share_BT, other_BT))
     out: Any = _chunked(output, params, *inputs)
     total, nats = out
     return total, jax.lax.stop_gradient(nats.reshape(-1)[:rows].reshape(labels_BT.shape))
@@ -56,35 +65,44 @@ def cross_entropy(
 
 # Letters: C chunks, M hidden states in each.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(output: Output, params: Any, hidden_CMD: Any, labels_CM: Any, weight_CM: Any) -> tuple[Array, Array]:
+def _chunked(
+    output: Output, params: Any, hidden_CMD: Any, labels_CM: Any, weight_CM: Any, share_CM: Any, other_CM: Any
+) -> tuple[Array, Array]:
     def one(_: None, inputs: Any) -> tuple[None, Array]:
-        hidden_MD, labels_M = inputs
-        return None, _nats(output(params, hidden_MD), labels_M)[0]
+        hidden_MD, labels_M, share_M, other_M = inputs
+        own_M = _nats(output(params, hidden_MD), labels_M)[0]
+        return None, -jnp.logaddexp(share_M - own_M, other_M)
 
-    _, nats_CM = _scan(one, None, (hidden_CMD, labels_CM))
+    _, nats_CM = _scan(one, None, (hidden_CMD, labels_CM, share_CM, other_CM))
     return jnp.sum(nats_CM * weight_CM), nats_CM
 
 
-def _forward(output: Output, params: Any, hidden_CMD: Any, labels_CM: Any, weight_CM: Any) -> Any:
-    def one(sums: Any, inputs: Any) -> tuple[Any, tuple[Array, Array]]:
-        hidden_MD, labels_M, weight_M = inputs
+def _forward(
+    output: Output, params: Any, hidden_CMD: Any, labels_CM: Any, weight_CM: Any, share_CM: Any, other_CM: Any
+) -> Any:
+    def one(sums: Any, inputs: Any) -> tuple[Any, tuple[Array, ...]]:
+        hidden_MD, labels_M, weight_M, share_M, other_M = inputs
         logits_MV, pull = jax.vjp(output, params, hidden_MD)
-        nats_M, exp_MV, sum_M = _nats(logits_MV, labels_M)
+        own_M, exp_MV, sum_M = _nats(logits_MV, labels_M)
+        nats_M = -jnp.logaddexp(share_M - own_M, other_M)
+        # A label's nats have the gradient of the output layer's as far as its probability came from there.
+        own_weight_M = weight_M * jnp.exp(share_M - own_M + nats_M)
         hit_MV = labels_M[:, None] == jnp.arange(logits_MV.shape[-1])[None]
         params_grad, hidden_grad_MD = pull(
-            exp_MV * (weight_M / sum_M)[:, None] - jnp.where(hit_MV, weight_M[:, None], 0)
+            exp_MV * (own_weight_M / sum_M)[:, None] - jnp.where(hit_MV, own_weight_M[:, None], 0)
         )
         sums = params_grad if sums is None else jax.tree.map(jnp.add, sums, params_grad)
-        return sums, (nats_M, hidden_grad_MD)
+        return sums, (nats_M, hidden_grad_MD, -own_weight_M, own_weight_M - weight_M)
 
     start = None if len(hidden_CMD) == 1 else jax.tree.map(jnp.zeros_like, params)
-    params_grad, (nats_CM, hidden_grad_CMD) = _scan(one, start, (hidden_CMD, labels_CM, weight_CM))
-    return (jnp.sum(nats_CM * weight_CM), nats_CM), (params_grad, hidden_grad_CMD)
+    params_grad, (nats_CM, *grads) = _scan(one, start, (hidden_CMD, labels_CM, weight_CM, share_CM, other_CM))
+    return (jnp.sum(nats_CM * weight_CM), nats_CM), (params_grad, *grads)
 
 
 def _backward(output: Output, gradient: Any, cotangents: Any) -> Any:
     of_sum, _ = cotangents
-    return *jax.tree.map(lambda g: (of_sum * g).astype(g.dtype), gradient), None, None
+    params, hidden, *mixture = jax.tree.map(lambda g: (of_sum * g).astype(g.dtype), gradient)
+    return params, hidden, None, None, *mixture
 
 
 _chunked.defvjp(_forward, _backward)

@@ -1,8 +1,8 @@
 """The static key-value cache: a pytree of fixed shape, rows first in every leaf.
 
-A cache is a tuple of one `Layer` a layer of the model, so that no layer's arrays are ever restacked. Letters: B rows,
-N key-value heads, G query heads to a key-value head, S slots, H head width, T prompt positions, C positions and D
-features of the inputs that a convolution still needs.
+A cache is a tuple of one `Layer` a layer of the model, its pointer being one, so that no layer's arrays are ever
+restacked. Letters: B rows, N key-value heads, G query heads to a key-value head, S slots, H head width, T prompt
+positions, C positions and D features of the inputs that a convolution or pointer still needs.
 
 The position p of a row lives in slot p mod S. As long as positions stay below S that is the position itself; past it
 the cache rolls: a new token takes the slot of the one S positions ago, and attention sees a window of the last S
@@ -17,18 +17,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 
 class Layer(NamedTuple):
     """Keys and values of one layer, and the latest inputs of its convolutions if it has any.
+
+    A pointer's values are the tokens themselves, and its input is the last hidden state.
 
     Heads come before slots: a step's attention is then a product of contiguous [S, H] blocks, which on CPU takes a
     quarter of the time that it takes with slots before heads. `write` and `attend` alone know of it.
     """
 
     keys: Float[Array, "B N S H"]
-    values: Float[Array, "B N S H"]
+    values: Num[Array, "B N S H"]
     recent: tuple[Float[Array, "B C D"], ...] = ()
 
 
@@ -81,7 +83,7 @@ def from_prefill(
 
 
 def write(
-    layer: Layer, keys: Float[Array, "B 1 N H"], values: Float[Array, "B 1 N H"], position: Int[Array, "B"]
+    layer: Layer, keys: Float[Array, "B 1 N H"], values: Num[Array, "B 1 N H"], position: Int[Array, "B"]
 ) -> Layer:
     """Put one token a row into the slot of its position; in place where the cache is a loop's or a donated buffer.
 

@@ -18,7 +18,7 @@ from minigpt_jax import fused_loss, metrics, optim, rng
 from minigpt_jax.batch import Batch
 from minigpt_jax.config import PAD_ID, OptimizerConfig
 from minigpt_jax.metrics import Sums
-from minigpt_jax.model import GPT, hidden, output, output_parameters
+from minigpt_jax.model import GPT, hidden, output, output_parameters, shares
 from minigpt_jax.state import Progress, TrainState
 
 CPU_TOKENS = 512
@@ -131,7 +131,7 @@ def train_steps(
 def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:
     """Label sums of one batch, with no dropout; of all devices' rows under `axis_name`."""
     hidden_BTD, counted_BT = hidden(model, params, batch.features), batch.labels != PAD_ID
-    _, nats_BT = _cross_entropy(model, params, hidden_BTD, batch.labels, counted_BT)
+    _, nats_BT = _cross_entropy(model, params, hidden_BTD, batch, counted_BT)
     sums = metrics.token_sums(nats_BT, counted_BT, batch.bytes)
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
@@ -144,17 +144,17 @@ def _objective_sum(
     trained_BT = features_BT != PAD_ID
     if not trainer.train_pad_label:
         trained_BT &= labels_BT != PAD_ID
-    objective, nats_BT = _cross_entropy(trainer.model, params, hidden_BTD, labels_BT, trained_BT)
+    objective, nats_BT = _cross_entropy(trainer.model, params, hidden_BTD, batch, trained_BT)
     sums = metrics.token_sums(nats_BT, labels_BT != PAD_ID, batch.bytes)
     return objective, (sums, objective, jnp.sum(trained_BT))
 
 
-def _cross_entropy(
-    model: GPT, params: Any, hidden_BTD: Array, labels_BT: Array, counted_BT: Array
-) -> tuple[Array, Array]:
-    layer = functools.partial(output, model)
+def _cross_entropy(model: GPT, params: Any, hidden_BTD: Array, batch: Batch, counted_BT: Array) -> tuple[Array, Array]:
+    layer, of_layer = functools.partial(output, model), output_parameters(model, params)
     weight_BT = counted_BT.astype(jnp.float32)
-    return fused_loss.cross_entropy(layer, output_parameters(model, params), hidden_BTD, labels_BT, weight_BT)
+    shared = shares(model, params, hidden_BTD, batch.features)
+    mixture = None if shared is None else (shared.output, shared.of_labels(batch.labels))
+    return fused_loss.cross_entropy(layer, of_layer, hidden_BTD, batch.labels, weight_BT, mixture)
 
 
 def _pieces(trainer: Trainer, batch: Batch) -> int:

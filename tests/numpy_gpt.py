@@ -56,7 +56,30 @@ def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | N
     output = {"kernel": table.T, "bias": params.get("output_bias", 0.0)} if config.tied_embeddings else params["output"]
     logits = _dense(output, x)
     cap = config.logit_softcap
-    return logits if cap is None else cap * np.tanh(logits / cap)
+    logits = logits if cap is None else cap * np.tanh(logits / cap)
+    return _pointed(params["pointer"], config, x, tokens, window, logits) if config.pointer else logits
+
+
+def _pointed(
+    params: Any, config: ModelConfig, x: Floats, tokens: NDArray[Any], window: int | None, logits: Floats
+) -> Floats:
+    """Log-probabilities: the softmax of the logits, with the sentinel's share, and each context token with its own."""
+    normed = lambda y, scale: y / np.sqrt((y**2).mean() + config.norm_epsilon) * scale  # noqa: E731
+    zero, keys = np.zeros(config.width), []
+    for s in range(len(x)):
+        before = x[s - 1] if s and _sees(config, tokens, s, s - 1, None) else zero
+        keys.append(normed(_dense(params["key"], np.concatenate([before, x[s]])), params["key_norm"]["scale"]))
+    out = []
+    for t in range(len(x)):
+        query = normed(_dense(params["query"], x[t]), params["query_norm"]["scale"])
+        context = [s for s in range(t + 1) if _sees(config, tokens, t, s, window)]
+        sentinel = np.exp(_dense(params["sentinel"], x[t])[0] + params["sentinel_bias"][0])
+        copied = {s: np.exp(query @ keys[s] / math.sqrt(config.pointer)) for s in context}
+        probability = np.exp(logits[t]) / np.exp(logits[t]).sum() * sentinel
+        for s, weight in copied.items():
+            probability[tokens[s]] += weight
+        out.append(np.log(probability / (sentinel + sum(copied.values()))))
+    return np.stack(out)
 
 
 def _convolved(taps: Floats, config: ModelConfig, x: Floats, tokens: NDArray[Any]) -> Floats:

@@ -57,6 +57,7 @@ REFUSED = {
     "--model.num-kv-heads 2": {"model": ModelConfig(num_kv_heads=2)},
     "--model.positions rope": {"model": ModelConfig(positions="rope")},
     "--model.convolution -1": {"model": ModelConfig(convolution=-1)},
+    "--model.pointer -1": {"model": ModelConfig(pointer=-1)},
     "--model.dropout 1.0": {"model": ModelConfig(dropout=1.0)},
     "--model.logit-softcap 0.0": {"model": ModelConfig(logit_softcap=0.0)},
     "--model.isolate-documents": {"model": ModelConfig(isolate_documents=True)},

@@ -79,6 +79,30 @@ def test_any_output_layer(config: ModelConfig) -> None:
     close(got, jax.jit(value_and_gradient(plain, layer))(params, *inputs()))
 
 
+@pytest.mark.parametrize("chunk", [1, 7, None])
+def test_a_mixture_is_that_of_the_probabilities(chunk: int | None) -> None:
+    """Shares from nearly nothing to nearly all, of labels that the others give everything, or nothing at all."""
+    layer, params = output_layer(TINY)
+    rng = np.random.default_rng(2)
+    own, part = rng.uniform(1e-6, 1 - 1e-6, (2, B, T)).astype(np.float32)
+    mixture = np.log(own), np.where(rng.random((B, T)) < 0.3, -np.float32(1e9), np.log((1 - own) * part))
+
+    def mixed(params: Any, hidden: Any, share: Any, other: Any, labels: Any, weight: Any) -> Any:
+        probability = jnp.exp(share - metrics.cross_entropy(layer(params, hidden), labels)) + jnp.exp(other)
+        return -jnp.sum(jnp.log(probability) * weight), -jnp.log(probability)
+
+    def fused(params: Any, hidden: Any, share: Any, other: Any, labels: Any, weight: Any) -> Any:
+        return fused_loss.cross_entropy(layer, params, hidden, labels, weight, (share, other), chunk)
+
+    hidden, labels, weight = inputs()
+    got, expected = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(params, hidden, *mixture, labels, weight)
+        for loss in (fused, mixed)
+    )
+    close(got, expected, rtol=1e-4, atol=1e-4)
+    close(jax.jit(fused)(params, hidden, *mixture, labels, weight), expected[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("over", [jax.vmap, lambda f: functools.partial(jax.lax.map, lambda xs: f(*xs))])
 def test_over_trials(over: Any) -> None:
     """Each of two trials with weights of its own, as a sweep trains them."""

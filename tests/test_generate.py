@@ -59,11 +59,15 @@ SAMPLERS = [
 
 @pytest.fixture(scope="module")
 def modern() -> LanguageModel:
-    """Each step needs more than keys and values: the inputs of convolutions, longer ones than most prompts."""
-    lm = language_model(convolution=12, head_gate=True, positions="rope", norm_position="pre", tied_embeddings=True)
+    """Each step needs more than keys and values: inputs of convolutions longer than most prompts, and the tokens."""
+    lm = language_model(
+        convolution=12, head_gate=True, pointer=8, positions="rope", norm_position="pre", tied_embeddings=True
+    )
     keys = iter(jax.random.split(jax.random.key(2), 99))
 
     def draw(path: tuple, leaf: jax.Array) -> jax.Array:
+        if path[-1].key == "sentinel_bias":
+            return jnp.zeros_like(leaf)
         return 0.5 * jax.random.normal(next(keys), leaf.shape) if path[-1].key == "taps" else leaf
 
     lm.weights = jax.tree_util.tree_map_with_path(draw, lm.weights)

@@ -67,7 +67,7 @@ out |= {"losses": losses, "norms": norms, "donated": gone(start), "labels": int(
 out["evaluation"] = [float(x) for x in evaluate(state.weights, parallel.put_batch(batch(0)))]
 out["kept"] = not gone(state)  # evaluation donates nothing
 
-modern = ModelConfig(1, 16, 2, feed_forward=16, tied_embeddings=True, convolution=3, head_gate=True)
+modern = ModelConfig(1, 16, 2, feed_forward=16, tied_embeddings=True, convolution=3, head_gate=True, pointer=8)
 modern = GPT(modern, V, T, jax.numpy.bfloat16)
 half = train.Trainer(modern, OptimizerConfig("normuon"), True, 1, parallel.axis_name())
 state = parallel.put_replicated(train.init_state(half, hyper, jax.random.key(1)))

@@ -14,7 +14,7 @@ from quick import optimisations
 
 from minigpt_jax import optim, rng, train
 from minigpt_jax.batch import Batch
-from minigpt_jax.config import BOS_ID, ModelConfig, OptimizerConfig
+from minigpt_jax.config import BOS_ID, PAD_ID, ModelConfig, OptimizerConfig
 from minigpt_jax.model import GPT
 from minigpt_jax.train import Trainer
 
@@ -97,6 +97,26 @@ def test_the_objective_and_the_figures_are_numpys(pad_label: bool) -> None:
     for sums in (metrics.sums, evaluate(one.model, params, rows)):
         close(sums.nats, nats[labels != 0].sum())
         assert (int(sums.tokens), int(sums.bytes)) == (sum(LENGTHS), 10 * sum(LENGTHS))
+
+
+def test_a_pointers_step_is_the_plain_loss() -> None:
+    """Figures and gradient of the fused loss, which mixes the shares in, are those of the mixed log-probabilities."""
+    one, rows = trainer(pad_label=False, pointer=8), batch(LENGTHS)
+    state = train.init_state(one, hyper(), jax.random.key(1))
+    params = {**state.params, "pointer": {**state.params["pointer"], "sentinel_bias": np.ones(1, np.float32)}}
+    rows.rows[:, 3] = rows.rows[:, 2]  # something to copy
+
+    def plain(params: Any) -> Any:
+        log_BTV = jax.nn.log_softmax(one.model.apply({"params": params}, rows.features))
+        nats_BT = -jnp.take_along_axis(log_BTV, rows.labels[..., None], axis=-1)[..., 0]
+        return jnp.sum(nats_BT, where=rows.labels != PAD_ID)
+
+    value, gradient = jax.value_and_grad(plain)(params)
+    got, (sums, *_) = jax.grad(train._objective_sum, argnums=1, has_aux=True)(one, params, rows, KEY)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, gradient)
+    close(sums.nats, value)
+    close(evaluate(one.model, params, rows).nats, value)
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(got["pointer"]))
 
 
 def test_gradient_accumulation_is_one_batch() -> None:

@@ -30,6 +30,7 @@ EVERYTHING = ModelConfig(
     qk_norm=True,
     head_gate=True,
     convolution=3,
+    pointer=6,
     logit_softcap=2.0,
 )
 CONFIGS = {
@@ -47,6 +48,7 @@ CONFIGS = {
     "grouped heads": replace(EVEN, num_kv_heads=2),
     "embedding norm": replace(TINY, embedding_norm=True),
     "convolution": replace(TWO_LAYERS, convolution=4),
+    "pointer": replace(TWO_LAYERS, pointer=8),
     "two passes": replace(TWO_LAYERS, repeats=2),
     "soft-cap": replace(TINY, logit_softcap=1.5),
     "everything": EVERYTHING,

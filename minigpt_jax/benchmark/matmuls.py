@@ -27,6 +27,10 @@ def of_train_step(experiment: Experiment) -> functools.partial[Any]:
     dense = lambda i, o: ("ti,io->to", (tokens, i), (i, o), (tokens, o))  # noqa: E731
     products = model.num_layers * model.repeats * [*(dense(*pair) for pair in widths), *attention]
     products += [dense(model.width, experiment.tokenizer.vocabulary_size)]
+    if model.pointer:
+        pointed = (*heads[:1], 1, heads[2], model.pointer)
+        products += [dense(model.width, model.pointer), dense(2 * model.width, model.pointer), dense(model.width, 1)]
+        products += [("bnth,bnsh->bnts", pointed, pointed, (*heads[:1], 1, *scores[2:]))]
 
     rng = np.random.default_rng(0)
     draw = lambda shape: jnp.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731

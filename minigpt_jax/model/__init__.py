@@ -1,4 +1,4 @@
-"""The GPT: `gpt` is the whole of it and what is asked of it, `blocks` what it is made of."""
+"""The GPT: `gpt` is the whole of it and what is asked of it, `blocks` and `pointer` what it is made of."""
 
 from minigpt_jax.model.gpt import (
     GPT,
@@ -9,6 +9,7 @@ from minigpt_jax.model.gpt import (
     output,
     output_parameters,
     parameter_shapes,
+    shares,
     training_mask,
     untied,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "output",
     "output_parameters",
     "parameter_shapes",
+    "shares",
     "training_mask",
     "untied",
 ]

@@ -71,6 +71,13 @@ class Dropout(nn.Module):
         return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
 
 
+def earlier(x_BTD: Float[Array, "B T D"], back: int, mask_BTS: Bool[Array, "B T T"]) -> Float[Array, "B T D"]:
+    """x of so many positions before, where `mask` lets it be seen; else 0."""
+    length = x_BTD.shape[1]
+    seen_BT = jnp.pad(jnp.diagonal(mask_BTS, -back, 1, 2), ((0, 0), (back, 0)))[:, :length]
+    return jnp.where(seen_BT[:, :, None], jnp.pad(x_BTD, ((0, 0), (back, 0), (0, 0)))[:, :length], 0)
+
+
 class Convolution(nn.Module):
     """x plus a causal convolution of it over `span` tokens, each feature by itself, in float32.
 
@@ -87,20 +94,17 @@ class Convolution(nn.Module):
         self, x_BTD: Float[Array, "B T D"], mask_BTS: Bool[Array, "B T S"], recent_BCD: Float[Array, "B C D"] | None
     ) -> tuple[Float[Array, "B T D"], Array]:
         taps_SD = self.param("taps", nn.initializers.zeros, (self.span, x_BTD.shape[-1]))
-        back, length = self.span - 1, x_BTD.shape[1]
-        if recent_BCD is None:
-            inputs = jnp.pad(x_BTD, ((0, 0), (back, 0), (0, 0)))
-        else:
-            inputs = jnp.concatenate([recent_BCD, x_BTD], axis=1)
-        inputs_BUD = inputs.astype(jnp.float32)
         y_BTD = x_BTD.astype(jnp.float32)
-        for i in range(self.span):
-            shifted_BTD = inputs_BUD[:, back - i : back - i + length]
-            if i and recent_BCD is None:
-                seen_BT = jnp.pad(jnp.diagonal(mask_BTS, -i, 1, 2), ((0, 0), (i, 0)))[:, :length]
-                shifted_BTD = jnp.where(seen_BT[:, :, None], shifted_BTD, 0)
-            y_BTD = y_BTD + taps_SD[i][None, None] * shifted_BTD
-        return y_BTD.astype(self.dtype), x_BTD if recent_BCD is None else inputs[:, 1:]
+        if recent_BCD is None:
+            kept = x_BTD
+            shifted = [y_BTD, *(earlier(y_BTD, i, mask_BTS) for i in range(1, self.span))]
+        else:
+            inputs_BSD = jnp.concatenate([recent_BCD, x_BTD], axis=1)
+            kept = inputs_BSD[:, 1:]
+            shifted = jnp.split(inputs_BSD.astype(jnp.float32), self.span, axis=1)[::-1]
+        for i, x_BTD in enumerate(shifted):
+            y_BTD = y_BTD + taps_SD[i][None, None] * x_BTD
+        return y_BTD.astype(self.dtype), kept
 
 
 class Attention(nn.Module):

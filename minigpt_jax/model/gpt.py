@@ -17,6 +17,7 @@ from minigpt_jax import kv_cache
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
 from minigpt_jax.embedding import Embed
 from minigpt_jax.model.blocks import Block, Dropout, Dtype, Kept, dense, norm
+from minigpt_jax.model.pointer import Pointer, Shares
 
 
 def compute_dtype(config: ModelConfig) -> Dtype:
@@ -66,7 +67,7 @@ def logits(
     dropout_rate: Float[Array, ""] | None = None,
 ) -> Float[Array, "B T V"]:
     """The full pass with these parameters; dropout only with a key for it, at the configuration's rate by default."""
-    return output(gpt, params, hidden(gpt, params, tokens_BT, dropout_key, dropout_rate))
+    return _of_full_pass("__call__", gpt, params, tokens_BT, dropout_key, dropout_rate)
 
 
 def hidden(
@@ -76,14 +77,28 @@ def hidden(
     dropout_key: Array | None = None,
     dropout_rate: Float[Array, ""] | None = None,
 ) -> Float[Array, "B T D"]:
-    """`logits` without the output layer."""
+    """`logits` without the output layer and the pointer."""
+    return _of_full_pass("hidden", gpt, params, tokens_BT, dropout_key, dropout_rate)
+
+
+def _of_full_pass(
+    method: str, gpt: "GPT", params: Any, tokens_BT: Array, dropout_key: Array | None, dropout_rate: Array | None
+) -> Array:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_rate, rngs=rngs, method=GPT.hidden)
+    out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_rate, rngs=rngs, method=method)
+    return out
+
+
+def shares(gpt: "GPT", params: Any, hidden_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"]) -> Shares | None:
+    """The pointer's part in a full pass's predictions, if there is one."""
+    if not gpt.config.pointer:
+        return None
+    out: Any = gpt.apply({"params": params}, hidden_BTD, tokens_BT, method=GPT.shares)
     return out
 
 
 def output(gpt: "GPT", params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """The output layer; `output_parameters` are all that it needs."""
+    """The output layer alone; `output_parameters` are all that it needs."""
     out: Any = gpt.apply({"params": params}, hidden, method=GPT.logits)
     return out
 
@@ -141,12 +156,15 @@ class GPT(nn.Module):
             self.output = dense(config, self.vocabulary_size, self.dtype, "output", result=jnp.float32)
         elif config.use_bias:
             self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,))
+        if config.pointer:
+            self.pointer = Pointer(config, self.dtype)
 
     def __call__(
         self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_rate: Any = None
     ) -> Float[Array, "B T V"]:
         """Logits for the token after each of `tokens_BT`. With dropout, needs an rng named "dropout"."""
-        return self.logits(self.hidden(tokens_BT, deterministic, dropout_rate))
+        hidden_BTD = self.hidden(tokens_BT, deterministic, dropout_rate)
+        return self._predictions(hidden_BTD, tokens_BT, *self._places(tokens_BT))[0]
 
     def hidden(
         self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_rate: Any = None
@@ -162,9 +180,10 @@ class GPT(nn.Module):
         Returns the logits after each row's last token, all hidden states, and the cache.
         """
         hidden_BTD, layers = self._full_pass(tokens_BT, deterministic=True)
-        last_BD = jnp.take_along_axis(hidden_BTD, length_B[:, None, None] - 1, axis=1)[:, 0]
+        logits_B1V, pointed = self._predictions(hidden_BTD, tokens_BT, *self._places(tokens_BT), of=length_B - 1)
         cache = kv_cache.from_prefill(layers, slots, length_B, recent=self.config.convolution - 1)
-        return self.logits(last_BD), hidden_BTD, cache
+        cache += kv_cache.from_prefill(pointed, slots, length_B, recent=1)
+        return logits_B1V[:, 0], hidden_BTD, cache
 
     def step(
         self, tokens_B: Int[Array, "B"], cache: kv_cache.Cache, position_B: Int[Array, "B"]
@@ -173,10 +192,17 @@ class GPT(nn.Module):
 
         `isolate_documents` is not looked at: text that goes on after a [BOS] still sees what stands before it.
         """
+        tokens_B1, position_B1 = tokens_B[:, None], position_B[:, None]
         mask_B1S = kv_cache.visible(position_B, kv_cache.num_slots(cache))[:, None]
-        hidden_B1D, layers = self._blocks(tokens_B[:, None], position_B[:, None], mask_B1S, cache)
-        cache = tuple(kv_cache.Layer(*layer) for layer in layers)
-        return self.logits(hidden_B1D[:, 0]), hidden_B1D[:, 0], cache
+        blocks, pointer = (cache[:-1], cache[-1]) if self.config.pointer else (cache, None)
+        hidden_B1D, layers = self._blocks(tokens_B1, position_B1, mask_B1S, blocks)
+        logits_B1V, pointed = self._predictions(hidden_B1D, tokens_B1, position_B1, mask_B1S, pointer)
+        cache = tuple(kv_cache.Layer(*layer) for layer in (*layers, *pointed))
+        return logits_B1V[:, 0], hidden_B1D[:, 0], cache
+
+    def shares(self, hidden_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"]) -> Shares:
+        """The pointer, of a full pass's hidden states."""
+        return self.pointer(hidden_BTD, tokens_BT, *self._places(tokens_BT))[0]
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The output layer, alone."""
@@ -191,12 +217,36 @@ class GPT(nn.Module):
             logits = self.config.logit_softcap * jnp.tanh(logits / self.config.logit_softcap)
         return logits
 
+    def _predictions(
+        self,
+        hidden_BTD: Float[Array, "B T D"],
+        tokens_BT: Int[Array, "B T"],
+        position_BT: Int[Array, "B T"],
+        mask_BTS: Bool[Array, "B T S"],
+        layer: kv_cache.Layer | None = None,
+        of: Int[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, "B U V"], tuple[Kept, ...]]:
+        """Logits at all positions, or at one a row, `of`; and what the pointer, if there is one, leaves to a cache."""
+
+        def taken(x: Array) -> Array:
+            return x if of is None else jnp.take_along_axis(x, of.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
+
+        logits_BUV = self.logits(taken(hidden_BTD))
+        if not self.config.pointer:
+            return logits_BUV, ()
+        shares, kept = self.pointer(hidden_BTD, tokens_BT, position_BT, mask_BTS, layer)
+        shares = shares._replace(output=taken(shares.output), weights=taken(shares.weights))
+        return shares.mixed(logits_BUV), (kept,)
+
     def _full_pass(
         self, tokens_BT: Int[Array, "B T"], deterministic: bool, dropout_rate: Any = None
     ) -> tuple[Float[Array, "B T D"], tuple[Kept, ...]]:
+        return self._blocks(tokens_BT, *self._places(tokens_BT), None, deterministic, dropout_rate)
+
+    def _places(self, tokens_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Bool[Array, "B T T"]]:
+        """A full pass's positions and mask."""
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        mask_BTS = training_mask(tokens_BT, self.config.isolate_documents)
-        return self._blocks(tokens_BT, position_BT, mask_BTS, None, deterministic, dropout_rate)
+        return position_BT, training_mask(tokens_BT, self.config.isolate_documents)
 
     def _blocks(
         self,
