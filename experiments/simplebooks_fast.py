@@ -29,10 +29,11 @@ experiment = Experiment(
         zero_init=True,
         convolution=4,
         head_gate=True,
+        pointer=64,
         dtype="bfloat16",
     ),
     optimizer=OptimizerConfig(
         name="normuon", learning_rate=1.6e-2, muon_learning_rate=2e-2, schedule="linear", warmup_steps=50, b2=0.95
     ),
-    train=TrainConfig(batch_size=16, steps=1150),
+    train=TrainConfig(batch_size=16, steps=700),
 )
