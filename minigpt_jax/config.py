@@ -121,7 +121,7 @@ class ModelConfig:
     repeats: int = 1
     """Passes through the blocks, one after another with the same weights."""
     logit_softcap: float | None = None
-    """Squash logits into (-cap, cap) by a tanh."""
+    """Squash the output layer's logits into (-cap, cap) by a tanh."""
     isolate_documents: bool = False
     """Stop attention at document boundaries (packed layout)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -144,8 +144,8 @@ class OptimizerConfig:
     """The update rule and its schedule."""
 
     name: Literal["adam", "adamw", "muon", "normuon", "lion"] = "adam"
-    """adam is Keras's form of it; muon takes the blocks' matrices and leaves the rest to NAdam; normuon evens out how
-    far each neuron's weights move."""
+    """adam is Keras's form of it; muon takes the matrices of blocks and pointer and leaves the rest to NAdam; normuon
+    evens out how far each neuron's weights move."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     muon_learning_rate: float = 2e-2
@@ -165,7 +165,7 @@ class OptimizerConfig:
     epsilon: float = 1e-7
     """Added to the denominator."""
     weight_decay: float = 0.0
-    """Decoupled weight decay on matrices (adamw, lion) or on the blocks' matrices (muon, normuon)."""
+    """Decoupled weight decay on matrices (adamw, lion) or on Muon's own (muon, normuon)."""
     clip_norm: float | None = None
     """Clip gradients to this global norm."""
     ema_decay: float | None = None

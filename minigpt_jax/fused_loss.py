@@ -92,7 +92,7 @@ def _forward(
             exp_MV * (own_weight_M / sum_M)[:, None] - jnp.where(hit_MV, own_weight_M[:, None], 0)
         )
         sums = params_grad if sums is None else jax.tree.map(jnp.add, sums, params_grad)
-        return sums, (nats_M, hidden_grad_MD, -own_weight_M, own_weight_M - weight_M)
+        return sums, (nats_M, hidden_grad_MD, -own_weight_M, -weight_M * jnp.exp(other_M + nats_M))
 
     start = None if len(hidden_CMD) == 1 else jax.tree.map(jnp.zeros_like, params)
     params_grad, (nats_CM, *grads) = _scan(one, start, (hidden_CMD, labels_CM, weight_CM, share_CM, other_CM))

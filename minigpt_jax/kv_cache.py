@@ -2,7 +2,7 @@
 
 A cache is a tuple of one `Layer` a layer of the model, its pointer being one, so that no layer's arrays are ever
 restacked. Letters: B rows, N key-value heads, G query heads to a key-value head, S slots, H head width, T prompt
-positions, C positions and D features of the inputs that a convolution or pointer still needs.
+positions, C positions and D features of the inputs that a convolution or pointer still needs; W is H but in a pointer.
 
 The position p of a row lives in slot p mod S. As long as positions stay below S that is the position itself; past it
 the cache rolls: a new token takes the slot of the one S positions ago, and attention sees a window of the last S
@@ -26,11 +26,11 @@ class Layer(NamedTuple):
     A pointer's values are the tokens themselves, and its input is the last hidden state.
 
     Heads come before slots: a step's attention is then a product of contiguous [S, H] blocks, which on CPU takes a
-    quarter of the time that it takes with slots before heads. `write` and `attend` alone know of it.
+    quarter of the time that it takes with slots before heads. Nothing outside this module knows of it.
     """
 
     keys: Float[Array, "B N S H"]
-    values: Num[Array, "B N S H"]
+    values: Num[Array, "B N S W"]
     recent: tuple[Float[Array, "B C D"], ...] = ()
 
 
@@ -60,7 +60,7 @@ def from_prefill(
     Of a row longer than the cache the last `slots` tokens are kept.
 
     Args:
-        layers: keys and values, [B T N H] both, and any inputs of convolutions, [B T D] each.
+        layers: keys [B T N H], values [B T N W], and any inputs of convolutions or a pointer, [B T D] each.
         recent: how many of those inputs are kept; those before a row's first token are 0.
     """
 
@@ -83,7 +83,7 @@ def from_prefill(
 
 
 def write(
-    layer: Layer, keys: Float[Array, "B 1 N H"], values: Num[Array, "B 1 N H"], position: Int[Array, "B"]
+    layer: Layer, keys: Float[Array, "B 1 N H"], values: Num[Array, "B 1 N W"], position: Int[Array, "B"]
 ) -> Layer:
     """Put one token a row into the slot of its position; in place where the cache is a loop's or a donated buffer.
 
@@ -126,6 +126,11 @@ def _attend(query: Array, layer: Layer, mask: Array, scale: float | None) -> Arr
     weights_BNGS = jax.nn.softmax(scores_BNGS).astype(layer.values.dtype)
     mixed_BNGH = jnp.einsum("bngs,bnsh->bngh", weights_BNGS, layer.values)
     return mixed_BNGH.reshape(query.shape).astype(query.dtype)
+
+
+def of_one_head(layer: Layer) -> tuple[Float[Array, "B S H"], Num[Array, "B S W"]]:
+    """Keys and values of a layer that has a single head, by slot."""
+    return layer.keys[:, 0], layer.values[:, 0]
 
 
 def num_slots(cache: Cache) -> int:

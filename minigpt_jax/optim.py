@@ -184,7 +184,7 @@ def transformation(
     """The update rule at `step`, to be built inside the traced train step.
 
     The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on the kernels
-    of dense layers alone; under Muon on those of the blocks, the rest being Adam with Nesterov momentum.
+    of dense layers alone; under Muon on those that are its own, the rest being Adam with Nesterov momentum.
     """
     factor = schedule(hyper.schedule, hyper, step)
     rate = hyper.learning_rate * factor
@@ -221,7 +221,7 @@ def _decayed_matrices(params: optax.Params) -> Any:
 
 
 def _muon_or_adam(params: optax.Params) -> Any:
-    """Muon takes the matrices of the blocks; embeddings, output layer, norms and biases are Adam's."""
+    """Muon takes the matrices of blocks and pointer; embeddings, output layer, norms and biases are Adam's."""
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         names = _names(path)

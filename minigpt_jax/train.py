@@ -152,8 +152,8 @@ def _objective_sum(
 def _cross_entropy(model: GPT, params: Any, hidden_BTD: Array, batch: Batch, counted_BT: Array) -> tuple[Array, Array]:
     layer, of_layer = functools.partial(output, model), output_parameters(model, params)
     weight_BT = counted_BT.astype(jnp.float32)
-    shared = shares(model, params, hidden_BTD, batch.features)
-    mixture = None if shared is None else (shared.output, shared.of_labels(batch.labels))
+    pointed = shares(model, params, hidden_BTD, batch.features)
+    mixture = None if pointed is None else (pointed.output, pointed.of_labels(batch.labels))
     return fused_loss.cross_entropy(layer, of_layer, hidden_BTD, batch.labels, weight_BT, mixture)
 
 

@@ -63,7 +63,7 @@ def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | N
 def _pointed(
     params: Any, config: ModelConfig, x: Floats, tokens: NDArray[Any], window: int | None, logits: Floats
 ) -> Floats:
-    """Log-probabilities: the softmax of the logits, with the sentinel's share, and each context token with its own."""
+    """Of the softmax of the logits, with the sentinel's share, and of each context token with its own."""
     normed = lambda y, scale: y / np.sqrt((y**2).mean() + config.norm_epsilon) * scale  # noqa: E731
     zero, keys = np.zeros(config.width), []
     for s in range(len(x)):
@@ -75,10 +75,11 @@ def _pointed(
         context = [s for s in range(t + 1) if _sees(config, tokens, t, s, window)]
         sentinel = np.exp(_dense(params["sentinel"], x[t])[0] + params["sentinel_bias"][0])
         copied = {s: np.exp(query @ keys[s] / math.sqrt(config.pointer)) for s in context}
-        probability = np.exp(logits[t]) / np.exp(logits[t]).sum() * sentinel
+        of_layer = np.exp(logits[t])
+        probability = of_layer / of_layer.sum() * sentinel
         for s, weight in copied.items():
             probability[tokens[s]] += weight
-        out.append(np.log(probability / (sentinel + sum(copied.values()))))
+        out.append(np.log(probability / (sentinel + sum(copied.values())) * of_layer.sum()))
     return np.stack(out)
 
 

@@ -84,8 +84,9 @@ def test_a_mixture_is_that_of_the_probabilities(chunk: int | None) -> None:
     """Shares from nearly nothing to nearly all, of labels that the others give everything, or nothing at all."""
     layer, params = output_layer(TINY)
     rng = np.random.default_rng(2)
-    own, part = rng.uniform(1e-6, 1 - 1e-6, (2, B, T)).astype(np.float32)
-    mixture = np.log(own), np.where(rng.random((B, T)) < 0.3, -np.float32(1e9), np.log((1 - own) * part))
+    own = rng.choice(np.float32([1e-12, 0.1, 0.5, 0.9, 1 - 1e-6]), (B, T))
+    other = np.log((1 - own) * rng.choice(np.float32([1e-12, 0.5, 1.0]), (B, T)))
+    mixture = np.log(own), np.where(rng.random((B, T)) < 0.3, -np.float32(1e9), other)
 
     def mixed(params: Any, hidden: Any, share: Any, other: Any, labels: Any, weight: Any) -> Any:
         probability = jnp.exp(share - metrics.cross_entropy(layer(params, hidden), labels)) + jnp.exp(other)
@@ -100,6 +101,9 @@ def test_a_mixture_is_that_of_the_probabilities(chunk: int | None) -> None:
         for loss in (fused, mixed)
     )
     close(got, expected, rtol=1e-4, atol=1e-4)
+    (_, nats), (*_, of_other) = got
+    np.testing.assert_allclose(of_other, expected[1][3], rtol=1e-3)  # however little it is
+    np.testing.assert_allclose(nats, expected[0][1], rtol=1e-4, atol=1e-6)
     close(jax.jit(fused)(params, hidden, *mixture, labels, weight), expected[0], rtol=1e-4, atol=1e-4)
 
 

@@ -113,10 +113,14 @@ def test_a_prompt_leaves_the_last_inputs_of_its_convolutions():
 
 
 def with_inputs(cache):
-    """The same cache with inputs of two convolutions in every layer, which differ between all rows."""
+    """The same cache with inputs of two convolutions in every layer, which differ between all rows.
+
+    The values of the last layer are whole numbers, one a head, as in a pointer's.
+    """
     rows = len(cache[0].keys)
     recent = jnp.arange(rows * 6.0).reshape(rows, 3, 2)
-    return tuple(layer._replace(recent=(recent, -recent)) for layer in cache)
+    *layers, last = (layer._replace(recent=(recent, -recent)) for layer in cache)
+    return (*layers, last._replace(values=last.values[..., :1].astype(int)))
 
 
 def test_reorder_and_repeat_move_whole_rows():
@@ -149,7 +153,10 @@ def test_adopt_is_reorder_for_rows_that_differ_in_one_token(position):
     cache = with_inputs(kv_cache.repeat(fill([4, 4], 3, slots=S), 3))
     new = np.random.default_rng(0).normal(size=(6, 1, N, H)).astype(np.float32)
     where, rows = jnp.full(6, position), jnp.array([1, 1, 1, 5, 5, 5])
-    layers = {"layers": tuple(kv_cache.write(layer, new, -new, where) for layer in cache), "other": jnp.arange(6)}
+    layers = {
+        "layers": tuple(kv_cache.write(layer, new, -new[..., : layer.values.shape[-1]], where) for layer in cache),
+        "other": jnp.arange(6),
+    }
     adopted, reordered = kv_cache.adopt(layers, rows, where), kv_cache.reorder(layers, rows)
     jax.tree.map(np.testing.assert_array_equal, adopted, reordered)
     assert not np.array_equal(adopted["layers"][0].keys, layers["layers"][0].keys)

@@ -67,7 +67,7 @@ def test_prefill_and_steps_are_the_full_pass(config: ModelConfig) -> None:
         at = length + position
         logits, last, cache = step(module, params, text[rows, at], cache, at)
         np.testing.assert_allclose(logits, full[rows, at], rtol=1e-4, atol=1e-4)
-    read = apply(module, params, last, method=GPT.logits)  # the hidden state is what the output layer gets
+    read = apply(module, params, last, method=GPT.output_logits)  # the hidden state is what the output layer gets
     assert np.allclose(np.asarray(read), logits, rtol=1e-5, atol=1e-5) == (not config.pointer)
 
 

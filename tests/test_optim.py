@@ -22,7 +22,7 @@ def hyper(config: OptimizerConfig, total_steps: int = 100, **changes: float) -> 
 
 
 def params() -> dict[str, Any]:
-    """Names as the model has them: matrices in blocks, the output layer, and what is no matrix product."""
+    """Names as the model has them: matrices in blocks and pointer, the output layer, and what is no matrix product."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     return {
@@ -32,12 +32,18 @@ def params() -> dict[str, Any]:
             "feed_forward": {"up": {"kernel": draw(6, 12)}, "down": {"kernel": draw(12, 6)}},
             "attention_norm": {"scale": draw(6), "bias": draw(6)},
         },
+        "pointer": {"sentinel": {"kernel": draw(6, 1)}, "sentinel_bias": draw(1)},
         "output": {"kernel": draw(6, 9), "bias": draw(9)},
     }
 
 
-BLOCK_KERNELS = {"block_0.attention.query.kernel", "block_0.feed_forward.up.kernel", "block_0.feed_forward.down.kernel"}
-KERNELS = BLOCK_KERNELS | {"output.kernel"}
+INNER_KERNELS = {
+    "block_0.attention.query.kernel",
+    "block_0.feed_forward.up.kernel",
+    "block_0.feed_forward.down.kernel",
+    "pointer.sentinel.kernel",
+}
+KERNELS = INNER_KERNELS | {"output.kernel"}
 
 
 def by_name(tree: Any) -> dict[str, np.ndarray]:
@@ -192,8 +198,8 @@ def test_a_stack_of_rates_under_vmap_is_each_alone() -> None:
         ("adam", set(), 1.0),
         ("adamw", KERNELS, 1 - 0.01 * 0.5),
         ("lion", KERNELS, 1 - 0.01 * 0.5),
-        ("muon", BLOCK_KERNELS, 1 - 0.04 * 0.5),  # what Adam has under Muon does not decay
-        ("normuon", BLOCK_KERNELS, 1 - 0.04 * 0.5),
+        ("muon", INNER_KERNELS, 1 - 0.04 * 0.5),  # what Adam has under Muon does not decay
+        ("normuon", INNER_KERNELS, 1 - 0.04 * 0.5),
     ],
 )
 def test_weight_decay_is_decoupled_and_for_matrices(name: Any, decayed: set[str], shrink: float) -> None:
@@ -215,8 +221,8 @@ def test_muon_takes_the_matrices_of_the_blocks(name: Any, spread: float) -> None
         after, _ = apply(config, params(), init(config, params()), params(), scalars, 0)
         before, after = by_name(params()), by_name(after)
         moved[field] = {leaf: after[leaf] - before[leaf] for leaf in before if (after[leaf] != before[leaf]).any()}
-    assert moved["muon_learning_rate"].keys() == BLOCK_KERNELS
-    assert moved["learning_rate"].keys() == by_name(params()).keys() - BLOCK_KERNELS
+    assert moved["muon_learning_rate"].keys() == INNER_KERNELS
+    assert moved["learning_rate"].keys() == by_name(params()).keys() - INNER_KERNELS
     for change in moved["muon_learning_rate"].values():
         # Orthogonalised: all singular values are near 1, times sqrt(out / in) for a matrix that widens.
         singular = np.linalg.svd(change, compute_uv=False) / max(1, change.shape[1] / change.shape[0]) ** 0.5
@@ -261,7 +267,7 @@ def test_muon_is_optaxs(dtype: Any, rounding: float) -> None:
             muon_weight_dimension_numbers=jax.tree_util.tree_map_with_path(
                 lambda path, _: (
                     optax.contrib.MuonDimensionNumbers()
-                    if ".".join(entry.key for entry in path) in BLOCK_KERNELS
+                    if ".".join(entry.key for entry in path) in INNER_KERNELS
                     else None
                 ),
                 weights,

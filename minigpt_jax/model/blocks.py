@@ -13,8 +13,7 @@ from minigpt_jax.config import ModelConfig
 
 Dtype = Any
 Kept = tuple[Any, ...]
-"""What a block leaves to a cache: a `kv_cache.Layer`, or a full pass's keys and values, [B T K H] both, and the inputs
-of its convolutions, [B T D] each."""
+"""What a block or the pointer leaves to a cache: a `kv_cache.Layer`, or what `kv_cache.from_prefill` makes one of."""
 
 
 def rotate(x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], theta: float) -> Float[Array, "B T N H"]:
@@ -82,8 +81,8 @@ class Convolution(nn.Module):
     """x plus a causal convolution of it over `span` tokens, each feature by itself, in float32.
 
     It lets a branch read the last few tokens without attention (Canon layers A and C: Allen-Zhu 2025): of them, those
-    that `mask` lets it see. Its weights start at 0. Given the span - 1 inputs before x (C), all of them seen, it
-    returns those before the next token, else x itself.
+    that `mask` lets it see. Its weights start at 0. Given the span - 1 inputs before x (C), all of them seen, T
+    is 1 and it returns those before the next token, else x itself.
     """
 
     span: int
@@ -99,11 +98,11 @@ class Convolution(nn.Module):
             kept = x_BTD
             shifted = [y_BTD, *(earlier(y_BTD, i, mask_BTS) for i in range(1, self.span))]
         else:
-            inputs_BSD = jnp.concatenate([recent_BCD, x_BTD], axis=1)
-            kept = inputs_BSD[:, 1:]
-            shifted = jnp.split(inputs_BSD.astype(jnp.float32), self.span, axis=1)[::-1]
-        for i, x_BTD in enumerate(shifted):
-            y_BTD = y_BTD + taps_SD[i][None, None] * x_BTD
+            inputs = jnp.concatenate([recent_BCD, x_BTD], axis=1)
+            kept = inputs[:, 1:]
+            shifted = jnp.split(inputs.astype(jnp.float32), self.span, axis=1)[::-1]
+        for taps_D, shifted_BTD in zip(taps_SD, shifted, strict=True):
+            y_BTD = y_BTD + taps_D[None, None] * shifted_BTD
         return y_BTD.astype(self.dtype), kept
 
 

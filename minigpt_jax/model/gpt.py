@@ -99,7 +99,7 @@ def shares(gpt: "GPT", params: Any, hidden_BTD: Float[Array, "B T D"], tokens_BT
 
 def output(gpt: "GPT", params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """The output layer alone; `output_parameters` are all that it needs."""
-    out: Any = gpt.apply({"params": params}, hidden, method=GPT.logits)
+    out: Any = gpt.apply({"params": params}, hidden, method=GPT.output_logits)
     return out
 
 
@@ -204,7 +204,7 @@ class GPT(nn.Module):
         """The pointer, of a full pass's hidden states."""
         return self.pointer(hidden_BTD, tokens_BT, *self._places(tokens_BT))[0]
 
-    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    def output_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The output layer, alone."""
         if not self.config.tied_embeddings:
             logits = self.output(hidden)
@@ -231,7 +231,7 @@ class GPT(nn.Module):
         def taken(x: Array) -> Array:
             return x if of is None else jnp.take_along_axis(x, of.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
 
-        logits_BUV = self.logits(taken(hidden_BTD))
+        logits_BUV = self.output_logits(taken(hidden_BTD))
         if not self.config.pointer:
             return logits_BUV, ()
         shares, kept = self.pointer(hidden_BTD, tokens_BT, position_BT, mask_BTS, layer)

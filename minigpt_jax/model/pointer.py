@@ -19,8 +19,6 @@ from minigpt_jax.model.blocks import Dtype, Kept, dense, earlier
 
 NOTHING = -1e9
 """The logarithm of no probability, finite so that gradients are."""
-SENTINEL = 8.0
-"""The sentinel's score at first: with P = 64 as much as the best of tokens can have, so that little is copied."""
 
 
 class Shares(NamedTuple):
@@ -39,12 +37,14 @@ class Shares(NamedTuple):
         return jax.nn.logsumexp(jnp.where(same_BTS, self.weights, NOTHING), axis=-1)
 
     def mixed(self, logits_BTV: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
-        """The log-probability of every token, given the output layer's logits."""
+        """Logits of the mixture, given the output layer's; their exponentials sum to the same."""
         rows, times = jnp.indices(self.weights.shape[:2], sparse=True)
         copied_BTV = jnp.zeros_like(logits_BTV)
         copied_BTV = copied_BTV.at[rows[..., None], times[..., None], self.context[:, None]].add(jnp.exp(self.weights))
-        log_BTV = jnp.log(jnp.maximum(copied_BTV, jnp.finfo(copied_BTV.dtype).tiny))
-        return jnp.logaddexp(jax.nn.log_softmax(logits_BTV) + self.output[..., None], log_BTV)
+        least = jnp.finfo(copied_BTV.dtype).tiny
+        log_BTV = jnp.where(copied_BTV < least, NOTHING, jnp.log(jnp.maximum(copied_BTV, least)))
+        norm_BT1 = jax.nn.logsumexp(logits_BTV, axis=-1, keepdims=True)
+        return jnp.logaddexp(logits_BTV + self.output[..., None], log_BTV + norm_BT1)
 
 
 class Pointer(nn.Module):
@@ -83,11 +83,13 @@ class Pointer(nn.Module):
             key_BSP, context_BS = key_BTP, tokens_BT
         else:
             kept = layer = kv_cache.write(layer, keys, tokens, position_BT[:, 0])._replace(recent=(hidden_BTD,))
-            key_BSP, context_BS = layer.keys[:, 0], layer.values[:, 0, :, 0]
+            key_BSP, context_BS1 = kv_cache.of_one_head(layer)
+            context_BS = context_BS1[..., 0]
         scores_BTS = products.matmul(query_BTP, key_BSP.mT, jnp.float32) * config.pointer**-0.5
         scores_BTS = jnp.where(mask_BTS, scores_BTS, NOTHING)
         plain = dataclasses.replace(config, use_bias=False)  # as its bias is there in any case, and float32
-        bias = self.param("sentinel_bias", nn.initializers.constant(SENTINEL), (1,))
+        # At first the sentinel scores as much as a token can at best, so that little is copied.
+        bias = self.param("sentinel_bias", nn.initializers.constant(config.pointer**0.5), (1,))
         sentinel_BT1 = dense(plain, 1, self.dtype, "sentinel", result=jnp.float32)(hidden_BTD) + bias[None, None]
         logs = jax.nn.log_softmax(jnp.concatenate([scores_BTS, sentinel_BT1], axis=-1))
         return Shares(logs[..., -1], logs[..., :-1], context_BS), kept
