@@ -64,8 +64,8 @@ Its forerunner, 3 layers of 256 by Muon with documents isolated and no finish, e
         two passes (seed 1)     -0.012      embedding skip           +0.009      last fifth on long lines   -0.014
         rates 2e-2, 3e-2        +0.003 (seed 0)
 
-So Muon, one epoch of all the text and the pointer are what pays; the rest is worth a little each. `experiments/ablate_best.py` makes
-such comparisons.
+So Muon, one epoch of all the text and the pointer are what pays; the rest is worth a little each.
+`experiments/ablate_best.py` makes such comparisons.
 """
 
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TrainConfig
