@@ -8,26 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from minigpt_jax.config import Experiment, dumps, flag_name, flatten, from_json, to_json
+from minigpt_jax.config import Experiment, dumps, flag_name, flatten, from_json, options, to_json
 from minigpt_jax.errors import UserError
 
 Resume = Literal["auto", "always", "never"]
-
-FREE_TO_CHANGE = {
-    "train.epochs",
-    "train.steps",
-    "train.log_every",
-    "train.evaluate_every",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.tensorboard",
-    "train.steps_per_dispatch",
-    "data.archive",  # what it holds is fingerprinted; where it lies does not matter
-    "data.files",
-    "tokenizer.file",
-    "model.remat",
-}
-"""Fields in which an experiment may differ from the run that it goes on with. `sample.*` too."""
 
 
 class RunDir:
@@ -49,12 +33,15 @@ class RunDir:
     def description(self) -> dict[str, Any]:
         """What config.json holds. Raises UserError where there is none."""
         try:
-            return json.loads(self.config.read_text())
+            description = json.loads(self.config.read_text())
         except FileNotFoundError as error:
             known = "it holds no config.json" if self.path.is_dir() else "there is no such folder"
             raise UserError(f"{self.path} is not a run directory: {known}; name one that training made") from error
         except (ValueError, NotADirectoryError) as error:
             raise UserError(f"{self.config} is damaged ({error}); restore it or train anew") from error
+        if not isinstance(description, dict):
+            raise UserError(f"{self.config} is damaged (it holds no JSON object); restore it or train anew")
+        return description
 
     def experiment(self) -> Experiment:
         """The experiment that made this run."""
@@ -107,10 +94,11 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
     if not run_dir.config.exists():
         return
     theirs, ours = flatten(run_dir.experiment()), flatten(experiment)
+    fixed = [option.name for option in options(experiment) if not option.facts.resumable]
     differences = [
         f"--{flag_name(name)} is {ours[name]} here and {theirs[name]} there"
-        for name in ours
-        if ours[name] != theirs[name] and name not in FREE_TO_CHANGE and not name.startswith("sample.")
+        for name in fixed
+        if ours[name] != theirs[name]
     ]
     if fingerprints is not None and not differences:
         recorded = run_dir.description().get("fingerprints", {})

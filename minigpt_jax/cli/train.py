@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax import cli, distributed
+from minigpt_jax import cli, config, distributed
 from minigpt_jax.cli import jax_setup
 from minigpt_jax.config import Experiment
 from minigpt_jax.distributed import Distributed
@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
         return defined(flags)
     default = Arguments(defined)
     chosen = tyro.cli(Arguments, args=flags, prog=f"minigpt train {file}", default=default)
+    config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
     from minigpt_jax import run
@@ -57,7 +58,8 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
     """What a Python file defines: an `experiment`, or a `main(arguments)` of its own, as benchmarks do.
 
     Raises:
-        UserError: there is no such file, it cannot be run, or it defines neither.
+        UserError: there is no such file, it cannot be run, it defines neither, or a field has a value that it cannot
+            take.
     """
     path = Path(file)
     if not path.is_file():
@@ -70,6 +72,10 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
         raise UserError(f"{file} cannot be run: {type(error).__name__}: {error}; mend the file") from error
     experiment = defined.get("experiment")
     if isinstance(experiment, Experiment):
+        try:
+            config.check_fields(experiment)  # before the flags, which are parsed against these values
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
         return experiment
     if "experiment" not in defined and callable(defined.get("main")):
         return defined["main"]
