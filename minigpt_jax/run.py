@@ -249,7 +249,7 @@ def sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
         seed=experiment.seed,
         stop=[lm.end_id] if experiment.data.layout == "packed" else [],  # the tutorial samples past the line's end
     )
-    return [(prompt + " " + output.text).strip() for prompt, output in zip(settings.prompts, outputs, strict=True)]
+    return [output.full_text.strip() for output in outputs]
 
 
 @contextlib.contextmanager
