@@ -58,7 +58,7 @@ class Arguments:
     ban: Annotated[tuple[int, ...], tyro.conf.UseAppendAction] = ()
     """A token id never to generate; may be given several times."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits and multiplies the negative ones of all tokens so far, the prompt's included; 1: none."""
+    """Divides positive logits and multiplies negative ones, for all tokens so far, the prompt's included; 1: none."""
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens generated before."""
     frequency_penalty: float = 0.0
