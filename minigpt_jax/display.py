@@ -1,6 +1,7 @@
 """What a person sees: progress bars with rate and time left, and the parameter table."""
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,13 +22,20 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+# What users and models wrote is printed everywhere, so no text is read as markup.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 SECONDS_BETWEEN_LINES = 10.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: control characters but line feeds and tabs become escapes."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def warn(text: str) -> None:
     """One line on standard error about what went wrong and was mended."""
-    print(f"minigpt: warning: {text}", file=sys.stderr, flush=True)
+    print(f"minigpt: warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class _Rate(ProgressColumn):

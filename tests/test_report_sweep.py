@@ -55,7 +55,7 @@ def test_mean_and_spread_over_seeds(sweep: results.Sweep):
     for one in sweep.configurations:
         of_one = [row for row in sweep.rows if row["configuration"] == one.number and row["status"] == "complete"]
         losses = [row["loss"] for row in of_one]
-        assert one.losses == losses
+        assert one.scores == losses
         if losses:
             assert one.mean == pytest.approx(np.mean(losses), rel=1e-12)
             assert one.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-12)
@@ -87,7 +87,7 @@ def test_rows_cut_short_or_written_twice(tmp_path: Path):
     text = "".join(json.dumps(one) + "\n" for one in (first, row(0, 1, 3.0), again))
     (tmp_path / "results.jsonl").write_text(text + '{"configuration": 1, "tri')
     [one] = results.configurations(results.read_rows(tmp_path / "results.jsonl"), [])
-    assert one.losses == [2.0, 3.0]
+    assert one.scores == [2.0, 3.0]
 
 
 def test_the_page_loads_nothing_and_counts_trials(sweep: results.Sweep, page: Page):
@@ -109,11 +109,11 @@ def test_the_table_is_best_first(sweep: results.Sweep, page: Page):
         "learning_rate": f"{best.values['optimizer.learning_rate']:.4g}",
         "num_layers": str(best.values["model.num_layers"]),
         "activation": best.values["model.activation"],
-        "valid loss": f"{np.mean(best.losses):.4f}",
-        "±": f"{np.std(best.losses, ddof=1):.4f}",
+        "valid loss": f"{np.mean(best.scores):.4f}",
+        "±": f"{np.std(best.scores, ddof=1):.4f}",
         "seeds": "3",
-        "perplexity": f"{math.exp(np.mean(best.losses)):.2f}",
-        "bits per byte": f"{np.mean(best.losses) / 2:.4f}",
+        "perplexity": f"{math.exp(np.mean(best.scores)):.2f}",
+        "bits per byte": f"{np.mean(best.scores) / 2:.4f}",
         "lost": "",
     }
     lost = {cells[0]: cells[-1] for cells in rows}
@@ -164,15 +164,15 @@ def test_objective_against_a_log_axis(sweep: results.Sweep):
     assert axes.get_xscale() == "log"
     lines = {line.get_label(): line for line in axes.lines}
     rate = "optimizer.learning_rate"
-    complete = [one for one in sweep.configurations if one.losses]
+    complete = [one for one in sweep.configurations if one.scores]
     assert list(lines["a configuration"].get_xdata()) == [one.values[rate] for one in complete]
-    assert list(lines["a configuration"].get_ydata()) == pytest.approx([np.mean(one.losses) for one in complete])
+    assert list(lines["a configuration"].get_ydata()) == pytest.approx([np.mean(one.scores) for one in complete])
     assert sorted(lines["a seed"].get_ydata()) == sorted(
         row["loss"] for row in sweep.rows if row["status"] == "complete"
     )
     diverged = {row[rate] for row in sweep.rows if row["status"] == "diverged"}
     assert set(lines["diverged"].get_xdata()) == diverged
-    assert list(lines["the best"].get_ydata()) == pytest.approx([min(np.mean(one.losses) for one in complete)])
+    assert list(lines["the best"].get_ydata()) == pytest.approx([min(np.mean(one.scores) for one in complete)])
 
 
 def test_categories_are_strips(sweep: results.Sweep):
@@ -180,7 +180,7 @@ def test_categories_are_strips(sweep: results.Sweep):
     [axes] = axes_plots.against(sweep, axis).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == list(axis.values)
     line = next(line for line in axes.lines if line.get_label() == "a configuration")
-    complete = [one for one in sweep.configurations if one.losses]
+    complete = [one for one in sweep.configurations if one.scores]
     assert [round(float(x)) for x in np.asarray(line.get_xdata())] == [
         axis.values.index(one.values[axis.field]) for one in complete
     ]
@@ -303,7 +303,7 @@ def test_a_sweep_that_has_just_begun(folder: Path, tmp_path: Path, keep: str):
 
 def test_a_best_one_at_the_edge_is_told():
     rows = [row(i, 0, 3.0 - 0.1 * i, x=float(i)) for i in range(4)]
-    about = results.Sweep(Path(), "s", "f.py", (Axis("x", low=0, high=9),), (), "", "valid loss", "", tuple(rows))
+    about = results.Sweep(Path(), "s", "f.py", (Axis("x", low=0, high=9),), (), "", "", tuple(rows))
     assert sweep_page.at_the_edge(about, about.configurations[0]) == ["x"]
     assert sweep_page.at_the_edge(about, about.configurations[1]) == []
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from minigpt_jax import objective
 from minigpt_jax.report import style
 from minigpt_jax.report.results import Axis, Configuration, Sweep
 from minigpt_jax.report.runs import is_finite
@@ -19,18 +20,18 @@ HEAT_MAP_SIDE = 12
 def against(sweep: Sweep, axis: Axis) -> Figure:
     """A dot for each configuration's mean, small ones for its seeds, and crosses above for what diverged."""
     with style.drawing():
-        figure, axes = style.panel(sweep.label(axis), axis.field, f"{sweep.objective} (nats a token)")
+        figure, axes = style.panel(sweep.label(axis), axis.field, f"valid {objective.LABELS[sweep.figure]}")
         places = _places(axis, sweep.configurations)
         if not _in_strips(axis) and axis.log_scale:
             axes.set_xscale("log")
-        seeds = [(places[one.number], loss) for one in sweep.configurations for loss in one.losses]
+        seeds = [(places[one.number], score) for one in sweep.configurations for score in one.scores]
         means = [(places[one.number], one.mean) for one in sweep.configurations if one.mean is not None]
         if len(seeds) > len(means):
             _dots(axes, seeds, style.MUTED, 2.5, "a seed")
         _dots(axes, means, style.SERIES[-1], 5, "a configuration")
         if sweep.best is not None and sweep.best.mean is not None:
             _dots(axes, [(places[sweep.best.number], sweep.best.mean)], style.ACCENT, 8, "the best")
-        style.loss_axis(axes, [loss for _, loss in seeds])
+        style.loss_axis(axes, [score for _, score in seeds])
         lost = [places[one.number] for one in sweep.configurations if one.count("diverged")]
         if lost:
             above, top = axes.get_xaxis_transform(), [1.0] * len(lost)
@@ -74,7 +75,7 @@ def importance(shares: dict[str, float]) -> Figure:
     """A bar for each axis, the most important on top, with its share written beside it."""
     with style.drawing():
         height = 1.0 + 0.34 * len(shares)
-        figure, axes = style.panel("Importance", "share of the variance of the loss", "", (style.PANEL[0], height))
+        figure, axes = style.panel("Importance", "share of the objective's variance", "", (style.PANEL[0], height))
         fields, values = list(shares), list(shares.values())
         axes.barh(fields, values, color=style.ACCENT, height=0.6)
         for i, value in enumerate(values):
