@@ -13,7 +13,7 @@ from minigpt_jax.config import Experiment
 Figure = Literal["loss", "bits_per_byte"]
 
 NAMES: dict[Figure, str] = {"loss": "loss", "bits_per_byte": "bits per byte"}
-LABELS: dict[Figure, str] = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
+LABELS: dict[str, str] = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
 _HOW_TEXT_IS_CUT = {"layout", "evaluation_layout", "min_bytes", "sequence_length"}
 _OF_TRAINING_ALONE = {"finish"}
 

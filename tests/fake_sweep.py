@@ -112,7 +112,6 @@ def write_sweep(
         "search": "random",
         "trials": number,
         "flags": ["--train.steps", "60"],
-        "objective": "valid loss",
         "command": f"./launch.sh sweep {file} optimizer.learning_rate=1e-4..1e-1:log seed=0,1,2 -- --train.steps 60",
     }
     (folder / "sweep.json").write_text(json.dumps(about))

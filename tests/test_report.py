@@ -187,8 +187,8 @@ def test_samplers_compared(tmp_path: Path):
     (files.samples / "compare.json").write_text(json.dumps(saved))
     [written] = report.report([tmp_path / "r"])
     parsed = Page(written.html)
-    assert parsed.tables[-1][1] == ["top_k", "k=10, temperature=0.8", "0.25", "0.5", "-1.25", "1,235", "<b>a</b>"]
-    assert "prompt: 'once <a>', seed: 7, step: 60" in parsed.text
+    assert parsed.tables[-1][1] == ["top_k", "k=10, temperature=0.8", "<b>a</b>", "0.250", "0.500", "-1.250", "1,235"]
+    assert "Prompt: 'once <a>' · seed 7 · step 60" in parsed.text
     (files.samples / "compare.json").write_text('{"rows": [{"sam')
     [written] = report.report([tmp_path / "r"])
     assert "compare.json cannot be read" in Page(written.html).text

@@ -21,6 +21,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.report import axes_plots, curves, results, runs, style, sweep_page
 from minigpt_jax.report.importance import importances
 from minigpt_jax.report.results import Axis, Configuration
+from minigpt_jax.sweep import axes
 
 QUICKSTART = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
 
@@ -145,6 +146,12 @@ def test_the_command_trains_the_best_configuration(sweep: results.Sweep, page: P
         ("optimizer.clip_norm", None),
         ("optimizer.clip_norm", 0.5),
         ("sample.prompts", ["a b", ""]),
+        ("sample.prompts", ["-x y", "it's"]),
+        ("data.files", ["my books/a.txt", "b.txt"]),
+        ("data.files", []),
+        ("data.archive", "my books.zip"),
+        ("data.archive", None),
+        ("optimizer.weight_decay", -0.5),
         ("optimizer.learning_rate", 1.2345678901234567e-05),
         ("data.layout", "lines"),
         ("seed", 3),
@@ -152,10 +159,15 @@ def test_the_command_trains_the_best_configuration(sweep: results.Sweep, page: P
 )
 def test_any_field_as_words(field: str, value: Any):
     assert flatten(parse(["train", QUICKSTART, *results.flag_words(field, value)]).experiment)[field] == value
+    if isinstance(value, list):  # as a sweep's results have it
+        kept = results.flag_words(field, axes.plain(tuple(value)))
+        assert flatten(parse(["train", QUICKSTART, *kept]).experiment)[field] == value
 
 
 def test_items_of_a_tuple_in_one_text():
     assert results.flag_words("data.files", "a.txt b.txt") == ["--data.files", "a.txt", "b.txt"]
+    assert results.flag_words("data.files", "'my books.txt' it\\'s") == ["--data.files", "my books.txt", "it's"]
+    assert results.flag_words("data.files", "it's") == ["--data.files", "it's"]  # of a sweep from before quoting
     assert results.flag_words("tokenizer.file", "my words.txt") == ["--tokenizer.file", "my words.txt"]
 
 

@@ -40,7 +40,7 @@ class Curve:
 
 def of_runs(runs: Sequence[Run], split: str, figure: str | None = "loss") -> list[Curve]:
     """A colour for each run; where there are more runs than colours, the best by that figure have them."""
-    order = sorted(range(len(runs)), key=lambda i: _finite((runs[i].best or {}).get(figure)))
+    order = sorted(range(len(runs)), key=lambda i: _finite((runs[i].best or {}).get(figure or "")))
     chosen = sorted(order[: len(style.SERIES)])
     return [
         Curve(run, split, run.name, chosen.index(i)) if i in chosen else Curve(run, split) for i, run in enumerate(runs)

@@ -66,8 +66,8 @@ def summary(runs: Sequence[Run]) -> Table:
         scores.append(score if is_finite(score) else math.inf)
     leader = frozenset([scores.index(min(scores))]) if len(runs) > 1 and min(scores) < math.inf else frozenset()
     note = (
-        "Losses are in nats per token: of the latest training line, the latest validation and the best one. Perplexity and "
-        "bits per byte are those of the best validation. Time is that of training alone."
+        "Losses are in nats per token: of the latest training line, the latest validation and the best one. Perplexity "
+        "and bits per byte are those of the best validation. Time is that of training alone."
     )
     return Table(columns, rows, leader, note)
 

@@ -93,9 +93,9 @@ class Run:
         """Steps and the texts sampled at them."""
         found = []
         for path in sorted(self.files.samples.glob("step-*.txt")):
-            if match := re.fullmatch(r"step-(\d{1,18})\.txt", path.name):
-                if (text := _text(self.files.path, path)) is not None:
-                    found.append((int(match[1]), text.strip("\n")))
+            match = re.fullmatch(r"step-(\d{1,18})\.txt", path.name)
+            if match and (text := _text(self.files.path, path)) is not None:
+                found.append((int(match[1]), text.strip("\n")))
         return found
 
     def comparison(self) -> dict[str, Any] | None:
@@ -121,7 +121,7 @@ def is_finite(*values: Any) -> bool:
 def inside(folder: Path, path: Path) -> Path:
     """The path, if it lies in the folder.
 
-    Raises UserError where a link leads out of it: a run directory may be a stranger's, and what a report reads it shows.
+    Raises UserError where a link leads out of it: a run may be a stranger's, and a report shows what it reads.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{path}: is a link that leads out of {folder}, where a report reads nothing; put a copy there")

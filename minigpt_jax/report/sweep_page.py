@@ -185,8 +185,8 @@ def importance(sweep: Sweep) -> list[Block]:
     return [
         Plots([Plot("importance", "Importance of each axis", axes_plots.importance(shares))]),
         Text(
-            f"By fANOVA over {used:,} configurations: the share of the objective's variance over the searched space that an "
-            "axis explains alone. What diverged has no loss and does not count."
+            f"By fANOVA over {used:,} configurations: the share of the objective's variance over the searched space "
+            "that an axis explains alone. What diverged has no loss and does not count."
         ),
     ]
 

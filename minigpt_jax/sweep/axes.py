@@ -161,8 +161,7 @@ def _read(name: str, kind: Any, text: str) -> Any:
         value = float("nan")
     if isinstance(value, float) and value != value:
         choices = _choices(kind)
-        near = difflib.get_close_matches(text, choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = config.nearest(text, choices)
         raise UserError(f"{name}={text}: {text or 'nothing'} is not {' or '.join(choices)}{hint}")
     return value
 

@@ -1,4 +1,4 @@
-"""Where a study lives: a journal in the sweep's folder, or a database by its address, whose password is kept nowhere."""
+"""Where a study lives: in a journal in the sweep's folder, or in a database."""
 
 from pathlib import Path
 

@@ -213,12 +213,12 @@ class Study:
             ) from None  # what it comes from may hold the password
         identity = self.plan.identity()
         known = study.user_attrs.get("sweep")
-        with contextlib.suppress(UserError, KeyError, TypeError):
-            # A field that is newer than the sweep has its default there.
-            known = {**known, "experiment": config.to_json(config.from_json(known["experiment"]))}
         if known is None:
             study.set_user_attr("sweep", identity)
-        elif known != identity:
+            return opened, study
+        with contextlib.suppress(UserError):  # a field that is newer than the sweep has its default there
+            known = {**known, "experiment": config.to_json(config.from_json(known["experiment"]))}
+        if known != identity:
             differing = " and ".join(part for part in identity if known.get(part) != identity[part])
             raise UserError(f"--name {name}: a sweep of this name has another {differing}; choose another --name")
         return opened, study

@@ -19,7 +19,7 @@ _RANK = {"complete": 0, "training": 0, "pruned": 1, "diverged": 2, "failed": 3}
 
 
 class Table:
-    """The configurations so far with loss or bits per byte, spread over seeds, step and status, and how much is left of the sweep."""
+    """The configurations so far with their score, spread over seeds, step and status, and how much is left."""
 
     def __init__(self, plan: Plan, rows: list[dict[str, Any]]) -> None:
         self._plan = plan
