@@ -25,11 +25,14 @@ from rich.text import Text
 # What users and models wrote is printed everywhere, so no text is read as markup.
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 SECONDS_BETWEEN_LINES = 10.0
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: control characters but line feeds and tabs become escapes."""
+    """Text that a terminal shows and does not obey.
+
+    Escapes stand for control characters, line feeds and tabs aside, and for surrogates, which cannot be encoded.
+    """
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 

@@ -23,9 +23,9 @@ class Arguments:
     machines that share the folder (or the --storage), it shares out the work.
     """
 
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py")]
     """The experiment's file."""
-    axes: tyro.conf.Positional[tuple[str, ...]]
+    axes: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AXIS …")]
     """What varies."""
     search: Literal["grid", "random", "tpe"] = "grid"
     """All combinations, random ones, or those that a tree-structured Parzen estimator finds promising."""

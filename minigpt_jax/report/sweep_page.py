@@ -202,8 +202,10 @@ def _runs(sweep: Sweep, found: Sequence[Configuration]) -> dict[str, runs.Run]:
     read = {}
     for row in (row for one in found for row in one.rows):
         path = sweep.folder / str(row.get("run_dir") or Path("trials") / str(row.get("trial")))
+        if not path.resolve().is_relative_to(sweep.folder.resolve()):
+            continue  # damaged, or made to be read from elsewhere
         try:
-            read[str(row.get("trial"))] = runs.read(runs.inside(sweep.folder, path))
+            read[str(row.get("trial"))] = runs.read(path)
         except UserError:
             continue
     return read
