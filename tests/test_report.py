@@ -53,7 +53,7 @@ def test_a_page_loads_nothing_and_shows_text_as_it_is(page: Page):
 def test_every_run_is_in_the_summary_and_in_the_legends(page: Page):
     assert [row[0] for row in page.tables[0]] == ["run", "base", "wide", "_wi<ld>$"]
     legends = [line for line in page.text.splitlines() if line.strip() == "_wi<ld>$"]
-    assert len(legends) == page.source.count("<figure>") == 6
+    assert len(legends) == page.source.count("<figure>") == 8
 
 
 def test_summary_against_the_lines(page: Page):

@@ -97,7 +97,7 @@ def _places(axis: Axis, found: Sequence[Configuration]) -> dict[int, float]:
     places: dict[int, float] = {}
     for i, category in enumerate(categories):
         members = sorted(one.number for one in found if _say(one.values[axis.field]) == category)
-        offsets = np.linspace(-0.22, 0.22, len(members)) if len(members) > 1 else [0.0]
+        offsets = np.linspace(-0.22, 0.22, len(members)) if len(members) > 1 else [0.0] * len(members)
         places |= {number: i + float(offset) for number, offset in zip(members, offsets, strict=True)}
     return places
 

@@ -1,5 +1,6 @@
 """The report of a sweep: its best configuration as a command, all of them ranked, curves, axes and importances."""
 
+import contextlib
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -202,10 +203,8 @@ def _runs(sweep: Sweep, found: Sequence[Configuration]) -> dict[str, runs.Run]:
     read = {}
     for row in (row for one in found for row in one.rows):
         path = sweep.folder / str(row.get("run_dir") or Path("trials") / str(row.get("trial")))
-        if not path.resolve().is_relative_to(sweep.folder.resolve()):
-            continue  # damaged, or made to be read from elsewhere
-        try:
-            read[str(row.get("trial"))] = runs.read(path)
-        except UserError:
-            continue
+        # A row that is damaged, or made to have something else read, names no folder of this sweep.
+        with contextlib.suppress(UserError, ValueError):
+            if path.resolve().is_relative_to(sweep.folder.resolve()):
+                read[str(row.get("trial"))] = runs.read(path)
     return read
