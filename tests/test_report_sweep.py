@@ -228,6 +228,38 @@ def test_heat_map_of_two_lists(tmp_path: Path):
     assert axes_plots.heat_map(grid, across, Axis("x", low=0.0, high=1.0)) is None
 
 
+RATE_GRID = [{"field": "optimizer.learning_rate", "values": [1e-3, 3e-3, 1e-2]}, fake_sweep.GRID[0]]
+
+
+def test_a_curve_over_the_rates_for_each_value_of_another_axis(tmp_path: Path):
+    fake_sweep.write_sweep(tmp_path / "grid", RATE_GRID, 9)
+    grid = results.read(tmp_path / "grid")
+    figure = axes_plots.by_rate(grid, *grid.axes)
+    assert figure is not None
+    [axes] = figure.axes
+    means = {tuple(one.values.values()): one.mean for one in grid.configurations}
+    assert axes.get_xscale() == "log"
+    assert [line.get_label() for line in axes.lines] == ["1", "2", "4"]
+    for layers, line in zip((1, 2, 4), axes.lines, strict=True):
+        assert list(line.get_xdata()) == [1e-3, 3e-3, 1e-2]
+        assert list(line.get_ydata()) == [means[rate, layers] for rate in (1e-3, 3e-3, 1e-2)]
+    parsed = Page(report.sweep(tmp_path / "grid"))
+    parsed.check()
+    assert "valid loss against optimizer.learning_rate for each model.num_layers" in parsed.source
+
+
+def test_the_best_of_further_axes_is_on_the_curve(sweep: results.Sweep):
+    rate, layers, _ = sweep.axes
+    figure = axes_plots.by_rate(sweep, rate, layers)
+    assert figure is not None
+    best = sweep.best
+    assert best is not None
+    points = [point for line in figure.axes[0].lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    assert (best.values[rate.field], best.mean) in points
+    assert {line.get_linestyle() for line in figure.axes[0].lines} == {"None"}
+    assert axes_plots.by_rate(sweep, layers, rate) is None  # too many rates for colours
+
+
 def test_curves_of_all_trials_with_the_best_on_top(folder: Path, sweep: results.Sweep):
     read = {row["trial"]: runs.read(folder / row["run_dir"]) for row in sweep.rows if row["status"] != "failed"}
     drawn = sweep_page.trial_curves(sweep, read, "valid")

@@ -41,6 +41,39 @@ def against(sweep: Sweep, axis: Axis) -> Figure:
     return figure
 
 
+def by_rate(sweep: Sweep, rate: Axis, other: Axis) -> Figure | None:
+    """The objective against a learning rate, with a curve for each value of another axis.
+
+    Where further axes vary, a curve is of the best at each rate. None where the other axis has too many values.
+    """
+    measured = [one for one in sweep.configurations if one.mean is not None]
+    taken = {one.values[other.field] for one in measured}
+    values = [value for value in other.values or sorted(taken) if value in taken]
+    if not 2 <= len(values) <= len(style.SERIES):
+        return None
+    with style.drawing():
+        title = f"{sweep.label(rate)} for each {sweep.label(other)}"
+        figure, axes = style.panel(title, rate.field, f"valid {objective.LABELS[sweep.figure]}")
+        if rate.log_scale:
+            axes.set_xscale("log")
+        drawn: list[float] = []
+        for i, value in enumerate(values):
+            best: dict[float, float] = {}
+            for one in reversed(measured):  # the best come last, and stay
+                if one.values[other.field] == value and one.mean is not None:
+                    best[one.values[rate.field]] = one.mean
+            points = sorted(best.items())
+            drawn += best.values()
+            # Of a list of rates a line leads from one to the next; between those of a range it would say nothing.
+            line = "-" if rate.values else ""
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, linestyle=line, color=style.SERIES[i], marker=style.MARKERS[i], label=_say(value))
+        style.loss_axis(axes, drawn)
+        _ticks(axes, rate, measured)
+        axes.legend(title=sweep.label(other), title_fontsize=8.5)
+    return figure
+
+
 def heat_map(sweep: Sweep, across: Axis, up: Axis) -> Figure | None:
     """Mean loss over the values of two axes; of several configurations in a cell, that of the best.
 

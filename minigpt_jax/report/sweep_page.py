@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 from minigpt_jax import objective
@@ -155,7 +155,7 @@ def trial_curves(sweep: Sweep, read: dict[str, runs.Run], split: str) -> list[cu
 
 
 def against(sweep: Sweep) -> list[Block]:
-    """A plot for each axis that varies, and a heat map where two of them have lists of values."""
+    """A plot for each axis that varies, the learning rate beside each other axis, and a heat map of two lists."""
     if sweep.best is None:
         return []
     informative = [
@@ -166,6 +166,11 @@ def against(sweep: Sweep) -> list[Block]:
         for axis in informative
         if (drawn := axes_plots.against(sweep, axis))
     ]
+    rates = [axis for axis in informative if axis.numeric and axis.field.endswith("learning_rate")]
+    for rate, other in product(rates, informative):
+        if other is not rate and (drawn := axes_plots.by_rate(sweep, rate, other)):
+            name = f"{rate.field}-by-{other.field}".replace(".", "-")
+            shown.append(Plot(name, f"{sweep.objective} against {rate.field} for each {other.field}", drawn))
     if len(informative) == 2:
         for across, up in combinations(informative, 2):
             if drawn := axes_plots.heat_map(sweep, across, up):

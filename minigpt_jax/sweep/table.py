@@ -26,8 +26,8 @@ class Table:
         self._trials: dict[tuple[int, int], dict[str, Any]] = {(r["configuration"], r["seed"]): r for r in rows}
         self._share: dict[tuple[int, int], float] = dict.fromkeys(self._trials, 1.0)
         self._total = plan.trials * len(plan.seeds)
-        self._start, self._done_before = time.perf_counter(), len(rows)
-        self._printed = self._start
+        self._watch, self._done_before = display.Stopwatch(), len(rows)
+        self._printed = time.perf_counter()
         self._note = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -51,11 +51,13 @@ class Table:
             self.say("ranked by bits per byte: the axes change what a token is, so losses do not compare")
         for caveat in plan.caveats:
             display.warn(caveat)
+        self._watch.__enter__()
         if display.console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watch.__exit__()
         if display.console.is_terminal:
             self._live.stop()
             display.console.print(self._table(rows=20))
@@ -106,7 +108,7 @@ class Table:
         done = sum(self._share.values())
         if done <= self._done_before:
             return ""
-        seconds = (time.perf_counter() - self._start) / (done - self._done_before) * (self._total - done)
+        seconds = self._watch.seconds / (done - self._done_before) * (self._total - done)
         return f" · {seconds:,.0f} s left" if seconds < 120 else f" · {seconds / 60:,.0f} min left"
 
     def _render(self) -> Group:
