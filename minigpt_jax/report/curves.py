@@ -58,7 +58,7 @@ def plot(curves: Sequence[Curve], x: str, title: str, y: str = "loss", floor: fl
     unit, scale = _unit(x, max((max(xs, default=0.0) for xs, _ in points), default=0.0))
     crowd = sum(curve.label is None for curve in curves)
     with style.drawing():
-        figure, axes = style.panel(f"{title} by {x}", unit, LABELS.get(y, y.replace("_", " ")))
+        figure, axes = style.panel(f"{title} by {x}", unit, LABELS.get(y, title.lower()))
         ceiling, named = None, {}
         for curve, (xs, ys) in zip(curves, points, strict=True):
             xs = [value / scale for value in xs]

@@ -176,7 +176,7 @@ def samplers(run: Run) -> list[Block]:
     rows = [
         [
             str(row.get("sampler", NOTHING)),
-            setting(row.get("settings") or {}),
+            setting(row.get("settings") or {}) or NOTHING,
             str(row.get("text", "")),
             *(number(row.get(key), decimals) for key, decimals in figures.items()),
         ]
