@@ -19,8 +19,8 @@ class Arguments:
 
     An axis is optimizer.learning_rate=1e-3,3e-3 (values) or optimizer.learning_rate=1e-4..1e-2:log (a range); any field
     of the experiment will do. Seeds are replicates: seed=0,1,2 trains every configuration three times. What follows --
-    are flags of the experiment. The same command again goes on where the sweep stopped; started several times, on any
-    machines that share the folder (or the --storage), it shares out the work.
+    are flags of the experiment. The same command again resumes the sweep. Started several times, on any machines that
+    share the folder (or the --storage), it divides the work among them.
     """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py")]
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
     storage = None if chosen.storage is None else whole[chosen.storage]
     outcome = sweep.sweep(plan, storage=storage, lease=chosen.lease, most=chosen.stack)
     if outcome.interrupted:
-        print(f"stopped after {len(outcome.rows)} trials, saved; the same command again goes on from there")
+        print(f"stopped after {len(outcome.rows)} trials, saved; the same command again resumes the sweep")
         return cli.INTERRUPTED
     page = report.sweep(plan.folder)
     if (best := report.results.read(plan.folder).best) is not None:
