@@ -75,7 +75,7 @@ def test_sample_json(run_dir: Path, capsys: pytest.CaptureFixture):
     lines = json_lines(capsys.readouterr().out)
     assert [line["prompt"] for line in lines] == prompts
     for line in lines:
-        assert set(line) == {"prompt", "text", "tokens", "logprobs", "finish_reason"}
+        assert set(line) == {"prompt", "text", "full_text", "tokens", "logprobs", "finish_reason"}
         assert len(line["tokens"]) == len(line["logprobs"]) == 6
         assert line["finish_reason"] == "length"
 
