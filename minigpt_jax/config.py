@@ -194,6 +194,8 @@ class TrainConfig:
     """Steps between checkpoints; each epoch by default."""
     keep: int = 2
     """Latest checkpoints to keep, besides the best."""
+    patience: int | None = None
+    """End after this many evaluations in a row without a lower validation loss; never by default."""
     tensorboard: bool = True
     """Write TensorBoard summaries."""
 
@@ -258,6 +260,7 @@ def validate(experiment: Experiment) -> None:
         "train.steps_per_dispatch": train.steps_per_dispatch,
         "train.evaluate_every": train.evaluate_every,
         "train.checkpoint_every": train.checkpoint_every,
+        "train.patience": train.patience,
         "sample.max_new_tokens": experiment.sample.max_new_tokens,
     }
     positive |= {name: value for name, value in optional.items() if value is not None}
