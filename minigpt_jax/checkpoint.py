@@ -261,6 +261,8 @@ class Checkpoints:
 
 def _misfit(folder: Path, like: Any) -> str | None:
     """The first array whose shape on disk is another than in `like`, or that only one of them has."""
+    if not (folder / "manifest.ocdbt").is_file():
+        return f"{folder} has no index"
     try:
         metadata: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(folder.absolute()))
     except (OSError, ValueError, KeyError):
