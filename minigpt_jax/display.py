@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False)  # what users wrote is shown as it is
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -71,7 +71,9 @@ class TrainingBar:
         self._total = total_steps
         self._bar = _progress(TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}"))
         self._task = self._bar.add_task("training", completed=step, total=total_steps, loss="", rate="")
-        self._first = self._printed = (time.perf_counter(), step)
+        self._printed = time.perf_counter()
+        self._first: tuple[float, int] | None = None
+        """When the first step of this process was made, compiled by then, and which one it was."""
 
     def __enter__(self) -> "TrainingBar":
         self._bar.start()
@@ -81,19 +83,19 @@ class TrainingBar:
         self._bar.stop()
 
     def advance(self, step: int) -> None:
+        self._first = self._first or (time.perf_counter(), step)
         self._bar.update(self._task, completed=step)
 
     def line(self, step: int, loss: float, tokens_a_second: float) -> None:
         """Shows the figures of the latest training line."""
         self._bar.update(self._task, loss=f"loss {loss:.3f}", rate=f"{tokens_a_second:,.0f} tokens/s")
         now = time.perf_counter()
-        if console.is_terminal or (now - self._printed[0] < SECONDS_BETWEEN_LINES and step != self._total):
+        if console.is_terminal or (now - self._printed < SECONDS_BETWEEN_LINES and step != self._total):
             return
-        left = (now - self._first[0]) / max(step - self._first[1], 1) * (self._total - step)
-        console.print(
-            f"step {step:,}/{self._total:,} · loss {loss:.3f} · {tokens_a_second:,.0f} tokens/s · {left:,.0f} s left"
-        )
-        self._printed = (now, step)
+        begun, first = self._first or (now, step)
+        left = f" · {(now - begun) / (step - first) * (self._total - step):,.0f} s left" if step > first else ""
+        console.print(f"step {step:,}/{self._total:,} · loss {loss:.3f} · {tokens_a_second:,.0f} tokens/s{left}")
+        self._printed = now
 
 
 def parameter_table(params: Any) -> Table:

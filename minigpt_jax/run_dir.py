@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 from minigpt_jax import display
 from minigpt_jax.config import Experiment, dumps, flag_name, flatten, from_json, to_json
@@ -249,7 +249,7 @@ def check_resume(run_dir: RunDir, resume: Resume) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name once all of it is on the disk; whatever had the name is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)

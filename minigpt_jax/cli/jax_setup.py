@@ -12,7 +12,7 @@ def prepare() -> None:
     import jax  # not above: it takes seconds, and a wrong flag is told at once
     from absl import logging
 
-    from minigpt_jax.run import cache_dir
+    from minigpt_jax.cache import cache_dir
 
     # What matters of it is raised too, and told in one line.
     logging.set_verbosity(logging.FATAL)

@@ -161,7 +161,7 @@ def _print_comparison(chosen: Arguments, lm: Any, compared: Iterator[Any]) -> No
         table.add_column("text")
         for row in rows:
             figures = [
-                f"[bold]{row['sampler']}[/]",
+                row["sampler"],
                 *(f"{name} {value:g}" for name, value in row["settings"].items()),
                 f"repeated 4-grams {row['repeated_4grams']:.0%}",
                 f"distinct-2 {row['distinct_2']:.2f}",
