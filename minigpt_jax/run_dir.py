@@ -69,6 +69,7 @@ class RunDir:
     def description(self) -> dict[str, Any]:
         """What config.json holds. Raises UserError where there is none, or something leads out of the directory."""
         try:
+            self.config.lstat()  # before anything is read of a folder that is no run
             check_contents(self.path)
             value = json.loads(self.config.read_text("utf-8", "surrogateescape"))
         except FileNotFoundError as error:

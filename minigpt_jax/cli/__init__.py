@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from minigpt_jax import signals
@@ -81,10 +82,11 @@ def _told(error: Exception) -> str | None:
         if where == "the disk" and error.errno == errno.ENOSPC:
             _drop_output()  # it may be standard output that is full
         return f"{where} cannot be written: {error.strerror}; free some room, or write somewhere else"
-    if isinstance(error, RuntimeError) and str(error).startswith("Unable to initialize backend"):
-        reason = str(error).splitlines()[0]
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if str(error).startswith("Unable to initialize backend") or last.filename.endswith("jax/_src/xla_bridge.py"):
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        return f"JAX finds no such device ({reason}); drop JAX_PLATFORMS={platforms}, or take JAX_PLATFORMS=cpu"
+        reason = str(error).split("\n")[0] or "its support is not installed"
+        return f"JAX_PLATFORMS={platforms}: JAX finds no such device ({reason}); unset it, or take JAX_PLATFORMS=cpu"
     return None
 
 
