@@ -251,7 +251,7 @@ class Checkpoints:
                 for name, like in items.items():
                     read[name] = reader.restore((folder / name).absolute(), args=_restore_args(like))
             return read
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # Orbax raises Exception itself, too
             reason = str(error).strip().split("\n")[0]
             raise UserError(
                 f"{folder} does not fit its run's config.json, is damaged, or of another version of minigpt_jax "
@@ -265,7 +265,7 @@ def _misfit(folder: Path, like: Any) -> str | None:
         return f"{folder} has no index"
     try:
         metadata: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(folder.absolute()))
-    except (OSError, ValueError, KeyError):
+    except Exception:  # Orbax raises Exception itself, too
         return f"{folder} cannot be read"
     shapes = [_shapes(tree) for tree in (getattr(metadata, "tree", metadata), like)]
     for path in sorted(shapes[0].keys() | shapes[1].keys()):
