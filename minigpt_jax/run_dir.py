@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 from minigpt_jax import display
 from minigpt_jax.config import Experiment, dumps, flag_name, flatten, from_json, options, to_json
@@ -51,6 +51,7 @@ class RunDir:
     def description(self) -> dict[str, Any]:
         """What config.json holds. Raises UserError where there is none, or something leads out of the directory."""
         try:
+            self.config.lstat()  # before anything is read of a folder that is no run
             check_contents(self.path)
             value = json.loads(self.config.read_text("utf-8", "surrogateescape"))
         except FileNotFoundError as error:
@@ -232,7 +233,7 @@ def check_resume(run_dir: RunDir, resume: Resume) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name once all of it is on the disk; whatever had the name is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)

@@ -63,7 +63,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture):
 def test_train_and_go_on(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, spelling: list[str]):
     for steps in (1, 2):
         assert command("train", experiment_file, "--run-dir", tmp_path / "r", "--train.steps", steps, *spelling) == 0
-    assert "going on from step 1" in capsys.readouterr().out
+    assert "resuming from step 1" in capsys.readouterr().out
     lines = json_lines((tmp_path / "r" / "metrics.jsonl").read_text())
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
 

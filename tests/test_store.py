@@ -13,6 +13,7 @@ from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
+from minigpt_jax.run_dir import whole_file
 
 WORDS = "the king was dead and so was his old dog who had never liked him much".split()
 
@@ -264,7 +265,8 @@ def test_rows_in_order_visit_every_row_once_on_any_number_of_processes():
 @pytest.mark.parametrize("floor", [None, 12.5])
 def test_rows_survive_the_run_directory(tmp_path: Path, floor: float | None):
     rows = Rows(np.arange(6, dtype=np.uint16).reshape(2, 3), np.array([4, 5], np.int32), floor)
-    rows.save(tmp_path / "data" / "valid.npz")
+    with whole_file(tmp_path / "data" / "valid.npz") as file:
+        rows.save(file)
     loaded = Rows.load(tmp_path / "data" / "valid.npz")
     assert loaded.rows.dtype == np.uint16
     np.testing.assert_array_equal(loaded.rows, rows.rows)

@@ -18,13 +18,13 @@ from minigpt_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train an experiment. The same command again goes on from the run's latest checkpoint."""
+    """Train an experiment. The same command again resumes from the run's latest checkpoint."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """Folder of the run; runs/NAME by default."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """auto: go on from a checkpoint if there is one; always: refuse to start anew; never: refuse to go on."""
+    """auto: resume from a checkpoint if there is one; always: refuse to start anew; never: refuse to resume."""
     distributed: Distributed = field(default_factory=Distributed)
 
 
@@ -48,9 +48,15 @@ def main(arguments: list[str]) -> int:
     with distributed.joined(chosen.distributed):
         result = run.run(chosen.experiment, chosen.run_dir, resume=chosen.resume)
     if result.interrupted:
-        print(f"stopped at step {result.progress.step:,}, saved; the same command again goes on from there")
+        print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
         return cli.INTERRUPTED
-    print(f"done: {result.progress.step:,} steps; the run is in {result.run_dir}")
+    early = ""
+    if result.best_step is not None:
+        early = (
+            f", as validation has not improved on step {result.best_step:,} for "
+            f"{chosen.experiment.train.patience} evaluations (--train.patience)"
+        )
+    print(f"done: {result.progress.step:,} steps{early}; the run is in {result.run_dir}")
     return 0
 
 
@@ -64,6 +70,8 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{file}: there is no such experiment file; name one such as experiments/quickstart.py")
+    if path.suffix != ".py":
+        raise UserError(f"{file} is no .py file that defines an experiment: {cli.text_hint(file).rstrip('; ')}")
     try:
         defined = _run_file(path)
     except UserError:

@@ -185,6 +185,8 @@ class TrainConfig:
     """Steps between evaluations; each epoch by default."""
     checkpoint_every: int | None = option(None, above=0, resumable=True)
     """Steps between checkpoints; each epoch by default."""
+    patience: int | None = option(None, above=0, resumable=True)
+    """End after this many evaluations in a row without a lower validation loss; never by default."""
     keep: int = option(2, above=0, resumable=True)
     """Latest checkpoints to keep, besides the best."""
     tensorboard: bool = option(True, resumable=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import joblib
 import numpy as np
 
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.batch import Batch
+from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.config import DataConfig, Experiment, to_json
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_heads
@@ -88,7 +88,7 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
         "min_bytes": data.min_bytes if "lines" in (data.layout, data.layout_of("valid")) else None,
     }
     folder = cache / "stores" / _key(description)
-    with _lock(folder):
+    with cache_lock(folder):
         splits = _open(folder, description, data)
         if splits is None:
             _build(folder, description, data, corpus, tokenizer, track)
@@ -144,7 +144,7 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
         "min_bytes": data.min_bytes if layout == "lines" else None,
     }
     folder = cache / "tokenizers" / _key(description)
-    with _lock(folder):
+    with cache_lock(folder):
         tokenizer = _open_tokenizer(folder, description)
         if tokenizer is None:
             total = sum(1 for _ in documents(corpus, "train", layout, data.min_bytes))
@@ -264,11 +264,6 @@ def _key(description: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _lock(folder: Path) -> filelock.BaseFileLock:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(f"{folder}.lock")
 
 
 class _written_whole:

@@ -75,7 +75,7 @@ class _Stepped(NamedTuple):
     weights: Any
 
 
-def load(run_dir: str | Path, step: int | None = None) -> "LanguageModel":
+def load(run_dir: str | Path, step: int | Literal["best"] | None = None) -> "LanguageModel":
     """The model of a run directory, at its latest checkpoint or at that of `step`.
 
     Raises UserError where the directory, its checkpoint or their fit is missing.

@@ -1,0 +1,46 @@
+"""What runs share: the folder of trained tokenizers, token stores, downloads and compiled programs."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from minigpt_jax.errors import UserError
+
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def cache_dir() -> Path:
+    """$MINIGPT_CACHE, or a folder under ~/.cache. Raises UserError if it is a file."""
+    folder = Path(os.path.expanduser(os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt_jax"))
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"the cache {folder} cannot be made: {path} is a file; set MINIGPT_CACHE to a folder")
+    return folder
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds the right to make a folder of the cache. What is there already can be read from a read-only disk too.
+
+    Raises UserError if a file stands where a folder should be.
+    """
+    held = filelock.FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(
+            f"the cache has a file where a folder should be, or a folder for a file: {error.filename}; remove it, or "
+            "set MINIGPT_CACHE to another folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+    try:
+        yield
+    finally:
+        held.release()
