@@ -1,5 +1,6 @@
 """Where the text comes from: SimpleBooks, generated stories, or any files of the user's."""
 
+import os
 from pathlib import Path
 
 from minigpt_jax.config import DataConfig
@@ -28,6 +29,6 @@ def open_corpus(config: DataConfig, cache: Path) -> Corpus:
     if config.corpus == "stories":
         return Stories(config.stories, config.stories_seed)
     if config.archive:
-        return SimpleBooks(config.archive.expanduser(), config.simplebooks)
+        return SimpleBooks(Path(os.path.expanduser(config.archive)), config.simplebooks)
     archive, unpacked = download(cache)
     return SimpleBooks(archive, config.simplebooks, unpacked, source=str(archive))

@@ -5,14 +5,18 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, Literal, Protocol, cast, get_args
+from typing import IO, Literal, Protocol, get_args
 
 from minigpt_jax.errors import UserError
+from minigpt_jax.utf8 import check_encoding, decode
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+MAX_DOCUMENT = 16 << 20
+"""Bytes of a line or a file that is one document; tokenising takes up to 50 times as much memory."""
+_CHUNK = 1 << 18
 
 
 class Corpus(Protocol):
@@ -35,42 +39,40 @@ class Corpus(Protocol):
         ...
 
 
-def read_lines(stream: Iterable[bytes], source: str) -> Iterator[tuple[int, str]]:
+def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool = False) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, text) of each line that is not blank.
 
     Lines are those of `tf.data.TextLineDataset`: cut at line feeds alone, every carriage return dropped, so that a
-    vertical tab or a Unicode line separator stays within its paragraph. `source` names the stream in errors.
+    vertical tab or a Unicode line separator stays within its paragraph. With `universal`, a carriage return ends a line
+    too, alone (as on old Macs) or before a line feed. `source` names the stream in errors.
 
     Raises:
-        UserError: at bytes that are not UTF-8.
+        UserError: at bytes that are not UTF-8, or a line of more than `MAX_DOCUMENT` bytes.
     """
     start = 0
-    for number, raw in enumerate(stream, 1):
+    for number, raw in enumerate(_raw_lines(stream, source, universal), 1):
         line = decode(raw, source, start=start, line=number).removesuffix("\n").replace("\r", "")
         start += len(raw)
         if line.strip():
             yield number, line
 
 
-def decode(raw: bytes, source: str, *, start: int = 0, line: int | None = None) -> str:
-    """UTF-8, strictly; `start` is the offset of `raw` in its source.
-
-    Raises:
-        UserError: naming the byte offset of the first wrong byte, and the line where it is known.
-    """
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        where = f"byte {start + error.start}" + (f" (line {line})" if line else "")
-        raise UserError(
-            f"{source} is not UTF-8: 0x{raw[error.start]:02x} at {where}; "
-            "convert it, e.g. with `iconv -f latin1 -t utf-8`"
-        ) from error
-
-
-def buffered(stream: IO[bytes] | io.RawIOBase) -> BinaryIO:
-    """The stream with lines cut in C: a zip member cuts its own in Python."""
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))
+def _raw_lines(stream: IO[bytes] | io.RawIOBase, source: str, universal: bool) -> Iterator[bytes]:
+    """The lines with their ends, in memory bounded by the longest one."""
+    done = 0
+    rest = stream.read(_CHUNK)
+    check_encoding(rest, source)
+    while chunk := stream.read(_CHUNK):
+        data = rest + chunk
+        *lines, rest = data.splitlines(keepends=True) if universal else io.BytesIO(data).readlines()
+        yield from lines
+        done += len(lines)
+        if len(rest) > MAX_DOCUMENT:
+            raise UserError(
+                f"{source}: line {done + 1} is longer than {MAX_DOCUMENT >> 20} MiB, the most that one document may "
+                "have; cut it into shorter lines, e.g. with `fold -s -w 4000`"
+            )
+    yield from rest.splitlines(keepends=True) if universal else io.BytesIO(rest).readlines()
 
 
 @contextlib.contextmanager

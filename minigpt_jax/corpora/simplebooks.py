@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from minigpt_jax.config import DataConfig
-from minigpt_jax.corpora.base import SPLITS, Split, buffered, file_sha256, read_lines, readable
+from minigpt_jax.corpora.base import SPLITS, Split, file_sha256, read_lines, readable
 from minigpt_jax.errors import UserError
 
 CONFIGURATIONS: tuple[str, ...] = get_args(get_type_hints(DataConfig)["simplebooks"])
@@ -56,10 +56,10 @@ class SimpleBooks:
         with readable(source):
             if self._unpacked is None:
                 with zipfile.ZipFile(self._archive) as file, file.open(member) as stream:
-                    yield from (line for _, line in read_lines(buffered(stream), source))
+                    yield from (line for _, line in read_lines(stream, source))
             else:
                 with _CheckedFile(self._unpacked / member.filename, member.CRC) as stream:
-                    yield from (line for _, line in read_lines(buffered(stream), source))
+                    yield from (line for _, line in read_lines(stream, source))
 
     def floor(self, split: Split) -> float | None:
         return None

@@ -4,26 +4,33 @@ Opening reads all of it once, in bounded memory (8 bytes a document): it finds e
 fingerprint, and learns where to cut the splits.
 """
 
-import contextlib
 import glob
 import gzip
 import hashlib
 import json
 import os
+import re
 import zipfile
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import IO, Any, Literal
 
 import numpy as np
 
-from minigpt_jax.corpora.base import Split, buffered, decode, read_lines, readable
+from minigpt_jax.corpora.base import MAX_DOCUMENT, Split, read_lines, readable
 from minigpt_jax.corpora.simplebooks import holdings, open_zip
 from minigpt_jax.errors import UserError
+from minigpt_jax.utf8 import check_encoding, decode
 
 ALLOWED = ".txt, .jsonl, .txt.gz, .jsonl.gz or .zip"
+
+# Anything but white space, control characters and Unicode's Default_Ignorable_Code_Point.
+_VISIBLE = re.compile(
+    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 class Text:
@@ -70,7 +77,7 @@ class Text:
                 total.update(digest)
                 keys.append(_key(digest))
             if source.named and len(keys) == before:
-                raise UserError(f"--data.files {source.label} holds no text; leave it out or give another file")
+                raise UserError(f"--data.files {source.path} holds no text; leave it out or give another file")
         distinct = np.unique(np.frombuffer(keys, np.uint64)) if keys else np.empty(0, np.uint64)
         if (count := len(distinct)) < 3:
             mend = "give more text" + (", or --data.document line" if document == "file" else "")
@@ -102,7 +109,7 @@ class Text:
             return hashlib.sha256(text.encode()).digest()
         except UnicodeEncodeError as error:  # only JSON can spell it
             raise UserError(
-                f"--data.files {source.label}: a record has half a surrogate pair, {text[error.start]!r}, which is no "
+                f"--data.files {source.path}: a record has half a surrogate pair, {text[error.start]!r}, which is no "
                 "character; write it whole"
             ) from error
 
@@ -130,53 +137,58 @@ def read_files(
 
 
 def _documents(source: "_Source", document: str, json_field: str, flag: str) -> Iterator[str]:
-    label = f"{flag} {source.label}"
-    with readable(label), source.open() as stream:
-        if source.is_jsonl:
-            texts = (_field(line, json_field, f"{label}:{number}") for number, line in _lines(stream, label))
-        elif document == "line":
-            texts = (line for _, line in _lines(stream, label))
+    label = f"{flag} {source.path}"
+    with readable(label):
+        if source.members:
+            with zipfile.ZipFile(source.path) as file:  # once for all its members: its directory may be long
+                for name in source.members:
+                    with readable(f"{label}: {name}"), file.open(name) as stream:
+                        yield from _texts(stream, name, document, json_field, f"{label}: {name}")
         else:
-            texts = (decode(stream.read(), label).removeprefix("\ufeff").replace("\r\n", "\n") for _ in range(1))
-        yield from (text for text in texts if text.strip())
+            open_file: Any = gzip.open if source.path.suffix.lower() == ".gz" else open
+            with open_file(source.path, "rb") as stream:
+                yield from _texts(stream, source.path.name, document, json_field, label)
+
+
+def _texts(stream: IO[bytes], name: str, document: str, json_field: str, label: str) -> Iterator[str]:
+    """The documents of one file or member, without those that show nothing."""
+    if name.lower().removesuffix(".gz").endswith(".jsonl"):
+        texts = (_field(line, json_field, f"{label}:{number}") for number, line in _lines(stream, label))
+    elif document == "line":
+        texts = (line for _, line in _lines(stream, label))
+    else:
+        texts = [_whole(stream, label)]
+    yield from filter(_VISIBLE.search, texts)
+
+
+def _lines(stream: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
+    for number, line in read_lines(stream, label, universal=True):
+        yield number, line.removeprefix("\ufeff") if number == 1 else line  # a byte order mark
+
+
+def _whole(stream: IO[bytes], label: str) -> str:
+    """All of a file, its lines parted by line feeds."""
+    raw = stream.read(MAX_DOCUMENT + 1)
+    check_encoding(raw, label)
+    if len(raw) > MAX_DOCUMENT:
+        raise UserError(
+            f"{label} is longer than {MAX_DOCUMENT >> 20} MiB, the most that one document may have; "
+            "cut it into several files, or take --data.document line"
+        )
+    return decode(raw, label).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A file, or a member of a zip."""
+    """A file, or the members of a zip that are read."""
 
     path: Path
-    member: str | None = None
+    members: tuple[str, ...] = ()
     named: bool = False  # by itself, not found by a glob or in a folder
-
-    @property
-    def label(self) -> str:
-        return f"{self.path}" if self.member is None else f"{self.path}: {self.member}"
-
-    @property
-    def is_jsonl(self) -> bool:
-        return (self.member or self.path.name).lower().removesuffix(".gz").endswith(".jsonl")
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        if self.member is not None:
-            with zipfile.ZipFile(self.path) as file, file.open(self.member) as stream:
-                yield buffered(stream)
-        elif self.path.suffix.lower() == ".gz":
-            with gzip.open(self.path) as stream:
-                yield cast(BinaryIO, stream)
-        else:
-            with self.path.open("rb") as stream:
-                yield stream
 
 
 def _key(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big")
-
-
-def _lines(stream: BinaryIO, label: str) -> Iterator[tuple[int, str]]:
-    for number, line in read_lines(stream, label):
-        yield number, line.removeprefix("\ufeff") if number == 1 else line  # a byte order mark
 
 
 def _field(line: str, field: str, where: str) -> str:
@@ -197,62 +209,72 @@ def _field(line: str, field: str, where: str) -> str:
 
 
 def _sources(specs: Sequence[str], flag: str) -> list[_Source]:
-    """All files and zip members that the user's words stand for, each once, in a fixed order."""
+    """All files that the user's words stand for, each once, in a fixed order."""
     seen: set[Path] = set()
     sources = []
     for spec in specs:
-        named = Path(spec).expanduser().is_file()
-        for path in _expand(spec, flag):
-            if (identity := path.resolve()) in seen:
-                continue
-            seen.add(identity)
-            if path.suffix.lower() == ".zip":
-                sources += _zip_members(path, named, flag)
-            else:
-                sources.append(_Source(path, named=named))
+        with readable(f"{flag} {spec}"):
+            given = Path(os.path.expanduser(spec))
+            for path in _expand(given, f"{flag} {spec}"):
+                if (identity := path.resolve()) in seen:
+                    continue
+                seen.add(identity)
+                members = _zip_members(path, f"{flag} {path}") if path.suffix.lower() == ".zip" else ()
+                sources.append(_Source(path, members, named=path == given))
     return sources
 
 
-def _expand(spec: str, flag: str) -> list[Path]:
-    given = Path(spec).expanduser()
-    flag = f"{flag} {spec}"
-    with readable(flag):
-        if given.is_file():
-            if not _is_supported(given):
-                raise UserError(f"{flag} is of a kind that is not read; give {ALLOWED}")
-            return [given]
-        if given.is_dir():
-            found = _walk(given)
-        elif given.exists():  # a device or a pipe: it cannot be read twice
-            raise UserError(f"{flag} is neither a file nor a folder; give {ALLOWED}")
-        elif glob.has_magic(spec):
-            matches = [Path(match) for match in sorted(glob.glob(str(given), recursive=True))]
-            if not matches:
-                raise UserError(f"{flag} matches nothing; check the pattern (** goes into folders), and quote it")
-            found = [path for match in matches for path in (_walk(match) if match.is_dir() else [match])]
-        else:
-            raise UserError(f"{flag}: no such file or folder; give files, globs or folders of {ALLOWED}")
+def _expand(given: Path, flag: str) -> list[Path]:
+    if given.is_file():
+        if not _is_supported(given):
+            raise UserError(f"{flag} is of a kind that is not read; give {ALLOWED}")
+        return [given]
+    if given.is_dir():
+        found = _walk([given])
+    elif given.exists():
+        raise UserError(f"{flag} is neither a file nor a folder; give {ALLOWED}")
+    elif glob.has_magic(str(given)):
+        matches = [Path(match) for match in sorted(glob.glob(str(given), recursive=True))]
+        if not matches:
+            raise UserError(f"{flag} matches nothing; check the pattern (** goes into folders), and quote it")
+        found = [path for match in matches for path in (_walk([match]) if match.is_dir() else [match])]
+    else:
+        raise UserError(f"{flag}: no such file or folder; give files, globs or folders of {ALLOWED}")
     supported = [path for path in found if _is_supported(path)]
     if not supported:
         raise UserError(f"{flag} has no {ALLOWED} file, only {holdings(sorted(path.name for path in found))}")
+    for path in supported:
+        if not path.is_file():  # the text is read several times, and a pipe would wait for a writer
+            raise UserError(f"{flag}: {path} is a pipe, a device or a broken link, not a file; take it out")
     return supported
 
 
-def _walk(folder: Path) -> list[Path]:
-    """The files in a folder and in its folders, hidden ones left out, sorted by path."""
+def _walk(folders: list[Path]) -> list[Path]:
+    """The files in the folders and in theirs, hidden ones left out, sorted by path.
+
+    Links to folders are followed last, so that a folder is read once and by its own name if it has one here.
+    """
 
     def fail(error: OSError):
         raise error
 
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    found: list[Path] = []
+    seen: set[Path] = set()
+    while folders:
+        links = []
+        for folder in folders:
+            for parent, inner, files in os.walk(folder, onerror=fail):
+                identity = Path(parent).resolve()
+                inner[:] = [] if identity in seen else [name for name in inner if not name.startswith(".")]
+                links += [path for name in inner if (path := Path(parent, name)).is_symlink()]
+                if identity not in seen:
+                    found += [Path(parent, name) for name in files if not name.startswith(".")]
+                seen.add(identity)
+        folders = sorted(links)
     return sorted(found)
 
 
-def _zip_members(path: Path, named: bool, flag: str) -> list[_Source]:
-    label = f"{flag} {path}"
+def _zip_members(path: Path, label: str) -> tuple[str, ...]:
     with open_zip(path, label) as file:
         there = sorted((info for info in file.infolist() if not info.is_dir()), key=lambda info: info.filename)
     # macOS puts a hidden twin beside every file.
@@ -261,7 +283,7 @@ def _zip_members(path: Path, named: bool, flag: str) -> list[_Source]:
         raise UserError(f"{label} has no .txt or .jsonl member; it holds {holdings([i.filename for i in there])}")
     if encrypted := [info.filename for info in texts if info.flag_bits & 1]:
         raise UserError(f"{label}: {holdings(encrypted)} encrypted; give an archive without a password")
-    return [_Source(path, info.filename, named and len(texts) == 1) for info in texts]
+    return tuple(info.filename for info in texts)
 
 
 def _is_supported(path: Path) -> bool:
