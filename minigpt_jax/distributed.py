@@ -6,8 +6,10 @@ last thing that each of them says is one clear line.
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +76,28 @@ def _check(settings: Distributed) -> None:
         )
 
 
+def own_address(coordinator: str | None) -> str | None:
+    """Where process 0 listens: at the coordinator's own address, instead of at all addresses of its machine.
+
+    None, which leaves it to JAX, where that address is unknown or the others may reach it by another one: behind a
+    forwarded port, or where the machine's own /etc/hosts says that its name is 127.0.1.1.
+    """
+    if coordinator is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
+    host = coordinator.rpartition(":")[0].strip("[]")
+    try:
+        found = {address[0] for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        for address in found:
+            with socket.socket(socket.AF_INET6 if ":" in str(address) else socket.AF_INET) as probe:
+                probe.bind((address, 0))
+    except OSError:
+        return None
+    meant_loopback = host == "localhost" or host in found
+    if any(ipaddress.ip_address(address).is_loopback for address in found) and not meant_loopback:
+        return None
+    return coordinator
+
+
 @contextlib.contextmanager
 def joined(settings: Distributed, wait_seconds: int = 300) -> Iterator[None]:
     """Joins the other processes, if there are any, before JAX is used, and leaves the run with them.
@@ -94,6 +118,7 @@ def joined(settings: Distributed, wait_seconds: int = 300) -> Iterator[None]:
             settings.num_processes,
             settings.process_id,
             initialization_timeout=wait_seconds,
+            coordinator_bind_address=own_address(settings.coordinator),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
