@@ -1,87 +1,55 @@
-"""What runs share on disk: entries that are made once, by one process, and appear whole or not at all."""
+"""What runs share: the folder of trained tokenizers, token stores, downloads and compiled programs."""
 
 import contextlib
+import errno
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import filelock
 
 from minigpt_jax.errors import UserError
 
-T = TypeVar("T")
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def made_once(folder: Path, look: Callable[[], T | None], make: Callable[[Path], None]) -> T:
-    """What `look` finds in a folder of the cache, which `make` fills first where it finds nothing.
+def cache_dir() -> Path:
+    """$MINIGPT_CACHE, or a folder under ~/.cache. Raises UserError if it is a file."""
+    folder = Path(os.path.expanduser(os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt_jax"))
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"the cache {folder} cannot be made: {path} is a file; set MINIGPT_CACHE to a folder")
+    return folder
 
-    Nothing is written where the entry is there, so that a filled cache may lie on a read-only disk. Processes that
-    start together wait for the first.
 
-    Args:
-        look: gives None where the entry is missing or damaged.
-        make: fills the folder that it is given; it takes the place of what was there once all of it is on disk.
+def keep_compiled_programs() -> None:
+    """Has JAX keep compiled programs in the cache from process to process, unless the user chose a folder for them."""
+    import jax  # not above: it takes seconds, and few need it here
 
-    Raises:
-        UserError: the cache cannot be read or written.
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds the right to make a folder of the cache. What is there already can be read from a read-only disk too.
+
+    Raises UserError if a file stands where a folder should be.
     """
-    with usable(folder):
-        if (found := look()) is not None:
-            return found
-        with lock(folder.with_name(folder.name + ".lock")):
-            if (found := look()) is None:
-                with _written_whole(folder) as partial:
-                    make(partial)
-                found = look()
-    assert found is not None, f"what was just written to {folder} is damaged"
-    return found
-
-
-@contextlib.contextmanager
-def lock(file: Path) -> Iterator[None]:
-    """Holds a lock on a file, which is made with its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(file):
-        yield
-
-
-@contextlib.contextmanager
-def usable(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong with the cache's disk into one line that names the way out."""
+    held = filelock.FileLock(f"{folder}.lock")
     try:
-        yield
-    except BrokenPipeError:  # of the terminal's, as `| head` leaves it
-        raise
-    except (OSError, NotImplementedError) as error:  # the latter from a file system without locks
-        reason = getattr(error, "strerror", None) or str(error)
-        where = getattr(error, "filename", None) or folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(
-            f"cannot use the cache {where}: {reason}; mend it or free some room, or set MINIGPT_CACHE to another folder"
+            f"the cache has a file where a folder should be, or a folder for a file: {error.filename}; remove it, or "
+            "set MINIGPT_CACHE to another folder"
         ) from error
-
-
-@contextlib.contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """A folder that takes its name, and the place of what was there, once all of it is on disk."""
-    partial = folder.with_name(folder.name + ".partial")
-    _remove(partial)  # of a process that was killed; the lock is ours
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in partial.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        _remove(folder)
-        partial.rename(folder)
-    except BaseException:
-        _remove(partial)
-        raise
-
-
-def _remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there and can be."""
-    shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        path.unlink()
+        yield
+    finally:
+        held.release()

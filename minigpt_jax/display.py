@@ -1,12 +1,14 @@
 """What a person sees: progress bars with rate and time left, and the parameter table."""
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.monitoring
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,13 +23,24 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+# What users and models wrote is printed everywhere, so no text is read as markup.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 SECONDS_BETWEEN_LINES = 10.0
+_COMPILING = {f"/jax/core/compile/{part}_duration" for part in ("jaxpr_to_mlir_module", "backend_compile")}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey.
+
+    Escapes stand for control characters, line feeds and tabs aside, and for surrogates, which cannot be encoded.
+    """
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def warn(text: str) -> None:
     """One line on standard error about what went wrong and was mended."""
-    print(f"minigpt: warning: {text}", file=sys.stderr, flush=True)
+    print(f"minigpt: warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class _Rate(ProgressColumn):
@@ -64,6 +77,28 @@ def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
     console.print(f"{title}: {total:,} documents in {time.perf_counter() - start:.1f} s")
 
 
+class Stopwatch:
+    """Seconds of work since it was made, without those that JAX compiled for: what is left compiles no more."""
+
+    def __init__(self) -> None:
+        self._start, self._compiling = time.perf_counter(), 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._note)
+
+    @property
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self._start - self._compiling, 0.0)
+
+    def _note(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event in _COMPILING:
+            self._compiling += duration_secs
+
+
 class TrainingBar:
     """Steps made, loss, tokens a second and time left: a bar on a terminal, now and then a line elsewhere."""
 
@@ -71,14 +106,17 @@ class TrainingBar:
         self._total = total_steps
         self._bar = _progress(TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[rate]}"))
         self._task = self._bar.add_task("training", completed=step, total=total_steps, loss="", rate="")
-        self._first = self._printed = (time.perf_counter(), step)
+        self._watch, self._first = Stopwatch(), step
+        self._printed = time.perf_counter()
 
     def __enter__(self) -> "TrainingBar":
+        self._watch.__enter__()
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+        self._watch.__exit__()
 
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
@@ -87,13 +125,13 @@ class TrainingBar:
         """Shows the figures of the latest training line."""
         self._bar.update(self._task, loss=f"loss {loss:.3f}", rate=f"{tokens_a_second:,.0f} tokens/s")
         now = time.perf_counter()
-        if console.is_terminal or (now - self._printed[0] < SECONDS_BETWEEN_LINES and step != self._total):
+        if console.is_terminal or (now - self._printed < SECONDS_BETWEEN_LINES and step != self._total):
             return
-        left = (now - self._first[0]) / max(step - self._first[1], 1) * (self._total - step)
+        left = self._watch.seconds / max(step - self._first, 1) * (self._total - step)
         console.print(
             f"step {step:,}/{self._total:,} · loss {loss:.3f} · {tokens_a_second:,.0f} tokens/s · {left:,.0f} s left"
         )
-        self._printed = (now, step)
+        self._printed = now
 
 
 def parameter_table(params: Any) -> Table:

@@ -3,24 +3,26 @@
 import contextlib
 import functools
 import importlib.metadata
-import os
+import math
 import platform
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax import config, corpora, display, evaluate, generate, model, optim, parallel, rng, samplers, train
 from minigpt_jax.batch import Batch
+from minigpt_jax.cache import cache_dir
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import Experiment
 from minigpt_jax.data import store
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
+from minigpt_jax.generate.texts import head
 from minigpt_jax.metrics import Sums
 from minigpt_jax.recorder import Recorder
 from minigpt_jax.run_dir import (
@@ -30,12 +32,17 @@ from minigpt_jax.run_dir import (
     check_room,
     check_same,
     drop_records_after,
+    has_checkpoint,
     lock,
+    read_metrics,
+    whole_file,
     write_description,
     write_tokenizer,
     write_whole,
 )
+from minigpt_jax.signals import stop_signals
 from minigpt_jax.state import Progress, TrainState
+from minigpt_jax.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Result:
     Attributes:
         interrupted: whether a signal stopped it before its last step.
         valid: sums of the last evaluation of this process, if it came to one.
+        best_step: where --train.patience ended it, the step of the lowest validation loss.
     """
 
     run_dir: Path
@@ -52,11 +60,7 @@ class Result:
     progress: Progress
     interrupted: bool
     valid: Sums | None
-
-
-def cache_dir() -> Path:
-    """What runs share: $MINIGPT_CACHE, or a folder under ~/.cache."""
-    return Path(os.environ.get("MINIGPT_CACHE") or Path.home() / ".cache" / "minigpt_jax")
+    best_step: int | None = None
 
 
 def versions() -> dict[str, str]:
@@ -76,7 +80,7 @@ def run(
     batches: BatchSource | None = None,
     resume: Resume = "auto",
 ) -> Result:
-    """Trains an experiment in a run directory, going on from its latest whole checkpoint if it has one.
+    """Trains an experiment in a run directory, resuming from its latest whole checkpoint if it has one.
 
     Where there are several processes, each of them makes this call.
 
@@ -92,25 +96,33 @@ def run(
     config.validate(experiment)
     parallel.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
-    parallel.from_first(lambda: (check_resume(files, resume), check_same(files, experiment)))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
-    parallel.from_first(lambda: check_room(files, 3 * weights * (2 + experiment.train.keep)))
+
+    def check() -> None:
+        check_room(files, 3 * weights * (2 + experiment.train.keep))
+        check_resume(files, resume)
+        check_same(files, experiment)
+
+    parallel.from_first(check)
     fingerprints: dict[str, str] = {}
     display.console.quiet = not parallel.is_first()
     if prepared is None:
         prepared, fingerprints["corpus"] = parallel.first_then_others(lambda: _prepare(experiment))
     made = prepared
     fingerprints["tokenizer"] = made.tokenizer.fingerprint
+    check_samples(experiment, made.tokenizer)
     with contextlib.ExitStack() as held:
 
-        def claim() -> None:
+        def claim() -> int | None:
             held.enter_context(lock(files))
+            before = total_steps(files.experiment(), made) if has_checkpoint(files) else None
             describe(files, experiment, made, fingerprints)
+            return before
 
-        parallel.from_first(claim)
+        horizon = parallel.from_first(claim)
         if not files.config.exists():
             raise UserError(f"--run-dir {files.path}: must lie on a disk that all processes share; name such a folder")
-        return _train(experiment, files, made, batches or tf_data_batches())
+        return _train(experiment, files, made, batches or tf_data_batches(), horizon)
 
 
 def _prepare(experiment: Experiment) -> tuple[Prepared, str]:
@@ -124,7 +136,58 @@ def describe(files: RunDir, experiment: Experiment, prepared: Prepared, fingerpr
     write_description(files, experiment, fingerprints, versions())
     write_tokenizer(files, prepared.tokenizer.save)
     for split in ("valid", "test"):
-        prepared.splits[split].save(files.rows(split))
+        with whole_file(files.rows(split)) as file:
+            prepared.splits[split].save(file)
+
+
+def total_steps(experiment: Experiment, prepared: Prepared) -> int:
+    """Steps that a run takes, which is its schedule's horizon."""
+    settings = experiment.train
+    return settings.steps or settings.epochs * prepared.splits["train"].steps_per_epoch(settings.batch_size)
+
+
+def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the texts to sample at each evaluation cannot be sampled."""
+    settings, window = experiment.sample, experiment.data.sequence_length
+    for prompt, ids in zip(settings.prompts, tokenizer.encode_batch(settings.prompts), strict=True):
+        length = 1 + len(ids)
+        if length > window:
+            raise UserError(
+                f"--sample.prompts {head(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; "
+                "shorten it"
+            )
+        room = window + 1 - length  # the last new token is never read, so it needs no position
+        if experiment.model.positions == "learned" and (settings.max_new_tokens or 0) > room:
+            raise UserError(
+                f"--sample.max-new-tokens {settings.max_new_tokens}: the prompt {head(prompt)!r} leaves room "
+                f"for {room}, since learned positions end at {window}; ask for fewer, or take --model.positions rope"
+            )
+
+
+def patience_ended(losses: dict[int, float], patience: int | None) -> int | None:
+    """The step of the lowest loss, where `patience` evaluations have not come below it since; None where training may
+    continue. `losses` are validation's, by step in order."""
+    if patience is None or not losses:
+        return None
+    best = min(losses, key=losses.__getitem__)
+    return best if sum(step > best for step in losses) >= patience else None
+
+
+def check_horizon(experiment: Experiment, before: int, after: int, step: int) -> None:
+    """Warns where the `step` steps made so far were planned for another number of all steps, and it shows in them."""
+    optimizer, finish = experiment.optimizer, experiment.data.finish
+    then, now = (
+        optim.schedule(optimizer.schedule, optim.hyperparameters(optimizer, total), jnp.arange(step))
+        for total in (before, after)
+    )
+    same_rates = np.allclose(then, now)
+    same_rows = not finish or step <= min(before, after) * (1 - finish)
+    if before != after and not (same_rates and same_rows):
+        schedule = f"--data.finish {finish}" if same_rates else f"--optimizer.schedule {optimizer.schedule}"
+        display.warn(
+            f"{step:,} steps followed the {schedule} of a run of {before:,} steps, and the rest follow that of "
+            f"{after:,}: the result is not that of one run of {after:,}; for that, train anew in another --run-dir"
+        )
 
 
 def tf_data_batches() -> BatchSource:
@@ -134,10 +197,12 @@ def tf_data_batches() -> BatchSource:
     return pipeline.batches
 
 
-def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: BatchSource) -> Result:
+def _train(
+    experiment: Experiment, files: RunDir, prepared: Prepared, source: BatchSource, horizon: int | None
+) -> Result:
     settings, rows = experiment.train, prepared.splits["train"]
     per_epoch = rows.steps_per_epoch(settings.batch_size)
-    total_steps = settings.steps or settings.epochs * per_epoch
+    total = total_steps(experiment, prepared)
     gpt = model.build(experiment)
     trainer = train.Trainer(
         gpt,
@@ -146,45 +211,57 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
         accumulate=settings.accumulate,
         axis_name=parallel.axis_name(),
     )
-    hyper = optim.hyperparameters(experiment.optimizer, total_steps)
+    hyper = optim.hyperparameters(experiment.optimizer, total)
     init = jax.jit(functools.partial(train.init_state, trainer))
     state, progress = parallel.put_replicated(init(hyper, rng.stream(experiment.seed, "init"))), Progress()
     display.console.print(display.parameter_table(state.params))
     display.console.print(
         f"{len(rows):,} rows of {experiment.data.sequence_length} tokens · {per_epoch:,} steps an epoch · "
-        f"{total_steps:,} steps in all · {jax.device_count()} × {jax.devices()[0].device_kind}"
+        f"{total:,} steps in all · {jax.device_count()} × {jax.devices()[0].device_kind}"
     )
     checkpoints = Checkpoints(files.checkpoints, settings.keep)
     newest = checkpoints.newest_whole()
     if newest is not None:
         state, progress = checkpoints.restore(state, newest)
         checkpoints.drop_after(newest)
-        display.console.print(f"going on from step {progress.step:,} of {files.path}")
-    parallel.from_first(lambda: drop_records_after(files, progress.step))
+        display.console.print(f"resuming from step {progress.step:,} of {files.path}")
+        if horizon is not None and parallel.is_first():
+            check_horizon(experiment, horizon, total, progress.step)
 
+    def earlier_losses() -> dict[int, float]:
+        drop_records_after(files, progress.step)
+        lines = [line for line in read_metrics(files) if line.get("split") == "valid"]
+        return {line["step"]: math.inf if line.get("loss") is None else line["loss"] for line in lines}
+
+    losses = parallel.from_first(earlier_losses)
     valid: dict[int, Sums] = {}
 
-    def evaluate_and_sample(state: TrainState, progress: Progress) -> None:
+    def evaluate_now(state: TrainState, progress: Progress) -> None:
         held_out = prepared.splits["valid"]
         with display.status("evaluating"):
             sums = valid[progress.step] = evaluate.evaluate(gpt, state.weights, held_out, settings.batch_size)
+        losses[progress.step] = sums.loss if math.isfinite(sums.loss) else math.inf
         recorder.write(progress, "valid", sums)
         display.console.print(f"step {progress.step:,} · validation: {evaluate.describe(sums, held_out)}")
-        if not parallel.is_first():
-            return
-        weights = parallel.local_copy(state.weights)
-        texts = sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, weights))
-        write_whole(files.samples / f"step-{progress.step:08}.txt", "\n\n".join(texts) + "\n")
-        for text in texts:
-            display.console.print(f"  {text}", markup=False)
 
     def save(state: TrainState, progress: Progress) -> None:
         recorder.sync()
         checkpoints.save(state, progress, valid[progress.step].loss if progress.step in valid else None)
 
+    def sample_now(state: TrainState, progress: Progress) -> None:
+        if not parallel.is_first():
+            return
+        weights = parallel.local_copy(state.weights)
+        texts = sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, weights))
+        write_whole(files.sample(progress.step), "\n\n".join(texts) + "\n")
+        for text in texts:
+            display.console.print(f"  {text}")
+
+    evaluate_every = settings.evaluate_every or per_epoch
     hooks = [
-        train.Hook(settings.evaluate_every or per_epoch, evaluate_and_sample),
+        train.Hook(evaluate_every, evaluate_now),
         train.Hook(settings.checkpoint_every or per_epoch, save),
+        train.Hook(evaluate_every, sample_now),  # after the save: what fails here loses nothing
     ]
     one = parallel.compile(functools.partial(train.train_step, trainer), donate=True)
     several = parallel.compile(functools.partial(train.train_steps, trainer), donate=True)
@@ -194,29 +271,35 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
     def run_steps(state: TrainState, size: int, batch: Batch) -> tuple[TrainState, train.StepMetrics]:
         return (one if size == 1 else several)(state, batch, hyper, dropout_key)
 
+    def patience() -> int | None:
+        return patience_ended(losses, settings.patience)
+
     periods = [hook.every for hook in hooks]
     together = settings.steps_per_dispatch or parallel.steps_per_dispatch(periods)
-    sizes = train.plan(progress.step, total_steps, together, periods)
+    ended = total if patience() is None else progress.step
+    sizes = train.plan(progress.step, ended, together, periods)
     stream = prepared.training_batches(
-        source, experiment, total_steps, progress.step, jax.process_index(), jax.process_count()
+        source, experiment, total, progress.step, jax.process_index(), jax.process_count()
     )
     dispatches = parallel.prefetch((size, _draw(stream, size)) for size in sizes)
     with (
-        contextlib.closing(checkpoints),
-        display.TrainingBar(progress.step, total_steps) as bar,
         stop_signals() as stopped,
-        Recorder(files, experiment, hyper, bar, progress, total_steps) as recorder,
+        contextlib.closing(checkpoints),
+        display.TrainingBar(progress.step, total) as bar,
+        Recorder(files, experiment, hyper, bar, progress, total) as recorder,
     ):
+        if progress.step in losses and not files.sample(progress.step).exists():
+            sample_now(state, progress)  # it ended between the save and the texts
         try:
             state = train.fit(
                 state,
                 progress,
                 dispatches,
                 run_steps,
-                total_steps=total_steps,
+                total_steps=total,
                 hooks=hooks,
                 on_step=recorder.on_step,
-                should_stop=lambda: any_process(bool(stopped)),
+                should_stop=lambda: any_process(bool(stopped)) or patience() is not None,
             )
         except train.NonFiniteLossError as error:
             checkpoints.wait()
@@ -228,7 +311,9 @@ def _train(experiment: Experiment, files: RunDir, prepared: Prepared, source: Ba
             ) from error
         if checkpoints.last_saved != progress.step and progress.step:
             save(state, progress)
-    return Result(files.path, state, progress, progress.step < total_steps, valid.get(progress.step))
+    best = patience() if progress.step < total else None
+    interrupted = progress.step < total and best is None
+    return Result(files.path, state, progress, interrupted, valid.get(progress.step), best)
 
 
 def _draw(stream: Iterator[Batch], size: int) -> Any:
@@ -249,22 +334,4 @@ def sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
         seed=experiment.seed,
         stop=[lm.end_id] if experiment.data.layout == "packed" else [],  # the tutorial samples past the line's end
     )
-    return [(prompt + " " + output.text).strip() for prompt, output in zip(settings.prompts, outputs, strict=True)]
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that the step is finished and saved; a second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        display.console.print(f"{signal.Signals(number).name}: finishing the step and saving …")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return [output.full_text.strip() for output in outputs]

@@ -18,7 +18,7 @@ from minigpt_jax import fused_loss, metrics, optim, rng
 from minigpt_jax.batch import Batch
 from minigpt_jax.config import PAD_ID, OptimizerConfig
 from minigpt_jax.metrics import Sums
-from minigpt_jax.model import GPT, hidden, output, output_parameters, shares
+from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, shares
 from minigpt_jax.state import Progress, TrainState
 
 CPU_TOKENS = 512
@@ -74,25 +74,28 @@ def train_step(
     """One optimiser update on one batch.
 
     The gradient is that of the objective's sum over all rows (of all devices) divided by its count, so that a partial
-    batch weighs what it holds. The dropout key is `key` with the step folded in, and then the device and micro-batch.
-    A `dropout_rate` takes the place of the model's own.
+    batch weighs what it holds. Dropout masks depend on `key`, the step and a row's place in the global batch. A
+    `dropout_rate` takes the place of the model's own.
     """
     key = rng.at(key, state.step)
+    first_row = 0
     if trainer.axis_name is not None:
-        key = rng.at(key, jax.lax.axis_index(trainer.axis_name))
+        first_row = jax.lax.axis_index(trainer.axis_name) * len(batch.rows)
     pieces = _pieces(trainer, batch)
+    dropout = DropoutCall(dropout_rate, first_row)
     micro = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), batch)
     gradient = jax.grad(_objective_sum, argnums=1, has_aux=True)
 
     def accumulate(carry: Any, i_batch: Any) -> tuple[Any, None]:
         i, batch = i_batch
-        return jax.tree.map(jnp.add, carry, gradient(trainer, state.params, batch, rng.at(key, i), dropout_rate)), None
+        call = dropout._replace(first_row=first_row + i * len(batch.rows))
+        return jax.tree.map(jnp.add, carry, gradient(trainer, state.params, batch, key, call)), None
 
     if pieces == 1:
-        totals = gradient(trainer, state.params, batch, key, dropout_rate)
+        totals = gradient(trainer, state.params, batch, key, dropout)
     else:
         shapes = jax.eval_shape(
-            lambda batch: gradient(trainer, state.params, batch, key, dropout_rate), jax.tree.map(_first, micro)
+            lambda batch: gradient(trainer, state.params, batch, key, dropout), jax.tree.map(_first, micro)
         )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         totals, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(pieces), micro))
@@ -137,10 +140,10 @@ def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = Non
 
 
 def _objective_sum(
-    trainer: Trainer, params: Any, batch: Batch, key: Array, dropout_rate: Array | None = None
+    trainer: Trainer, params: Any, batch: Batch, key: Array, dropout: DropoutCall | None = None
 ) -> tuple[Array, tuple[Sums, Array, Array]]:
     features_BT, labels_BT = batch.features, batch.labels
-    hidden_BTD = hidden(trainer.model, params, features_BT, key, dropout_rate)
+    hidden_BTD = hidden(trainer.model, params, features_BT, key, dropout)
     trained_BT = features_BT != PAD_ID
     if not trainer.train_pad_label:
         trained_BT &= labels_BT != PAD_ID
@@ -160,10 +163,10 @@ def _cross_entropy(model: GPT, params: Any, hidden_BTD: Array, batch: Batch, cou
 def _pieces(trainer: Trainer, batch: Batch) -> int:
     """How many parts of the batch have their gradients taken one after another: the micro-batches, or parts of those.
 
-    On a CPU a part's activations stay in cache. Not with dropout, whose masks are drawn for a whole micro-batch.
+    On a CPU a part's activations stay in cache.
     """
     rows, length = len(batch.rows), batch.rows.shape[1] - 1
-    if jax.default_backend() != "cpu" or trainer.model.config.dropout > 0:
+    if jax.default_backend() != "cpu":
         return trainer.accumulate
     fitting = (n for n in range(trainer.accumulate, rows + 1, trainer.accumulate) if rows % n == 0)
     return next((n for n in fitting if rows // n * length <= CPU_TOKENS), trainer.accumulate)

@@ -36,10 +36,12 @@ def write_run(
     samples: str = "once upon a time",
     diverges: bool = False,
     tokenizer: str = "t0",
+    corpus: str = "c0",
+    bytes_per_token: float = 2 / math.log(2),
 ) -> RunDir:
     """A run directory without checkpoints: an evaluation and two training lines every 10 steps."""
     files = RunDir(path)
-    write_description(files, experiment, {"corpus": "c0", "tokenizer": tokenizer}, {})
+    write_description(files, experiment, {"corpus": corpus, "tokenizer": tokenizer}, {})
     files.samples.mkdir(exist_ok=True)
     lines = []
     for i, loss in enumerate(losses(final, points), 1):
@@ -52,9 +54,10 @@ def write_run(
                     "split": split,
                     "loss": None if gone else value,
                     "perplexity": None if gone else math.exp(value),
-                    "bits_per_byte": None if gone else value / 2,
+                    "bits_per_byte": None if gone else value / math.log(2) / bytes_per_token,
                     "tokens": 512 * at,
                     "seconds": 0.25 * at,
+                    **({"learning_rate": 1e-3 * at, "grad_norm": 1 / at} if split == "train" else {}),
                 }
             )
         (files.samples / f"step-{step:08}.txt").write_text(f"{samples} ({step})\n\nthe end\n")
@@ -112,7 +115,6 @@ def write_sweep(
         "search": "random",
         "trials": number,
         "flags": ["--train.steps", "60"],
-        "objective": "valid loss",
         "command": f"./launch.sh sweep {file} optimizer.learning_rate=1e-4..1e-1:log seed=0,1,2 -- --train.steps 60",
     }
     (folder / "sweep.json").write_text(json.dumps(about))

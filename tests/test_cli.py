@@ -63,7 +63,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture):
 def test_train_and_go_on(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, spelling: list[str]):
     for steps in (1, 2):
         assert command("train", experiment_file, "--run-dir", tmp_path / "r", "--train.steps", steps, *spelling) == 0
-    assert "going on from step 1" in capsys.readouterr().out
+    assert "resuming from step 1" in capsys.readouterr().out
     lines = json_lines((tmp_path / "r" / "metrics.jsonl").read_text())
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
 
@@ -75,7 +75,7 @@ def test_sample_json(run_dir: Path, capsys: pytest.CaptureFixture):
     lines = json_lines(capsys.readouterr().out)
     assert [line["prompt"] for line in lines] == prompts
     for line in lines:
-        assert set(line) == {"prompt", "text", "tokens", "logprobs", "finish_reason"}
+        assert set(line) == {"prompt", "text", "full_text", "tokens", "logprobs", "finish_reason"}
         assert len(line["tokens"]) == len(line["logprobs"]) == 6
         assert line["finish_reason"] == "length"
 

@@ -9,6 +9,7 @@ import pytest
 from minigpt_jax import config
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from minigpt_jax.errors import UserError
+from minigpt_jax.optim import Hyperparameters
 
 
 def test_json_round_trip_keeps_every_field():
@@ -86,6 +87,63 @@ def test_what_cannot_work_is_refused_in_one_line(start: str):
         config.validate(Experiment("x", **REFUSED[start]))
     assert str(refused.value).startswith(start)
     assert "\n" not in str(refused.value)
+
+
+WRONG_FIELDS = {
+    "a mistyped choice": ("model", "norm", "rms_norm", "layernorm or rmsnorm; did you mean rmsnorm?"),
+    "a choice near another": ("model", "norm_position", "prenorm", "did you mean pre?"),
+    "a choice of an optimizer": ("optimizer", "name", "adamm", "did you mean adam?"),
+    "a choice near none": ("model", "activation", "mish", "relu, gelu, relu2 or swiglu"),
+    "a choice that is no text": ("model", "positions", None, "learned or rope"),
+    "a text for a tuple": ("sample", "prompts", "hello", "must be a tuple; write ('hello',)"),
+    "a number in a tuple of texts": ("sample", "prompts", (1,), "must be a text"),
+    "a length of 0": ("data", "sequence_length", 0, "must be above 0"),
+    "a length beyond int32": ("data", "sequence_length", 10**12, "must be at most 2,147,483,647"),
+    "no heads": ("model", "num_heads", 0, "must be above 0"),
+    "a negative width": ("model", "width", -64, "must be above 0"),
+    "half a feature": ("model", "width", 64.5, "must be a whole number"),
+    "no width": ("model", "width", None, "must be a whole number"),
+    "a text for a number": ("train", "epochs", "many", "must be a whole number"),
+    "True for a number": ("model", "num_layers", True, "must be a whole number"),
+    "1 for True": ("model", "remat", 1, "must be True or False"),
+    "an infinite rate": ("optimizer", "learning_rate", float("inf"), "must be a finite number"),
+    "a rate beyond float32": ("optimizer", "learning_rate", 1e39, "float32"),
+    "an epsilon that float32 rounds to 0": ("optimizer", "epsilon", 1e-50, "float32"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FIELDS)
+def test_a_wrong_field_is_refused_alike_in_a_file_and_in_config_json(case: str):
+    section, field, value, rule = WRONG_FIELDS[case]
+    part = dataclasses.replace(getattr(Experiment("x"), section), **{field: value})
+    with pytest.raises(UserError) as in_file:
+        config.validate(Experiment("x", **{section: part}))
+    written = config.to_json(Experiment("x"))
+    written[section][field] = value if not isinstance(value, tuple) else list(value)
+    with pytest.raises(UserError) as in_json:
+        config.from_json(json.loads(json.dumps(written)))
+    for refused in (in_file, in_json):
+        assert f"--{section}.{config.flag_name(field)} " in str(refused.value)
+        assert rule in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [None, [], 3, {"name": "x", "model": None}, {"name": "x", "model": []}, {}])
+def test_json_that_is_no_experiment_is_refused(value: object):
+    with pytest.raises(UserError, match=r"config\.json"):
+        config.from_json(value)
+
+
+@pytest.mark.parametrize("name", ["", " ", "/tmp/x", "a\nb", "../x", "~/x"])
+def test_a_name_that_is_no_folder_is_refused(name: str):
+    with pytest.raises(UserError, match="--name"):
+        config.validate(Experiment(name))
+
+
+def test_traced_options_are_the_traced_hyperparameters():
+    declared = {option.name for option in config.options(OptimizerConfig()) if option.facts.traced}
+    # The horizon is no option, and whether there is a moving average at all changes the program.
+    assert declared == set(Hyperparameters._fields) - {"total_steps", "ema_decay"}
 
 
 def test_the_reference_is_valid():

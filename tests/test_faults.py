@@ -209,7 +209,7 @@ def test_processes_are_devices_of_one_run(tmp_path: Path, count: int):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
     [(status, output)] = ends([command(tmp_path / "one.py", tmp_path / "several", "--train.steps", 14)])
     assert status == 0
-    assert "going on from step 12" in output
+    assert "resuming from step 12" in output
 
 
 LONG = ["--train.steps", 100_000, "--train.checkpoint-every", 10, "--train.evaluate-every", 100_000]

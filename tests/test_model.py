@@ -32,7 +32,7 @@ from tiny import (
 from minigpt_jax import model
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 from minigpt_jax.model import GPT
-from minigpt_jax.model.blocks import Dropout
+from minigpt_jax.model.blocks import Dropout, DropoutCall
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -165,7 +165,7 @@ def test_a_traced_dropout_rate_is_the_configured_one(remat: bool) -> None:
     plain = full_pass(gpt(TWO_LAYERS), params, RAGGED[:1])
     for rate in (0.1, 0.6):
         expected = model.logits(gpt(replace(TWO_LAYERS, dropout=rate)), params, RAGGED[:1], key)
-        np.testing.assert_allclose(traced(params, RAGGED[:1], key, rate), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(traced(params, RAGGED[:1], key, DropoutCall(rate)), expected, rtol=1e-4, atol=1e-5)
         assert np.abs(expected - plain).max() > 1e-2
     assert traced._cache_size() == 1
 

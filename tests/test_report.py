@@ -53,7 +53,7 @@ def test_a_page_loads_nothing_and_shows_text_as_it_is(page: Page):
 def test_every_run_is_in_the_summary_and_in_the_legends(page: Page):
     assert [row[0] for row in page.tables[0]] == ["run", "base", "wide", "_wi<ld>$"]
     legends = [line for line in page.text.splitlines() if line.strip() == "_wi<ld>$"]
-    assert len(legends) == page.source.count("<figure>") == 6
+    assert len(legends) == page.source.count("<figure>") == 8
 
 
 def test_summary_against_the_lines(page: Page):
@@ -187,8 +187,8 @@ def test_samplers_compared(tmp_path: Path):
     (files.samples / "compare.json").write_text(json.dumps(saved))
     [written] = report.report([tmp_path / "r"])
     parsed = Page(written.html)
-    assert parsed.tables[-1][1] == ["top_k", "k=10, temperature=0.8", "0.25", "0.5", "-1.25", "1,235", "<b>a</b>"]
-    assert "prompt: 'once <a>', seed: 7, step: 60" in parsed.text
+    assert parsed.tables[-1][1] == ["top_k", "k=10, temperature=0.8", "<b>a</b>", "0.250", "0.500", "-1.250", "1,235"]
+    assert "Prompt: 'once <a>' · seed 7 · step 60" in parsed.text
     (files.samples / "compare.json").write_text('{"rows": [{"sam')
     [written] = report.report([tmp_path / "r"])
     assert "compare.json cannot be read" in Page(written.html).text
@@ -241,7 +241,7 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["nowhere"], "nowhere is not a run directory: there is no such folder"),
         (["{run}", "{run}/samples"], "samples is not a run directory: it holds no config.json"),
-        (["{run}/metrics.jsonl"], "damaged"),
+        (["{run}/metrics.jsonl"], "it is a file"),
         (["{run}", "--output", "{run}/config.json"], "config.json: is a file"),
         ([], "needs a run directory"),
     ],

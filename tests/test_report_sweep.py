@@ -21,6 +21,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.report import axes_plots, curves, results, runs, style, sweep_page
 from minigpt_jax.report.importance import importances
 from minigpt_jax.report.results import Axis, Configuration
+from minigpt_jax.sweep import axes
 
 QUICKSTART = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
 
@@ -55,7 +56,7 @@ def test_mean_and_spread_over_seeds(sweep: results.Sweep):
     for one in sweep.configurations:
         of_one = [row for row in sweep.rows if row["configuration"] == one.number and row["status"] == "complete"]
         losses = [row["loss"] for row in of_one]
-        assert one.losses == losses
+        assert one.scores == losses
         if losses:
             assert one.mean == pytest.approx(np.mean(losses), rel=1e-12)
             assert one.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-12)
@@ -87,7 +88,7 @@ def test_rows_cut_short_or_written_twice(tmp_path: Path):
     text = "".join(json.dumps(one) + "\n" for one in (first, row(0, 1, 3.0), again))
     (tmp_path / "results.jsonl").write_text(text + '{"configuration": 1, "tri')
     [one] = results.configurations(results.read_rows(tmp_path / "results.jsonl"), [])
-    assert one.losses == [2.0, 3.0]
+    assert one.scores == [2.0, 3.0]
 
 
 def test_the_page_loads_nothing_and_counts_trials(sweep: results.Sweep, page: Page):
@@ -109,11 +110,11 @@ def test_the_table_is_best_first(sweep: results.Sweep, page: Page):
         "learning_rate": f"{best.values['optimizer.learning_rate']:.4g}",
         "num_layers": str(best.values["model.num_layers"]),
         "activation": best.values["model.activation"],
-        "valid loss": f"{np.mean(best.losses):.4f}",
-        "±": f"{np.std(best.losses, ddof=1):.4f}",
+        "valid loss": f"{np.mean(best.scores):.4f}",
+        "±": f"{np.std(best.scores, ddof=1):.4f}",
         "seeds": "3",
-        "perplexity": f"{math.exp(np.mean(best.losses)):.2f}",
-        "bits per byte": f"{np.mean(best.losses) / 2:.4f}",
+        "perplexity": f"{math.exp(np.mean(best.scores)):.2f}",
+        "bits per byte": f"{np.mean(best.scores) / 2:.4f}",
         "lost": "",
     }
     lost = {cells[0]: cells[-1] for cells in rows}
@@ -145,6 +146,12 @@ def test_the_command_trains_the_best_configuration(sweep: results.Sweep, page: P
         ("optimizer.clip_norm", None),
         ("optimizer.clip_norm", 0.5),
         ("sample.prompts", ["a b", ""]),
+        ("sample.prompts", ["-x y", "it's"]),
+        ("data.files", ["my books/a.txt", "b.txt"]),
+        ("data.files", []),
+        ("data.archive", "my books.zip"),
+        ("data.archive", None),
+        ("optimizer.weight_decay", -0.5),
         ("optimizer.learning_rate", 1.2345678901234567e-05),
         ("data.layout", "lines"),
         ("seed", 3),
@@ -152,10 +159,15 @@ def test_the_command_trains_the_best_configuration(sweep: results.Sweep, page: P
 )
 def test_any_field_as_words(field: str, value: Any):
     assert flatten(parse(["train", QUICKSTART, *results.flag_words(field, value)]).experiment)[field] == value
+    if isinstance(value, list):  # as a sweep's results have it
+        kept = results.flag_words(field, axes.plain(tuple(value)))
+        assert flatten(parse(["train", QUICKSTART, *kept]).experiment)[field] == value
 
 
 def test_items_of_a_tuple_in_one_text():
     assert results.flag_words("data.files", "a.txt b.txt") == ["--data.files", "a.txt", "b.txt"]
+    assert results.flag_words("data.files", "'my books.txt' it\\'s") == ["--data.files", "my books.txt", "it's"]
+    assert results.flag_words("data.files", "it's") == ["--data.files", "it's"]  # of a sweep from before quoting
     assert results.flag_words("tokenizer.file", "my words.txt") == ["--tokenizer.file", "my words.txt"]
 
 
@@ -164,15 +176,15 @@ def test_objective_against_a_log_axis(sweep: results.Sweep):
     assert axes.get_xscale() == "log"
     lines = {line.get_label(): line for line in axes.lines}
     rate = "optimizer.learning_rate"
-    complete = [one for one in sweep.configurations if one.losses]
+    complete = [one for one in sweep.configurations if one.scores]
     assert list(lines["a configuration"].get_xdata()) == [one.values[rate] for one in complete]
-    assert list(lines["a configuration"].get_ydata()) == pytest.approx([np.mean(one.losses) for one in complete])
+    assert list(lines["a configuration"].get_ydata()) == pytest.approx([np.mean(one.scores) for one in complete])
     assert sorted(lines["a seed"].get_ydata()) == sorted(
         row["loss"] for row in sweep.rows if row["status"] == "complete"
     )
     diverged = {row[rate] for row in sweep.rows if row["status"] == "diverged"}
     assert set(lines["diverged"].get_xdata()) == diverged
-    assert list(lines["the best"].get_ydata()) == pytest.approx([min(np.mean(one.losses) for one in complete)])
+    assert list(lines["the best"].get_ydata()) == pytest.approx([min(np.mean(one.scores) for one in complete)])
 
 
 def test_categories_are_strips(sweep: results.Sweep):
@@ -180,7 +192,7 @@ def test_categories_are_strips(sweep: results.Sweep):
     [axes] = axes_plots.against(sweep, axis).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == list(axis.values)
     line = next(line for line in axes.lines if line.get_label() == "a configuration")
-    complete = [one for one in sweep.configurations if one.losses]
+    complete = [one for one in sweep.configurations if one.scores]
     assert [round(float(x)) for x in np.asarray(line.get_xdata())] == [
         axis.values.index(one.values[axis.field]) for one in complete
     ]
@@ -214,6 +226,38 @@ def test_heat_map_of_two_lists(tmp_path: Path):
     parsed.check()
     assert "valid loss over model.num_layers and optimizer.b2" in parsed.source
     assert axes_plots.heat_map(grid, across, Axis("x", low=0.0, high=1.0)) is None
+
+
+RATE_GRID = [{"field": "optimizer.learning_rate", "values": [1e-3, 3e-3, 1e-2]}, fake_sweep.GRID[0]]
+
+
+def test_a_curve_over_the_rates_for_each_value_of_another_axis(tmp_path: Path):
+    fake_sweep.write_sweep(tmp_path / "grid", RATE_GRID, 9)
+    grid = results.read(tmp_path / "grid")
+    figure = axes_plots.by_rate(grid, *grid.axes)
+    assert figure is not None
+    [axes] = figure.axes
+    means = {tuple(one.values.values()): one.mean for one in grid.configurations}
+    assert axes.get_xscale() == "log"
+    assert [line.get_label() for line in axes.lines] == ["1", "2", "4"]
+    for layers, line in zip((1, 2, 4), axes.lines, strict=True):
+        assert list(line.get_xdata()) == [1e-3, 3e-3, 1e-2]
+        assert list(line.get_ydata()) == [means[rate, layers] for rate in (1e-3, 3e-3, 1e-2)]
+    parsed = Page(report.sweep(tmp_path / "grid"))
+    parsed.check()
+    assert "valid loss against optimizer.learning_rate for each model.num_layers" in parsed.source
+
+
+def test_the_best_of_further_axes_is_on_the_curve(sweep: results.Sweep):
+    rate, layers, _ = sweep.axes
+    figure = axes_plots.by_rate(sweep, rate, layers)
+    assert figure is not None
+    best = sweep.best
+    assert best is not None
+    points = [point for line in figure.axes[0].lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    assert (best.values[rate.field], best.mean) in points
+    assert {line.get_linestyle() for line in figure.axes[0].lines} == {"None"}
+    assert axes_plots.by_rate(sweep, layers, rate) is None  # too many rates for colours
 
 
 def test_curves_of_all_trials_with_the_best_on_top(folder: Path, sweep: results.Sweep):
@@ -303,7 +347,7 @@ def test_a_sweep_that_has_just_begun(folder: Path, tmp_path: Path, keep: str):
 
 def test_a_best_one_at_the_edge_is_told():
     rows = [row(i, 0, 3.0 - 0.1 * i, x=float(i)) for i in range(4)]
-    about = results.Sweep(Path(), "s", "f.py", (Axis("x", low=0, high=9),), (), "", "valid loss", "", tuple(rows))
+    about = results.Sweep(Path(), "s", "f.py", (Axis("x", low=0, high=9),), (), "", "", tuple(rows))
     assert sweep_page.at_the_edge(about, about.configurations[0]) == ["x"]
     assert sweep_page.at_the_edge(about, about.configurations[1]) == []
 

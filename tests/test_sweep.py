@@ -23,7 +23,7 @@ from minigpt_jax import corpora, evaluate, generate, model, optim, rng, run, swe
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.run_dir import RunDir, read_metrics
-from minigpt_jax.sweep import results, stack
+from minigpt_jax.sweep import stack
 
 STEPS = EXPERIMENT.train.steps or 0
 
@@ -124,7 +124,8 @@ def test_a_trial_is_what_training_makes_of_its_experiment_and_can_go_on(whole: t
 
 def test_results_hold_a_row_for_each_configuration_and_seed(whole: tuple):
     sweep_plan, rows, _ = whole
-    assert results.read(sweep_plan.folder) == rows
+    lines = (sweep_plan.folder / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
     assert [(row["configuration"], row["seed"]) for row in rows] == [(c, s) for c in range(4) for s in (0, 5)]
     assert [(row["model.dropout"], row["optimizer.learning_rate"]) for row in rows[::2]] == [
         (0.0, 3e-3), (0.0, 1e-2), (0.2, 3e-3), (0.2, 1e-2)

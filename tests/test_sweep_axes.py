@@ -57,7 +57,7 @@ def test_an_axis_is_read_by_its_fields_type(text: str, axis: Axis):
         (["model.num_layers=1..2.5"], "2.5 is not a whole number"),
         (["optimizer.learning_rate=fast"], "fast is not a number"),
         (["optimizer.learning_rate=nan"], "nan is not a number"),
-        (["model.norm=layrnorm"], "layrnorm is not layernorm or rmsnorm"),
+        (["model.norm=layrnorm"], "layrnorm is not layernorm or rmsnorm; did you mean layernorm?"),
         (["model.norm=layernorm..rmsnorm"], "is not layernorm or rmsnorm"),
         (["model.use_bias=maybe"], "maybe is not True or False"),
         (["optimizer.clip_norm=much"], "much is not a number or None"),

@@ -3,16 +3,23 @@
 import os
 import shutil
 import subprocess
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_sweep
 
 from minigpt_jax import sweep
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, without_password
+from minigpt_jax.metrics import Sums
+from minigpt_jax.sweep import storage as storage_
+from minigpt_jax.sweep.lockstep import Lockstep
 from minigpt_jax.sweep.study import Study, survivors
 
 RATES = "optimizer.learning_rate=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3"
@@ -170,3 +177,170 @@ def test_successive_halving_keeps_the_better_half_of_all_that_came_to_the_rung()
     assert survivors({0: 1.0, 1: 2.0}, [1.0, 2.0]) == {0}
     assert survivors({0: 3.0, 1: 2.0}, [1.0, 2.0, 3.0]) == {1}
     assert survivors({0: 3.0, 1: 2.0}, [3.0, 2.0, 4.0, 5.0]) == {0, 1}
+
+
+TOKENIZERS = "tokenizer.vocabulary_size=200,300"
+
+
+def test_tokenizers_are_told_apart_by_bits_per_byte(tmp_path: Path):
+    with Study(plan(tmp_path, TOKENIZERS)) as study:
+        for claim, (loss, bits) in zip(study.claim(2), [(2.0, 1.5), (3.0, 1.25)], strict=True):
+            assert study.record(claim.configuration, 0, row(claim.configuration, loss) | {"bits_per_byte": bits})
+            assert study.finish(claim.configuration)
+        assert study._study.best_trial.number == 1
+        assert study._study.best_value == 1.25
+
+
+@pytest.mark.parametrize(("axis", "pruned"), [(TOKENIZERS, {0}), ("model.width=8,16", {1})])
+def test_pruning_is_by_what_compares(tmp_path: Path, axis: str, pruned: set[int]):
+    sweep_plan = plan(tmp_path, axis, "seed=0")
+    sums = [Sums(nats=200.0, tokens=100, bytes=190), Sums(nats=180.0, tokens=60, bytes=210)]
+    trials = [SimpleNamespace(configuration=i) for i in range(2)]
+    lanes = [SimpleNamespace(trial=trial, valid=one) for trial, one in zip(trials, sums, strict=True)]
+    scores: list[float] = []
+    study = SimpleNamespace(
+        plan=sweep_plan, report=lambda _, __, score: scores.append(score), scores_at=lambda _: scores
+    )
+    stack: Any = SimpleNamespace(study=study, lanes=lanes, _living=lambda: [0, 1])
+    assert Lockstep._pruned(stack, 5) == pruned
+
+
+def test_a_sweep_from_before_a_field_was_added_goes_on(tmp_path: Path):
+    sweep_plan = plan(tmp_path)
+    with Study(sweep_plan) as study:
+        known = study._study.user_attrs["sweep"]
+        del known["experiment"]["model"]["dropout"]
+        study._study.set_user_attr("sweep", known)
+    with Study(sweep_plan) as study:
+        assert len(study.claim(1)) == 1
+
+
+HOLDER = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import tiny_sweep
+from minigpt_jax.sweep.study import Study
+os.chdir({root!r})
+study = Study(tiny_sweep.plan(Path("sweeps"), {rates!r}, name="s"))
+study._storage._backend._lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_worker_killed_while_it_holds_the_journal_holds_up_no_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program = HOLDER.format(tests=str(Path(__file__).parent), root=str(tmp_path), rates=RATES)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    with Study(tiny_sweep.plan(Path("sweeps"), RATES, name="s")) as study:  # a relative path, as users give
+        assert len(study.claim(1)) == 1
+    assert time.monotonic() - start < 10
+
+
+def test_who_waits_for_the_journal_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(storage_, "SECONDS_BETWEEN_WORDS", 0.1)
+    lock = storage_._JournalLock(tmp_path / "study.journal")
+    held = threading.Event()
+
+    def hold() -> None:
+        lock.acquire()
+        held.set()
+        time.sleep(0.5)
+        lock.release()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    storage_.open_storage(tmp_path, None)
+    thread.join()
+    assert f"waiting for {tmp_path / 'study.journal'}, which another worker holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tail", ['{"op_code": 8, "worker_id": "w", "tri', "x" * 10_000])
+def test_a_cut_last_line_of_the_journal_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture, tail: str):
+    sweep_plan = plan(tmp_path)
+    journal = sweep_plan.folder / "study.journal"
+    with Study(sweep_plan) as study:
+        claims = study.claim(2)
+        assert finish(study, 0)
+        with journal.open("a") as file:  # of a worker that is killed while this one is at work
+            file.write(tail)
+        assert finish(study, 1)
+    with journal.open("a") as file:
+        file.write(tail)
+    with Study(sweep_plan) as study:
+        assert [one["configuration"] for one in study.rows()] == [claim.configuration for claim in claims]
+        assert len(study.claim(9)) == 4
+    assert capsys.readouterr().err.count("its last line is cut short") == 2
+    assert tail not in journal.read_text()
+
+
+def test_a_journal_that_is_nothing_but_a_cut_line(tmp_path: Path):
+    sweep_plan = plan(tmp_path)
+    sweep_plan.folder.mkdir(parents=True)
+    (sweep_plan.folder / "study.journal").write_text('{"op_code"')
+    with Study(sweep_plan) as study:
+        assert len(study.claim(1)) == 1
+
+
+def test_a_journal_with_a_damaged_line_is_named(tmp_path: Path):
+    sweep_plan = plan(tmp_path)
+    with Study(sweep_plan) as study:
+        study.claim(2)
+    journal = sweep_plan.folder / "study.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines[:2], "{]\n", *lines[2:]]))
+    with pytest.raises(UserError, match=r"study\.journal is damaged"):
+        Study(sweep_plan)
+
+
+SECRET = "hunter2/x@y"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"postgresql+nothing://user:{SECRET}@host/db",
+        f"nonsense://user:{SECRET}@host/db",
+        "postgresql+nothing://user@host/db?password=hunter2",
+        f"postgresql+psycopg://user:{SECRET}@localhost:1/db",
+    ],
+)
+def test_an_error_tells_no_password(tmp_path: Path, address: str):
+    with pytest.raises(UserError) as refused:
+        Study(plan(tmp_path), address)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+    assert "***" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://user:pw@host:5432/db", "postgresql://user:***@host:5432/db"),
+        ("postgresql://user@host:5432/db", "postgresql://user@host:5432/db"),
+        ("mysql://u:a b:c@d/e@host/db?passwd=x&b=1", "mysql://u:***@host/db?passwd=***&b=1"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("--storage=postgresql://user:pw@host/db", "--storage=postgresql://user:***@host/db"),
+        ("data.files=a.txt,b.txt", "data.files=a.txt,b.txt"),
+    ],
+)
+def test_addresses_without_passwords(text: str, shown: str):
+    assert without_password(text) == shown
+    assert without_password(shown) == shown
+
+
+def test_stars_for_a_password_leave_it_to_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked = []
+    monkeypatch.setattr(storage_.optuna.storages, "get_storage", asked.append)
+    storage_.open_storage(tmp_path, "postgresql+psycopg://user:***@host/db")
+    assert asked == ["postgresql+psycopg://user@host/db"]

@@ -3,10 +3,15 @@
 import difflib
 import errno
 import importlib
+import io
 import os
 import sys
+import traceback
+from pathlib import Path
 
+from minigpt_jax import signals
 from minigpt_jax.errors import UserError
+from minigpt_jax.signals import INTERRUPTED
 
 COMMANDS = ("train", "sample", "evaluate", "sweep", "report")
 USAGE = """\
@@ -20,37 +25,87 @@ usage: minigpt COMMAND ...
 
 Each command, and each FILE.py, lists its flags with --help.
 """
-INTERRUPTED = 130
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; the exit status is 0, 2 for a mistake of the user's, or 130 if interrupted."""
-    arguments = sys.argv[1:] if argv is None else argv
+    _open_streams()
+    with signals.as_interrupts() as received:
+        try:
+            status = _main(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return status
+        except UserError as error:
+            return _fail(str(error))
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:  # as `| head` leaves it
+            _drop_output()
+            return 0
+        except Exception as error:
+            if received:  # libraries turn an interrupt into errors of their own
+                return INTERRUPTED
+            if line := _told(error):
+                return _fail(line)
+            raise
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
     name, *rest = arguments
     if name.endswith(".py"):
         name, rest = "train", arguments
-    try:
-        if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{name} is neither a command nor a .py file: {hint}commands are {', '.join(COMMANDS)}")
-        return importlib.import_module(f"minigpt_jax.cli.{name}").main(rest)
-    except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # as `| head` leaves it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            raise
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? " if near else text_hint(name)
+        raise UserError(f"{name} is neither a command nor a .py file: {hint}commands are {', '.join(COMMANDS)}")
+    return importlib.import_module(f"minigpt_jax.cli.{name}").main(rest)
+
+
+def text_hint(file: str) -> str:
+    """How to train on a file, where it is one."""
+    if not Path(file).is_file():
+        return ""
+    return (
+        f"to train on a text, ./launch.sh experiments/simplebooks.py --data.corpus text --data.files {file} "
+        "--data.layout packed --run-dir runs/mine; "
+    )
+
+
+def _told(error: Exception) -> str | None:
+    """One line for an error that is expected and no mistake of this program's."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         where = error.filename or "the disk"
-        return _fail(f"{where} cannot be written: {error.strerror}; free some room, or write somewhere else")
+        if where == "the disk" and error.errno == errno.ENOSPC:
+            _drop_output()  # it may be standard output that is full
+        return f"{where} cannot be written: {error.strerror}; free some room, or write somewhere else"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if str(error).startswith("Unable to initialize backend") or last.filename.endswith("jax/_src/xla_bridge.py"):
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).split("\n")[0] or "its support is not installed"
+        return f"JAX_PLATFORMS={platforms}: JAX finds no such device ({reason}); unset it, or take JAX_PLATFORMS=cpu"
+    return None
+
+
+def _open_streams() -> None:
+    """Makes standard streams that are closed, or cannot show every character, take what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file that is opened would get this number, and all that is printed
+            os.open(os.devnull, os.O_RDWR)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        elif number and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(line: str) -> int:

@@ -24,8 +24,8 @@ class Arguments:
     """Which part of the corpus."""
     files: tuple[str, ...] = ()
     """Text of your own instead: files, globs or folders, read and cut into rows as the run's corpus would be."""
-    step: int | None = None
-    """The checkpoint to take; the latest by default."""
+    step: int | Literal["best"] | None = None
+    """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
     batch_size: int = 64
     """Rows at a time."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False

@@ -12,18 +12,18 @@ def prepare() -> None:
     import jax  # not above: it takes seconds, and a wrong flag is told at once
     from absl import logging
 
-    from minigpt_jax.run import cache_dir
+    from minigpt_jax.cache import cache_dir
 
     # What matters of it is raised too, and told in one line.
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
-    sys.excepthook = _all_but_echoes
+    sys.unraisablehook = _all_but_echoes
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def _all_but_echoes(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _all_but_echoes(unraisable: Any) -> None:
     """Keeps to itself what Orbax's writers print, each on its own, after the failure of a save has been raised."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

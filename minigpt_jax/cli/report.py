@@ -14,7 +14,7 @@ class Arguments:
     """
 
     run_dir: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, or sweeps' folders."""
+    """Run directories, sweeps' folders, or folders of either, such as runs."""
     output: Path | None = None
     """Folder to write to; by default the run's or the sweep's own, and runs/report for several runs."""
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     from minigpt_jax.report import page
 
     for written in report.report(chosen.run_dir, chosen.output):
-        display.console.print(f"{written.title} · {written.lead}", markup=False)
+        display.console.print(display.printable(f"{written.title} · {written.lead}"))
         page.show(written.table, display.console)
-        display.console.print(f"{written.html}", markup=False)
+        display.console.print(display.printable(str(written.html)))
     return 0

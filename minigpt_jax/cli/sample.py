@@ -58,7 +58,7 @@ class Arguments:
     ban: Annotated[tuple[int, ...], tyro.conf.UseAppendAction] = ()
     """A token id never to generate; may be given several times."""
     repetition_penalty: float = 1.0
-    """Above 1: divides the odds of all tokens in the text so far, the prompt included."""
+    """Divides positive logits and multiplies negative ones, for all tokens so far, the prompt's included; 1: none."""
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens generated before."""
     frequency_penalty: float = 0.0
@@ -68,7 +68,7 @@ class Arguments:
     step: int | None = None
     """The checkpoint to take; the latest by default."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object a line: prompt, text, tokens, logprobs, finish_reason."""
+    """Print one JSON object a line: prompt, text, full_text, tokens, logprobs, finish_reason."""
 
 
 def main(arguments: list[str]) -> int:
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
             del fields["score"]
             print(json.dumps(fields, ensure_ascii=False))
         else:
-            print(f"{generation.prompt} {generation.text}".strip(), end="\n\n" if len(prompts) > 1 else "\n")
+            print(generation.full_text.strip(), end="\n\n" if len(prompts) > 1 else "\n")
     return 0
 
 
@@ -161,7 +161,7 @@ def _print_comparison(chosen: Arguments, lm: Any, compared: Iterator[Any]) -> No
         table.add_column("text")
         for row in rows:
             figures = [
-                f"[bold]{row['sampler']}[/]",
+                row["sampler"],
                 *(f"{name} {value:g}" for name, value in row["settings"].items()),
                 f"repeated 4-grams {row['repeated_4grams']:.0%}",
                 f"distinct-2 {row['distinct_2']:.2f}",

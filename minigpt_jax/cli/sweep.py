@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from minigpt_jax import cli
+from minigpt_jax import cli, config, objective
 from minigpt_jax.cli import jax_setup
-from minigpt_jax.cli.train import load_file
+from minigpt_jax.cli.train import load_experiment
 from minigpt_jax.config import Experiment
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, without_password
 
 
 @dataclass(frozen=True)
@@ -19,24 +19,27 @@ class Arguments:
 
     An axis is optimizer.learning_rate=1e-3,3e-3 (values) or optimizer.learning_rate=1e-4..1e-2:log (a range); any field
     of the experiment will do. Seeds are replicates: seed=0,1,2 trains every configuration three times. What follows --
-    are flags of the experiment. The same command again goes on where the sweep stopped; started several times, on any
-    machines that share the folder (or the --storage), it shares out the work.
+    are flags of the experiment. The same command again resumes the sweep. Started several times, on any machines that
+    share the folder (or the --storage), it divides the work among them.
     """
 
-    file: tyro.conf.Positional[str]
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py")]
     """The experiment's file."""
-    axes: tyro.conf.Positional[tuple[str, ...]]
+    axes: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AXIS …")]
     """What varies."""
     search: Literal["grid", "random", "tpe"] = "grid"
     """All combinations, random ones, or those that a tree-structured Parzen estimator finds promising."""
     trials: int | None = None
     """Configurations to try; all of a grid, 20 of a search by default."""
     storage: str | None = None
-    """A database to share, such as postgresql+psycopg://user@host/database; by default a journal in the folder."""
+    """A database to share, such as postgresql+psycopg://user@host/database; by default a journal in the folder. A
+    password is best left to the environment ($PGPASSWORD); one in the address is kept nowhere, *** stands for it."""
     name: str | None = None
     """Names the folder, runs/sweeps/NAME; the experiment's name by default."""
-    prune: bool | None = None
-    """Stop the worse half of the configurations at a quarter and at half of the steps; by default unless a grid."""
+    prune: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Stop the worse half of the configurations at a quarter and at half of the steps, as searches do by default."""
+    no_prune: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train all configurations to the end, as a grid does by default."""
     stack: int | None = None
     """Trials in one program, at most; as many as are worth it and fit into memory by default."""
     lease: float = 60.0
@@ -53,11 +56,17 @@ class Flags:
 def main(arguments: list[str]) -> int:
     """Sweeps; returns the exit status."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    own, flags = arguments[:cut], arguments[cut + 1 :]
+    flags = arguments[cut + 1 :]
+    # Nothing that is printed or kept is to have a password in it, so the parser does not get to see any.
+    own = [without_password(word) for word in arguments[:cut]]
+    whole = {
+        without_password(word).removeprefix("--storage="): word.removeprefix("--storage=") for word in arguments[:cut]
+    }
+    _check_place_of_flags(own)
     chosen = tyro.cli(Arguments, args=own, prog="minigpt sweep")
-    defined = load_file(chosen.file)
-    if not isinstance(defined, Experiment):
-        raise UserError(f"{chosen.file} defines a main() and no experiment; run it as it is, or name another file")
+    if chosen.prune and chosen.no_prune:
+        raise UserError("--prune and --no-prune: give one of the two, or none for the search's own default")
+    defined = load_experiment(chosen.file)
     prog = f"minigpt sweep {chosen.file} … --"
     experiment = tyro.cli(Flags, args=flags, prog=prog, default=Flags(defined)).experiment
 
@@ -68,24 +77,42 @@ def main(arguments: list[str]) -> int:
     parallel.use_all_cores()
     plan = sweep.make(
         experiment,
-        axes.parse(chosen.axes),
+        axes.parse([whole[axis] for axis in chosen.axes]),
         chosen.search,
         chosen.trials,
         chosen.name,
-        chosen.prune,
+        True if chosen.prune else False if chosen.no_prune else None,
         file=chosen.file,
         flags=tuple(flags),
-        command=shlex.join(["./launch.sh", "sweep", *arguments]),
+        command=shlex.join(["./launch.sh", "sweep", *own, *arguments[cut:]]),
     )
-    outcome = sweep.sweep(plan, storage=chosen.storage, lease=chosen.lease, most=chosen.stack)
+    storage = None if chosen.storage is None else whole[chosen.storage]
+    outcome = sweep.sweep(plan, storage=storage, lease=chosen.lease, most=chosen.stack)
     if outcome.interrupted:
-        print(f"stopped after {len(outcome.rows)} trials, saved; the same command again goes on from there")
+        print(f"stopped after {len(outcome.rows)} trials, saved; the same command again resumes the sweep")
         return cli.INTERRUPTED
     page = report.sweep(plan.folder)
-    ends = [row for row in outcome.rows if row["status"] == "complete"]
-    best = min(ends, key=lambda row: row["loss"], default=None)
-    if best is not None:
-        print(f"best: {best['trial']}, validation loss {best['loss']:.4f}, in {plan.folder / best['run_dir']}")
-    print(f"done: {len(outcome.rows)} trials, {len(ends)} complete; the results are in {plan.folder}")
+    if (best := report.results.read(plan.folder).best) is not None:
+        row = min(best.complete, key=lambda row: row[plan.figure])
+        mean = f", a mean over {len(best.complete)} seeds" if len(best.complete) > 1 else ""
+        print(
+            f"best: {row['trial']}, validation {objective.NAMES[plan.figure]} {best.mean:.4f}{mean}, "
+            f"in {plan.folder / row['run_dir']}"
+        )
+    complete = sum(row["status"] == "complete" for row in outcome.rows)
+    print(f"done: {len(outcome.rows)} trials, {complete} complete; the results are in {plan.folder}")
     print(f"report: {page}")
     return 0
+
+
+def _check_place_of_flags(words: list[str]) -> None:
+    """Raises UserError for a flag of the experiment before the -- that such flags stand behind."""
+    fields = set(config.flatten(Experiment(name=""))) - {"name"}
+    for word in words:
+        if word.startswith("--"):
+            section, _, leaf = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
+            if {f"{section}.{leaf}".lstrip("."), f"{section}.{leaf.removeprefix('no_')}".lstrip(".")} & fields:
+                raise UserError(
+                    f"{word} is a flag of the experiment: put it after --, as in ./launch.sh sweep FILE.py AXIS … -- "
+                    f"{word}; to vary that field, write it without the dashes"
+                )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax import cli, distributed
+from minigpt_jax import cli, config, distributed
 from minigpt_jax.cli import jax_setup
 from minigpt_jax.config import Experiment
 from minigpt_jax.distributed import Distributed
@@ -18,13 +18,13 @@ from minigpt_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train an experiment. The same command again goes on from the run's latest checkpoint."""
+    """Train an experiment. The same command again resumes from the run's latest checkpoint."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """Folder of the run; runs/NAME by default."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """auto: go on from a checkpoint if there is one; always: refuse to start anew; never: refuse to go on."""
+    """auto: resume from a checkpoint if there is one; always: refuse to start anew; never: refuse to resume."""
     distributed: Distributed = field(default_factory=Distributed)
 
 
@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
         return defined(flags)
     default = Arguments(defined)
     chosen = tyro.cli(Arguments, args=flags, prog=f"minigpt train {file}", default=default)
+    config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
     from minigpt_jax import run
@@ -47,9 +48,15 @@ def main(arguments: list[str]) -> int:
     with distributed.joined(chosen.distributed):
         result = run.run(chosen.experiment, chosen.run_dir, resume=chosen.resume)
     if result.interrupted:
-        print(f"stopped at step {result.progress.step:,}, saved; the same command again goes on from there")
+        print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
         return cli.INTERRUPTED
-    print(f"done: {result.progress.step:,} steps; the run is in {result.run_dir}")
+    early = ""
+    if result.best_step is not None:
+        early = (
+            f", as validation has not improved on step {result.best_step:,} for "
+            f"{chosen.experiment.train.patience} evaluations (--train.patience)"
+        )
+    print(f"done: {result.progress.step:,} steps{early}; the run is in {result.run_dir}")
     return 0
 
 
@@ -57,11 +64,14 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
     """What a Python file defines: an `experiment`, or a `main(arguments)` of its own, as benchmarks do.
 
     Raises:
-        UserError: there is no such file, it cannot be run, or it defines neither.
+        UserError: there is no such file, it cannot be run, it defines neither, or a field has a value that it cannot
+            take.
     """
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{file}: there is no such experiment file; name one such as experiments/quickstart.py")
+    if path.suffix != ".py":
+        raise UserError(f"{file} is no .py file that defines an experiment: {cli.text_hint(file).rstrip('; ')}")
     try:
         defined = _run_file(path)
     except UserError:
@@ -70,6 +80,10 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
         raise UserError(f"{file} cannot be run: {type(error).__name__}: {error}; mend the file") from error
     experiment = defined.get("experiment")
     if isinstance(experiment, Experiment):
+        try:
+            config.check_fields(experiment)  # before the flags, which are parsed against these values
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
         return experiment
     if "experiment" not in defined and callable(defined.get("main")):
         return defined["main"]

@@ -6,16 +6,17 @@ directory are checked, and the sum of the first download is recorded and compare
 leaves the folder is skipped silently, and is refused here; what an interrupted download leaves behind is removed.
 """
 
+import contextlib
 import http.client
 import json
 import os
 import shutil
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from minigpt_jax import cache as cache_files
 from minigpt_jax.corpora.base import file_sha256
 from minigpt_jax.corpora.simplebooks import holdings, open_zip
 from minigpt_jax.errors import UserError
@@ -28,6 +29,7 @@ WAYS_OUT = (
     "give the archive with --data.archive FILE.zip, or take --data.corpus stories, "
     "or --data.corpus text --data.files FILE …"
 )
+_OTHER_CACHE = "free some, or set MINIGPT_CACHE to another folder"
 
 
 class Download(NamedTuple):
@@ -46,11 +48,14 @@ def download(cache: Path, url: str = URL, size: int = SIZE) -> Download:
         UserError: when it cannot be had or is not what it should be, or the cache cannot be written.
     """
     folder = cache / "simplebooks"
-    with cache_files.usable(folder):
+    with _usable(folder):
         archive = _recorded_archive(folder, url)
         if archive and _is_unpacked(archive, _unpacked(folder, archive)):
             return Download(archive, _unpacked(folder, archive))
-        with cache_files.lock(folder / "lock"):
+        from filelock import FileLock
+
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
             archive = _recorded_archive(folder, url)
             if archive is None:
                 archive = _download(folder, url, size)
@@ -147,13 +152,10 @@ def _recorded_archive(folder: Path, url: str) -> Path | None:
 
 
 def _record(folder: Path) -> dict[str, str]:
-    """What was recorded of the archive; nothing where that is missing or damaged."""
     try:
-        record = json.loads((folder / RECORD).read_text())
+        return json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    whole = isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("url", "archive", "sha256"))
-    return record if whole else {}
 
 
 def _unpacked(folder: Path, archive: Path) -> Path:
@@ -170,16 +172,21 @@ def _is_unpacked(archive: Path, unpacked: Path) -> bool:
 
 def _require_space(folder: Path, need: int) -> None:
     if (free := shutil.disk_usage(folder).free) < need:
-        raise UserError(
-            f"{folder} has {free:,} bytes free and SimpleBooks needs {need:,} more; "
-            "free some, or set MINIGPT_CACHE to another folder"
-        )
+        raise UserError(f"{folder} has {free:,} bytes free and SimpleBooks needs {need:,} more; {_OTHER_CACHE}")
 
 
 def _leaves(name: str) -> bool:
     """Whether a member's path is absolute or climbs out of the folder it is unpacked in, on any system."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or (bool(path.parts) and ":" in path.parts[0])
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot use the cache {folder}: {_reason(error)}; set MINIGPT_CACHE to another") from error
 
 
 def _reason(error: Exception) -> str:

@@ -6,15 +6,18 @@ T ids of one long document, padded; in the `packed` layout the text of all docum
 label once and a document's end is the label [BOS].
 """
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 
 from minigpt_jax.batch import Batch
 from minigpt_jax.config import BOS_ID
+from minigpt_jax.errors import UserError
 
 Layout = Literal["lines", "packed"]
 Encoded = tuple[np.ndarray, np.ndarray, int]
@@ -62,17 +65,27 @@ class Rows:
         for start in range(process_index * share, len(self) + process_index * share, batch_size):
             yield self.take(np.arange(start, start + share))
 
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def save(self, file: Path | BinaryIO) -> None:
         np.savez_compressed(
-            path, rows=self.rows, bytes=self.bytes, floor=np.float64(np.nan if self.floor is None else self.floor)
+            file, rows=self.rows, bytes=self.bytes, floor=np.float64(np.nan if self.floor is None else self.floor)
         )
 
     @classmethod
     def load(cls, path: Path) -> "Rows":
-        with np.load(path) as arrays:
-            floor = float(arrays["floor"])
-            return cls(arrays["rows"], arrays["bytes"], None if np.isnan(floor) else floor)
+        """Raises UserError where the file is missing, damaged or not what `save` wrote."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                rows, sizes, floor = arrays["rows"], arrays["bytes"], float(arrays["floor"])
+            kinds = rows.dtype.kind + sizes.dtype.kind
+            if kinds not in ("ui", "ii") or rows.ndim != 2 or sizes.shape != rows.shape[:1]:
+                raise ValueError("its arrays are of other shapes or types")
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing; restore it, or train on: the same command again writes it") from error
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); restore it, or train on: the same command again writes it"
+            ) from error
+        return cls(rows, sizes, None if np.isnan(floor) else floor)
 
 
 def line_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

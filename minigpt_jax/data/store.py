@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.batch import Batch
-from minigpt_jax.cache import made_once
+from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.config import DataConfig, Experiment, to_json
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_heads
@@ -87,11 +88,12 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
         "min_bytes": data.min_bytes if "lines" in (data.layout, data.layout_of("valid")) else None,
     }
     folder = cache / "stores" / _key(description)
-    splits = made_once(
-        folder,
-        lambda: _open(folder, description, data),
-        lambda partial: _build(partial, description, data, corpus, tokenizer, track),
-    )
+    with cache_lock(folder):
+        splits = _open(folder, description, data)
+        if splits is None:
+            _build(folder, description, data, corpus, tokenizer, track)
+            splits = _open(folder, description, data)
+        assert splits is not None, f"the store that was just written to {folder} is damaged"
     return Prepared(tokenizer, splits)
 
 
@@ -142,18 +144,21 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
         "min_bytes": data.min_bytes if layout == "lines" else None,
     }
     folder = cache / "tokenizers" / _key(description)
-
-    def make(partial: Path) -> None:
-        total = sum(1 for _ in documents(corpus, "train", layout, data.min_bytes))
-        if not total:
-            raise _too_small(data, "train", layout)
-        texts = documents(corpus, "train", layout, data.min_bytes)
-        tokenizer = tokenizers.train(config, track(texts, "training the tokenizer", total))
-        tokenizer.save(partial)
-        about = {**description, "fingerprint": tokenizer.fingerprint}
-        (partial / "description.json").write_text(json.dumps(about, indent=2))
-
-    return made_once(folder, lambda: _open_tokenizer(folder, description), make)
+    with cache_lock(folder):
+        tokenizer = _open_tokenizer(folder, description)
+        if tokenizer is None:
+            total = sum(1 for _ in documents(corpus, "train", layout, data.min_bytes))
+            if not total:
+                raise _too_small(data, "train", layout)
+            texts = documents(corpus, "train", layout, data.min_bytes)
+            texts = track(texts, "training the tokenizer", total)
+            with _written_whole(folder) as partial:
+                tokenizer = tokenizers.train(config, texts)
+                tokenizer.save(partial)
+                (partial / "description.json").write_text(
+                    json.dumps({**description, "fingerprint": tokenizer.fingerprint}, indent=2)
+                )
+    return tokenizer
 
 
 def _open_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer | None:
@@ -167,35 +172,36 @@ def _open_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer | No
 
 
 def _build(
-    partial: Path, description: dict[str, Any], config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, track: Track
+    folder: Path, description: dict[str, Any], config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, track: Track
 ) -> None:
     length, dtype = description["row_length"], np.dtype(description["dtype"])
     meta: dict[str, Any] = {"description": description, "splits": {}}
-    for part, (split, layout) in _parts(config).items():
-        total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
-        texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", total))
-        encoded = _encoded(texts, tokenizer, total)
-        headless = part == "train" and config.finish > 0
-        if headless:
-            encoded = without_heads(encoded, length, config.min_bytes)
-        count = labels = 0
-        with (
-            (partial / f"{part}.rows").open("wb") as rows_file,
-            (partial / f"{part}.bytes").open("wb") as bytes_file,
-        ):
-            for rows, sizes in CUT[layout](encoded, length):
-                rows_file.write(rows.astype(dtype).tobytes())
-                bytes_file.write(sizes.astype(np.int32).tobytes())
-                count += len(rows)
-                labels += np.count_nonzero(rows[:, 1:])
-        if not count or (part == "train" and layout == "packed" and labels < length - 1):
-            raise _too_small(config, split, layout, headless)
-        meta["splits"][part] = {
-            "rows": count,
-            "floor": corpus.floor(split) if layout == "packed" and not headless else None,
-            "sha256": {kind: _sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
-        }
-    (partial / "meta.json").write_text(json.dumps(meta, indent=2))
+    with _written_whole(folder) as partial:
+        for part, (split, layout) in _parts(config).items():
+            total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
+            texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", total))
+            encoded = _encoded(texts, tokenizer, total)
+            headless = part == "train" and config.finish > 0
+            if headless:
+                encoded = without_heads(encoded, length, config.min_bytes)
+            count = labels = 0
+            with (
+                (partial / f"{part}.rows").open("wb") as rows_file,
+                (partial / f"{part}.bytes").open("wb") as bytes_file,
+            ):
+                for rows, sizes in CUT[layout](encoded, length):
+                    rows_file.write(rows.astype(dtype).tobytes())
+                    bytes_file.write(sizes.astype(np.int32).tobytes())
+                    count += len(rows)
+                    labels += np.count_nonzero(rows[:, 1:])
+            if not count or (part == "train" and layout == "packed" and labels < length - 1):
+                raise _too_small(config, split, layout, headless)
+            meta["splits"][part] = {
+                "rows": count,
+                "floor": corpus.floor(split) if layout == "packed" and not headless else None,
+                "sha256": {kind: _sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
+            }
+        (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total: int) -> Iterator[Encoded]:
@@ -247,7 +253,7 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
             sizes = np.memmap(folder / f"{part}.bytes", np.int32, mode="r", shape=shape[:1])
             splits[part] = Rows(rows, sizes, about["floor"])
         return splits
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -258,3 +264,25 @@ def _key(description: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _written_whole:
+    """A folder that appears under its name only once all of it is written, in place of what was there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.partial = folder, folder.with_name(folder.name + ".partial")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.partial, ignore_errors=True)  # of a process that was killed; the lock is ours
+        self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        for path in self.partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.partial.rename(self.folder)

@@ -4,10 +4,10 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from minigpt_jax import metrics
-from minigpt_jax.generate.language_model import LanguageModel
+from minigpt_jax.generate.language_model import FinishReason, LanguageModel
 from minigpt_jax.samplers import Sampler
 
 
@@ -19,6 +19,7 @@ class Compared:
         sampler: the method's name.
         settings: its settings by name.
         text: without the prompt.
+        full_text: prompt and text decoded as one.
         repeated_4grams: share of the 4-grams of new tokens that had come before; greedy search is high.
         distinct_2: distinct pairs of new tokens by all pairs.
         mean_logprob: the model's own, in nats a token.
@@ -28,7 +29,8 @@ class Compared:
     sampler: str
     settings: dict[str, float]
     text: str
-    finish_reason: Literal["stop", "length"]
+    full_text: str
+    finish_reason: FinishReason
     repeated_4grams: float
     distinct_2: float
     mean_logprob: float
@@ -54,6 +56,7 @@ def compare(
             sampler=method.name,
             settings={f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init},
             text=generation.text,
+            full_text=generation.full_text,
             finish_reason=generation.finish_reason,
             repeated_4grams=metrics.repeated_ngrams(tokens, 4),
             distinct_2=metrics.distinct_ngrams(tokens, 2),

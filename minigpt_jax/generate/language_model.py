@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,33 +18,54 @@ from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate.programs import programs, scorer, split
-from minigpt_jax.generate.texts import Stop, first_stop, head, settled, sorted_stops
+from minigpt_jax.generate.texts import (
+    Stop,
+    StopScanner,
+    as_int,
+    as_texts,
+    before_stop,
+    begun,
+    head,
+    settled,
+    sorted_stops,
+)
 from minigpt_jax.run_dir import RunDir
 from minigpt_jax.samplers import Output, Sampler
 from minigpt_jax.tokenizer import Tokenizer
 
+MOST_NEW_TOKENS = 2**20
 TOKENS_A_CHUNK = 8
 """New tokens between two looks at the text, where it is streamed or searched for stop strings."""
 
 
-@dataclass(frozen=True)
+FinishReason = Literal["stop", "length", "banned"]
+
+
+@dataclass(frozen=True, repr=False)
 class Generation:
     """One sampled text.
 
     Attributes:
-        text: without the prompt, and without the stop string that ended it.
+        text: without the prompt, and without the stop that ended it.
+        full_text: prompt and text decoded as one, so that the space between them is there only where it belongs.
         tokens: the new ids, a stop sequence included.
         logprobs: the model's own log-probability of each, in nats, before any processor.
-        finish_reason: "stop" if a stop sequence ended it, else "length".
+        finish_reason: "stop" if a stop ended it, "length" if its limit did, "banned" if bans left no token to draw.
         score: what beam search ranks by; for others the sum of `logprobs`.
     """
 
     prompt: str
     text: str
+    full_text: str
     tokens: list[int]
     logprobs: list[float]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     score: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Generation({self.full_text!r}, {len(self.tokens)} tokens, {self.finish_reason}, score {self.score:.2f})"
+        )
 
 
 class _Stepped(NamedTuple):
@@ -52,7 +75,7 @@ class _Stepped(NamedTuple):
     weights: Any
 
 
-def load(run_dir: str | Path, step: int | None = None) -> "LanguageModel":
+def load(run_dir: str | Path, step: int | Literal["best"] | None = None) -> "LanguageModel":
     """The model of a run directory, at its latest checkpoint or at that of `step`.
 
     Raises UserError where the directory, its checkpoint or their fit is missing.
@@ -83,6 +106,11 @@ class LanguageModel:
         self.weights = weights
         self.end_id = BOS_ID if experiment.data.layout == "packed" else PAD_ID
 
+    def __repr__(self) -> str:
+        config = self.experiment.model
+        size = f"{config.num_layers} layers of {config.width}, {len(self.tokenizer):,} pieces"
+        return f"LanguageModel({self.experiment.name!r}, {size}, window {self.model.sequence_length}, step {self.step})"
+
     @property
     def weights(self) -> Any:
         """The parameter tree. Give another one to sample from that."""
@@ -95,13 +123,13 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: Sequence[str],
-        sampler: Sampler | None = None,
+        prompts: str | Iterable[str],
+        sampler: Sampler | str | None = None,
         max_new_tokens: int | None = None,
         *,
         seed: int = 0,
-        row_ids: Sequence[int] | None = None,
-        stop: Sequence[Stop] | Stop = (),
+        row_ids: Iterable[int] | None = None,
+        stop: Iterable[Stop] | Stop = (),
         min_new_tokens: int = 0,
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
@@ -113,11 +141,13 @@ class LanguageModel:
         """Goes on from each prompt; prompts of any lengths, the empty one included, share one compiled program.
 
         Args:
-            sampler: greedy search by default.
+            prompts: strings, or one string, which gives a list of one.
+            sampler: a method, or the name of one with its default settings; greedy search by default.
             max_new_tokens: to the end of the training window by default.
             seed: with a row's id and the position, all that a random draw depends on.
             row_ids: 0, 1, 2 … by default.
-            stop: strings, token ids or sequences of ids, any of which ends a text.
+            stop: strings, token ids or sequences of ids, any of which ends a text at the token that completes it. They
+                are looked for in the new tokens alone; one that is complete before `min_new_tokens` does not count.
             logit_bias: added to the logits of these ids; -inf bans one. [PAD], [BOS] and ids without a piece are banned
                 unless they stand here or in `stop`.
             num_return_sequences: texts for each prompt, side by side: independent draws, or the best of beam search.
@@ -126,8 +156,8 @@ class LanguageModel:
             UserError: a setting that cannot be, or a prompt that leaves no room in the window.
         """
         chunks = self._chunks(
-            prompts,
-            sampler or samplers.Greedy(),
+            as_texts(prompts, "prompts"),
+            _sampler(sampler),
             max_new_tokens,
             seed=seed,
             row_ids=row_ids,
@@ -144,26 +174,44 @@ class LanguageModel:
         return last
 
     def stream(
-        self, prompt: str, sampler: Sampler | None = None, max_new_tokens: int | None = None, **settings: Any
+        self, prompt: str, sampler: Sampler | str | None = None, max_new_tokens: int | None = None, **settings: Any
     ) -> Iterator[str]:
-        """Yields the text of `generate([prompt], …)` piece by piece as it is made: whole words, whole characters."""
-        if isinstance(sampler, samplers.Beam):
+        """Yields the text of `generate([prompt], …)` piece by piece as it is made: whole words, whole characters.
+
+        What may turn out to begin a stop is held back until it is known.
+
+        Raises:
+            UserError: as `generate` does, and for beam search or several texts.
+        """
+        method = _sampler(sampler)
+        if isinstance(method, samplers.Beam):
             raise UserError("beam search knows its text only at the end and cannot be streamed; take another sampler")
+        if not isinstance(prompt, str):
+            raise UserError(f"prompt: must be one string to be streamed, not {type(prompt).__name__}")
+        if settings.get("num_return_sequences", 1) != 1:
+            raise UserError("num_return_sequences: one text is streamed at a time; take generate for several")
+        strings, sequences = sorted_stops(settings.get("stop", ()))
         told = ""
         for [generation], final in _mark_last(
-            self._chunks([prompt], sampler or samplers.Greedy(), max_new_tokens, streamed=True, **settings)
+            self._chunks([prompt], method, max_new_tokens, streamed=True, **settings)
         ):
-            text = generation.text if final else settled(generation.text)
+            text = generation.text
+            if not final:
+                tokens = generation.tokens
+                if held := begun(tokens, sequences):
+                    text = self.tokenizer.decode(tokens[: len(tokens) - held])
+                text = settled(before_stop(text, strings))
             # What follows may still change the spacing before it; tell only what extends what has been told.
             if text.startswith(told) and len(text) > len(told):
                 yield text[len(told) :]
                 told = text
 
-    def score(self, texts: Sequence[str]) -> list[float]:
-        """The log-probability of each text, in nats, its end not included.
+    def score(self, texts: str | Iterable[str]) -> list[float]:
+        """The log-probability of each text, in nats, its end not included; one string gives a list of one.
 
         Raises UserError for a text that does not fit in the window.
         """
+        texts = as_texts(texts, "texts")
         ids = [[BOS_ID, *tokens] for tokens in self.tokenizer.encode_batch(texts)]
         window = self.model.sequence_length
         for text, tokens in zip(texts, ids, strict=True):
@@ -172,7 +220,7 @@ class LanguageModel:
                     f"the text {head(text)!r} is {len(tokens) - 1} tokens long; the window holds {window}: shorten it"
                 )
         width = _bucket(max(map(len, ids), default=1) - 1, 8, window)
-        rows = np.full((_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
+        rows = np.full((_row_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
         for row, tokens in zip(rows, ids, strict=False):
             row[: len(tokens)] = tokens
         logprobs_B = parallel.join_rows(scorer(self.model)(self.weights, parallel.split_rows(rows)))  # pyright: ignore[reportArgumentType]
@@ -186,10 +234,11 @@ class LanguageModel:
         *,
         streamed: bool = False,
         seed: int = 0,
-        row_ids: Sequence[int] | None = None,
-        stop: Sequence[Stop] | Stop = (),
+        row_ids: Iterable[int] | None = None,
+        stop: Iterable[Stop] | Stop = (),
         logit_bias: Mapping[int, float] | None = None,
         num_return_sequences: int = 1,
+        min_new_tokens: int = 0,
         **controls: Any,
     ) -> Iterator[list[Generation]]:
         """The texts so far, each time that the host looks at them; the last time they are whole."""
@@ -197,38 +246,45 @@ class LanguageModel:
             yield []
             return
         sampler.validate(len(self.tokenizer))
-        copies, kept = self._copies(sampler, num_return_sequences)
+        seed, min_new_tokens = as_int(seed, "seed"), as_int(min_new_tokens, "min_new_tokens")
+        max_new_tokens = None if max_new_tokens is None else as_int(max_new_tokens, "max_new_tokens")
+        for name, value in controls.items():
+            if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+                raise UserError(f"{name} {value!r}: must be a number")
+        copies, kept = self._copies(sampler, as_int(num_return_sequences, "num_return_sequences"))
         ids = [[BOS_ID, *tokens] for tokens in self.tokenizer.encode_batch(prompts)]
         limits = [self._limit(prompt, len(row), max_new_tokens) for prompt, row in zip(prompts, ids, strict=True)]
         strings, sequences = sorted_stops(stop)
         if strings and isinstance(sampler, samplers.Beam):
             raise UserError("--stop: beam search takes token ids and no strings, whose end it cannot see in its loop")
-        row_ids = list(range(len(prompts)) if row_ids is None else row_ids)
+        row_ids = [as_int(row, "row_ids") for row in (range(len(prompts)) if row_ids is None else row_ids)]
         if len(row_ids) != len(prompts):
-            raise UserError(f"row_ids: {len(row_ids)} given for {len(prompts)} prompts; give one a prompt")
+            raise UserError(f"row_ids: {len(row_ids)} given for {len(prompts)} prompts; give one per prompt")
 
         rows = len(prompts) * copies
         window = self.model.sequence_length
         width = _bucket(max(map(len, ids)), 8, window)
         room = _bucket(max(limits), 16)
-        padding = _bucket(rows, parallel.local_devices()) - rows
+        padding = _row_bucket(rows, parallel.local_devices()) - rows
         request = samplers.request(
             [row for row in ids for _ in range(copies)] + [[BOS_ID]] * padding,
             vocabulary_size=self.model.vocabulary_size,
             max_new_tokens=[limit for limit in limits for _ in range(copies)] + [0] * padding,
             width=width,
-            # Further texts of a prompt draw as rows of their own, far from the ids of ordinary ones.
-            row_ids=[(row + (copy << 20)) & 0xFFFFFFFF for row in row_ids for copy in range(copies)] + [0] * padding,
+            row_ids=[row for row in row_ids for _ in range(copies)] + [0] * padding,
+            copies=[copy for _ in row_ids for copy in range(copies)] + [0] * padding,
             seed=seed,
             pad_id=PAD_ID,
             stops=sequences,
             logit_bias=self._bias(logit_bias or {}, sequences),
+            min_new_tokens=min_new_tokens,
             **controls,
         )
         slots = min(width + room, window)
         compiled = programs(self._stepped.model, slots, room, jax.tree.structure(sampler))  # pyright: ignore[reportArgumentType]
         weights = self._stepped.weights
-        finish = functools.partial(self._generations, prompts, copies, kept, strings)
+        scanners = [StopScanner(strings, self.tokenizer.decode, min_new_tokens) for _ in range(rows if strings else 0)]
+        finish = functools.partial(self._generations, prompts, ids, limits, copies, kept, sequences, scanners)
         shared, by_row = split(request)
         if not streamed and not strings:
             output = compiled.whole(weights, by_row, shared, sampler)
@@ -268,8 +324,8 @@ class LanguageModel:
             )
         if max_new_tokens is None:
             return max(window - length, 1)
-        if max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens {max_new_tokens}: must be 1 or more")
+        if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+            raise UserError(f"--max-new-tokens {max_new_tokens}: must lie between 1 and {MOST_NEW_TOKENS:,}")
         # The last new token is never read, so it needs no position.
         if self.experiment.model.positions == "learned" and length + max_new_tokens > window + 1:
             raise UserError(
@@ -291,32 +347,58 @@ class LanguageModel:
         return bias
 
     def _generations(
-        self, prompts: Sequence[str], copies: int, kept: int, strings: Sequence[str], output: Output
+        self,
+        prompts: Sequence[str],
+        ids: Sequence[list[int]],
+        limits: Sequence[int],
+        copies: int,
+        kept: int,
+        sequences: Sequence[Sequence[int]],
+        scanners: Sequence[StopScanner],
+        output: Output,
     ) -> tuple[list[Generation], np.ndarray]:
-        """The texts of an output, cut at stop strings, and which rows had one."""
+        """The texts of an output, cut where a stop begins, and which rows a stop string has ended."""
         output = jax.tree.map(np.asarray, parallel.join_rows(output))
         generations, found = [], np.zeros(len(prompts) * copies, bool)
+        decode = self.tokenizer.decode
         for row in range(len(found)):
+            prompt = row // copies
             for k in range(kept):
-                count = int(output.length[row, k])
-                tokens = output.tokens[row, k, :count].tolist()
-                text, stopped = self.tokenizer.decode(tokens), bool(output.stopped[row, k])
-                if cut := first_stop(text, strings):
-                    text, stopped, found[row] = text[: cut[0]], True, True
-                    # The shortest head of the ids whose text holds the stop string.
-                    count = next(n for n in range(1, count + 1) if cut[1] in self.tokenizer.decode(tokens[:n]))
-                    tokens = tokens[:count]
+                tokens = output.tokens[row, k, : int(output.length[row, k])].tolist()
+                stopped = bool(output.stopped[row, k])
+                if scanners and scanners[row].scan(tokens):
+                    found[row] = stopped = True
+                    tokens, text = tokens[: scanners[row].tokens], scanners[row].text
+                    # Both decode the same last tokens, so what was cut off stands at the end of the whole text too.
+                    full_text = decode(ids[prompt][1:] + tokens).removesuffix(decode(tokens)[len(text) :])
+                else:
+                    shown = tokens[: len(tokens) - begun(tokens, sequences)] if stopped else tokens
+                    text, full_text = decode(shown), decode(ids[prompt][1:] + shown)
+                logprobs = [float(x) for x in output.logprobs[row, k, : len(tokens)]]
+                score = float(output.score[row, k])
                 generations.append(
                     Generation(
-                        prompts[row // copies],
+                        prompts[prompt],
                         text,
+                        full_text,
                         tokens,
-                        [float(x) for x in output.logprobs[row, k, :count]],
-                        "stop" if stopped else "length",
-                        float(output.score[row, k]),
+                        logprobs,
+                        "stop" if stopped else "length" if len(tokens) == limits[prompt] else "banned",
+                        math.fsum(logprobs) if found[row] else score,
                     )
                 )
         return generations, found
+
+
+def _sampler(sampler: Any) -> Sampler:
+    """A method from what the caller gave: one, the name of one, or None for greedy search."""
+    if sampler is None:
+        return samplers.Greedy()
+    if isinstance(sampler, str):
+        return samplers.create(sampler)
+    if not isinstance(sampler, Sampler):
+        raise UserError(f"sampler {sampler!r}: must be a sampler such as minigpt_jax.TopP(p=0.9), or the name of one")
+    return sampler
 
 
 def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
@@ -325,6 +407,11 @@ def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
         yield previous, False
         previous = item
     yield previous, True
+
+
+def _row_bucket(rows: int, devices: int) -> int:
+    """Rows rounded up so that nearby numbers share a program: 1, 4, 16, 32, 64 … times the devices."""
+    return devices * next(n for n in itertools.chain((1, 4), (2**i for i in itertools.count(4))) if n * devices >= rows)
 
 
 def _bucket(size: int, least: int, most: int | None = None) -> int:

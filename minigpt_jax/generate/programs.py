@@ -89,7 +89,7 @@ def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:
     return apply(tokens_BT, length_B, slots, method="prefill")
 
 
-_BY_ROW = ("tokens", "length", "limit", "row_id")
+_BY_ROW = ("tokens", "length", "limit", "row_id", "copy")
 
 
 def split(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,31 +1,111 @@
-"""What generation does with text on the host: stop strings, and the part of a text that is settled."""
+"""What generation does with text on the host: arguments, stop strings, and the part of a text that is settled."""
 
-from collections.abc import Sequence
+import operator
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from minigpt_jax.errors import UserError
 
 Stop = str | int | Sequence[int]
+Decode = Callable[[list[int]], str]
 
 
-def sorted_stops(stop: Sequence[Stop] | Stop) -> tuple[list[str], list[list[int]]]:
-    """Stop strings, and stop sequences of ids. Raises UserError for an empty string."""
-    stops: Sequence[Any] = [stop] if isinstance(stop, str | int) else stop
-    strings = [one for one in stops if isinstance(one, str)]
+def as_texts(texts: Any, name: str) -> list[str]:
+    """A string as one text, or the strings of any iterable. Raises UserError for anything else."""
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | dict):
+        raise UserError(f"{name}: must be a string or several of them, not {type(texts).__name__}")
+    found = [str(text) if isinstance(text, str) else text for text in texts]  # of NumPy's strings, plain ones
+    for text in found:
+        if not isinstance(text, str):
+            raise UserError(f"{name}: {text!r} is no string; give strings, such as ['once upon a time']")
+    return found
+
+
+def as_int(value: Any, name: str) -> int:
+    """A whole number, NumPy's included. Raises UserError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UserError(f"{name} {value!r}: must be a whole number") from error
+
+
+def sorted_stops(stop: Any) -> tuple[list[str], list[list[int]]]:
+    """Stop strings, and stop sequences of ids. Raises UserError for an empty string or what is neither."""
+    if isinstance(stop, str) or not isinstance(stop, Iterable):
+        stop = [stop]
+    stops = list(stop)
+    strings = [str(one) for one in stops if isinstance(one, str)]
     if "" in strings:
         raise UserError("--stop '': an empty string stops nothing; leave it out")
-    sequences = [[one] if isinstance(one, int) else list(one) for one in stops if not isinstance(one, str)]
+    sequences = [
+        [as_int(token, "stop") for token in (one if isinstance(one, Iterable) else [one])]
+        for one in stops
+        if not isinstance(one, str)
+    ]
     return strings, sequences
 
 
-def first_stop(text: str, strings: Sequence[str]) -> tuple[int, str] | None:
-    """Where the earliest stop string begins in a text, and which it is."""
-    return min(((text.find(one), one) for one in strings if one in text), default=None)
+class StopScanner:
+    """Looks for stop strings in one row's text as its tokens come, and so finds the same whatever the chunks are.
+
+    A string counts if it is completed by new token number `min_new_tokens` or a later one.
+
+    Attributes:
+        tokens: new tokens up to the one that completes a stop string, once there is one.
+        text: their text up to where that string begins.
+    """
+
+    def __init__(self, strings: Sequence[str], decode: Decode, min_new_tokens: int) -> None:
+        self._strings, self._decode, self._least = strings, decode, max(min_new_tokens, 1)
+        self._scanned = self._least - 1
+        self._early: int | None = None
+        self.tokens: int | None = None
+        self.text = ""
+
+    def scan(self, tokens: Sequence[int]) -> bool:
+        """Takes note of the tokens so far, of which the earlier ones are as before; True once a string is complete."""
+        if self._early is None and len(tokens) >= self._least:
+            # What is complete in the text before the first token that counts never counts.
+            self._early = len(self._decode(list(tokens[: self._least - 1])))
+        while self.tokens is None and self._scanned < len(tokens):
+            self._scanned += 1
+            text = self._decode(list(tokens[: self._scanned]))
+            early = self._early or 0
+            begins = [text.find(one, max(0, early - len(one) + 1) if early else 0) for one in self._strings]
+            if found := [begin for begin in begins if begin >= 0]:
+                self.tokens, self.text = self._scanned, text[: min(found)]
+        return self.tokens is not None
+
+
+def before_stop(text: str, strings: Sequence[str]) -> str:
+    """The part of an unfinished text that cannot belong to a stop string which is complete only later."""
+    for length in range(min(max(map(len, strings), default=0), len(text)), 0, -1):
+        if any(one.startswith(text[-length:]) for one in strings):
+            return text[:-length]
+    return text
+
+
+def begun(tokens: Sequence[int], sequences: Sequence[Sequence[int]]) -> int:
+    """How many of the last tokens begin, or are, one of the stop sequences of ids."""
+    longest = min(max(map(len, sequences), default=0), len(tokens))
+    return next((n for n in range(longest, 0, -1) if any(list(one[:n]) == list(tokens[-n:]) for one in sequences)), 0)
 
 
 def settled(text: str) -> str:
-    """The part of an unfinished text that later tokens will not change: all before the last word."""
-    return text[: text.rstrip().rfind(" ") + 1].rstrip()
+    """The part of an unfinished text that later tokens will not change: whole characters, and whole words.
+
+    A wide character, as of Chinese, is a word of its own.
+    """
+    text = text.rstrip("\ufffd")
+    for end in range(len(text), 0, -1):
+        if text[end - 1] == " ":
+            return text[:end].rstrip()
+        if unicodedata.east_asian_width(text[end - 1]) in "WF":
+            return text[:end]
+    return ""
 
 
 def head(text: str) -> str:

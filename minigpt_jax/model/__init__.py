@@ -1,5 +1,6 @@
 """The GPT: `gpt` is the whole of it and what is asked of it, `blocks` and `pointer` what it is made of."""
 
+from minigpt_jax.model.blocks import DropoutCall
 from minigpt_jax.model.gpt import (
     GPT,
     build,
@@ -16,6 +17,7 @@ from minigpt_jax.model.gpt import (
 
 __all__ = [
     "GPT",
+    "DropoutCall",
     "build",
     "compute_dtype",
     "hidden",

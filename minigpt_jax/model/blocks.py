@@ -1,14 +1,14 @@
 """The transformer block and its parts; the letters of shapes are those of `gpt`."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax import attention, kv_cache, products
+from minigpt_jax import attention, kv_cache, products, rng
 from minigpt_jax.config import ModelConfig
 
 Dtype = Any
@@ -53,20 +53,37 @@ def dense(
     )
 
 
+class DropoutCall(NamedTuple):
+    """What one call of the model says about dropout; both may be traced.
+
+    Attributes:
+        rate: in place of the configured one, if given.
+        first_row: the place in the global batch of the first row of this call.
+    """
+
+    rate: Any = None
+    first_row: Any = 0
+
+
 class Dropout(nn.Module):
     """Sets a share of the entries to 0 and scales the others up. None at all at a configured `rate` of 0.
 
-    The rate of a call, which may be traced, takes the place of the configured one, with which it shares the masks.
+    A row's mask depends on the key, the layer and the row's place in the global batch alone, so it is the same however
+    the batch is divided among devices, processes and micro-batches.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*S"], deterministic: bool, rate: Any = None) -> Float[Array, "*S"]:
+    def __call__(
+        self, x: Float[Array, "B *S"], deterministic: bool, call: DropoutCall | None = None
+    ) -> Float[Array, "B *S"]:
         if deterministic or self.rate == 0:
             return x
-        keep = 1.0 - (self.rate if rate is None else rate)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        call = call or DropoutCall()
+        keep = 1.0 - (self.rate if call.rate is None else call.rate)
+        key_B = rng.at(self.make_rng("dropout"), call.first_row + jnp.arange(x.shape[0]))
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(key_B)
         return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
 
 
@@ -189,12 +206,12 @@ class Block(nn.Module):
         mask_BTS: Bool[Array, "B T S"],
         layer: kv_cache.Layer | None = None,
         deterministic: bool = True,
-        dropout_rate: Any = None,
+        dropout_call: DropoutCall | None = None,
     ) -> tuple[Float[Array, "B T D"], Kept]:
         config, dtype = self.config, self.dtype
         pre = config.norm_position == "pre"
         module = Dropout(config.dropout)
-        dropout = lambda x: module(x, deterministic, dropout_rate)  # noqa: E731
+        dropout = lambda x: module(x, deterministic, dropout_call)  # noqa: E731
         attention_norm = norm(config, dtype, "attention_norm")
         feed_forward_norm = norm(config, dtype, "feed_forward_norm")
 

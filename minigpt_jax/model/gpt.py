@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minigpt_jax import kv_cache
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
 from minigpt_jax.embedding import Embed
-from minigpt_jax.model.blocks import Block, Dropout, Dtype, Kept, dense, norm
+from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, Kept, dense, norm
 from minigpt_jax.model.pointer import Pointer, Shares
 
 
@@ -64,10 +64,10 @@ def logits(
     params: Any,
     tokens_BT: Int[Array, "B T"],
     dropout_key: Array | None = None,
-    dropout_rate: Float[Array, ""] | None = None,
+    dropout_call: DropoutCall | None = None,
 ) -> Float[Array, "B T V"]:
-    """The full pass with these parameters; dropout only with a key for it, at the configuration's rate by default."""
-    return _of_full_pass("__call__", gpt, params, tokens_BT, dropout_key, dropout_rate)
+    """The full pass with these parameters; dropout only with a key for it; see `DropoutCall`."""
+    return _of_full_pass("__call__", gpt, params, tokens_BT, dropout_key, dropout_call)
 
 
 def hidden(
@@ -75,17 +75,17 @@ def hidden(
     params: Any,
     tokens_BT: Int[Array, "B T"],
     dropout_key: Array | None = None,
-    dropout_rate: Float[Array, ""] | None = None,
+    dropout_call: DropoutCall | None = None,
 ) -> Float[Array, "B T D"]:
     """`logits` without the output layer and the pointer."""
-    return _of_full_pass("hidden", gpt, params, tokens_BT, dropout_key, dropout_rate)
+    return _of_full_pass("hidden", gpt, params, tokens_BT, dropout_key, dropout_call)
 
 
 def _of_full_pass(
-    method: str, gpt: "GPT", params: Any, tokens_BT: Array, dropout_key: Array | None, dropout_rate: Array | None
+    method: str, gpt: "GPT", params: Any, tokens_BT: Array, dropout_key: Array | None, dropout_call: DropoutCall | None
 ) -> Array:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_rate, rngs=rngs, method=method)
+    out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_call, rngs=rngs, method=method)
     return out
 
 
@@ -160,17 +160,17 @@ class GPT(nn.Module):
             self.pointer = Pointer(config, self.dtype)
 
     def __call__(
-        self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_rate: Any = None
+        self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_call: DropoutCall | None = None
     ) -> Float[Array, "B T V"]:
         """Logits for the token after each of `tokens_BT`. With dropout, needs an rng named "dropout"."""
-        hidden_BTD = self.hidden(tokens_BT, deterministic, dropout_rate)
+        hidden_BTD = self.hidden(tokens_BT, deterministic, dropout_call)
         return self._predictions(hidden_BTD, tokens_BT, *self._places(tokens_BT))[0]
 
     def hidden(
-        self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_rate: Any = None
+        self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_call: DropoutCall | None = None
     ) -> Float[Array, "B T D"]:
         """What the output layer makes its logits from."""
-        return self._full_pass(tokens_BT, deterministic, dropout_rate)[0]
+        return self._full_pass(tokens_BT, deterministic, dropout_call)[0]
 
     def prefill(
         self, tokens_BT: Int[Array, "B T"], length_B: Int[Array, "B"], slots: int
@@ -239,9 +239,9 @@ class GPT(nn.Module):
         return shares.mixed(logits_BUV), (kept,)
 
     def _full_pass(
-        self, tokens_BT: Int[Array, "B T"], deterministic: bool, dropout_rate: Any = None
+        self, tokens_BT: Int[Array, "B T"], deterministic: bool, dropout_call: DropoutCall | None = None
     ) -> tuple[Float[Array, "B T D"], tuple[Kept, ...]]:
-        return self._blocks(tokens_BT, *self._places(tokens_BT), None, deterministic, dropout_rate)
+        return self._blocks(tokens_BT, *self._places(tokens_BT), None, deterministic, dropout_call)
 
     def _places(self, tokens_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Bool[Array, "B T T"]]:
         """A full pass's positions and mask."""
@@ -255,18 +255,18 @@ class GPT(nn.Module):
         mask_BTS: Bool[Array, "B T S"],
         cache: kv_cache.Cache | None,
         deterministic: bool = True,
-        dropout_rate: Any = None,
+        dropout_call: DropoutCall | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Kept, ...]]:
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.positions == "learned":
             x_BTD = x_BTD + self.position_embedding(position_BT)
         if self.config.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
-        x_BTD = self.dropout(x_BTD, deterministic, dropout_rate)
+        x_BTD = self.dropout(x_BTD, deterministic, dropout_call)
         layers = []
         blocks = self.blocks * self.config.repeats
         for block, layer in zip(blocks, cache or [None] * len(blocks), strict=True):
-            x_BTD, kept = block(x_BTD, position_BT, mask_BTS, layer, deterministic, dropout_rate)
+            x_BTD, kept = block(x_BTD, position_BT, mask_BTS, layer, deterministic, dropout_call)
             layers.append(kept)
         if self.config.norm_position == "pre":
             x_BTD = self.final_norm(x_BTD)

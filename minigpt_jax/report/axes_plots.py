@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from minigpt_jax import objective
 from minigpt_jax.report import style
 from minigpt_jax.report.results import Axis, Configuration, Sweep
 from minigpt_jax.report.runs import is_finite
@@ -19,24 +20,57 @@ HEAT_MAP_SIDE = 12
 def against(sweep: Sweep, axis: Axis) -> Figure:
     """A dot for each configuration's mean, small ones for its seeds, and crosses above for what diverged."""
     with style.drawing():
-        figure, axes = style.panel(sweep.label(axis), axis.field, f"{sweep.objective} (nats a token)")
+        figure, axes = style.panel(sweep.label(axis), axis.field, f"valid {objective.LABELS[sweep.figure]}")
         places = _places(axis, sweep.configurations)
         if not _in_strips(axis) and axis.log_scale:
             axes.set_xscale("log")
-        seeds = [(places[one.number], loss) for one in sweep.configurations for loss in one.losses]
+        seeds = [(places[one.number], score) for one in sweep.configurations for score in one.scores]
         means = [(places[one.number], one.mean) for one in sweep.configurations if one.mean is not None]
         if len(seeds) > len(means):
             _dots(axes, seeds, style.MUTED, 2.5, "a seed")
         _dots(axes, means, style.SERIES[-1], 5, "a configuration")
         if sweep.best is not None and sweep.best.mean is not None:
             _dots(axes, [(places[sweep.best.number], sweep.best.mean)], style.ACCENT, 8, "the best")
-        style.loss_axis(axes, [loss for _, loss in seeds])
+        style.loss_axis(axes, [score for _, score in seeds])
         lost = [places[one.number] for one in sweep.configurations if one.count("diverged")]
         if lost:
             above, top = axes.get_xaxis_transform(), [1.0] * len(lost)
             [crosses] = axes.plot(lost, top, transform=above, marker="x", color=style.BAD, markersize=5, linestyle="")
             crosses.set(clip_on=False, label="diverged")
         _ticks(axes, axis, sweep.configurations)
+    return figure
+
+
+def by_rate(sweep: Sweep, rate: Axis, other: Axis) -> Figure | None:
+    """The objective against a learning rate, with a curve for each value of another axis.
+
+    Where further axes vary, a curve is of the best at each rate. None where the other axis has too many values.
+    """
+    measured = [one for one in sweep.configurations if one.mean is not None]
+    taken = {one.values[other.field] for one in measured}
+    values = [value for value in other.values or sorted(taken) if value in taken]
+    if not 2 <= len(values) <= len(style.SERIES):
+        return None
+    with style.drawing():
+        title = f"{sweep.label(rate)} for each {sweep.label(other)}"
+        figure, axes = style.panel(title, rate.field, f"valid {objective.LABELS[sweep.figure]}")
+        if rate.log_scale:
+            axes.set_xscale("log")
+        drawn: list[float] = []
+        for i, value in enumerate(values):
+            best: dict[float, float] = {}
+            for one in reversed(measured):  # the best come last, and stay
+                if one.values[other.field] == value and one.mean is not None:
+                    best[one.values[rate.field]] = one.mean
+            points = sorted(best.items())
+            drawn += best.values()
+            # Of a list of rates a line leads from one to the next; between those of a range it would say nothing.
+            line = "-" if rate.values else ""
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, linestyle=line, color=style.SERIES[i], marker=style.MARKERS[i], label=_say(value))
+        style.loss_axis(axes, drawn)
+        _ticks(axes, rate, measured)
+        axes.legend(title=sweep.label(other), title_fontsize=8.5)
     return figure
 
 
@@ -74,7 +108,7 @@ def importance(shares: dict[str, float]) -> Figure:
     """A bar for each axis, the most important on top, with its share written beside it."""
     with style.drawing():
         height = 1.0 + 0.34 * len(shares)
-        figure, axes = style.panel("Importance", "share of the variance of the loss", "", (style.PANEL[0], height))
+        figure, axes = style.panel("Importance", "share of the objective's variance", "", (style.PANEL[0], height))
         fields, values = list(shares), list(shares.values())
         axes.barh(fields, values, color=style.ACCENT, height=0.6)
         for i, value in enumerate(values):
@@ -96,7 +130,7 @@ def _places(axis: Axis, found: Sequence[Configuration]) -> dict[int, float]:
     places: dict[int, float] = {}
     for i, category in enumerate(categories):
         members = sorted(one.number for one in found if _say(one.values[axis.field]) == category)
-        offsets = np.linspace(-0.22, 0.22, len(members)) if len(members) > 1 else [0.0]
+        offsets = np.linspace(-0.22, 0.22, len(members)) if len(members) > 1 else [0.0] * len(members)
         places |= {number: i + float(offset) for number, offset in zip(members, offsets, strict=True)}
     return places
 

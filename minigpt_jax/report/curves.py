@@ -3,15 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.ticker
 from matplotlib.figure import Figure
 
+from minigpt_jax.objective import LABELS
 from minigpt_jax.report import style
-from minigpt_jax.report.runs import Run
+from minigpt_jax.report.runs import Run, is_finite
 
 SPLITS = {"train": "training", "valid": "validation"}
-LOSS = "loss (nats a token)"
 MARKED = 60
 """Points of a curve up to which each is marked."""
 NOISY = 500
@@ -37,9 +38,9 @@ class Curve:
     diverged: bool = False
 
 
-def of_runs(runs: Sequence[Run], split: str) -> list[Curve]:
-    """A colour for each run; where there are more runs than colours, the best have them."""
-    order = sorted(range(len(runs)), key=lambda i: (runs[i].best or {}).get("loss", math.inf))
+def of_runs(runs: Sequence[Run], split: str, figure: str | None = "loss") -> list[Curve]:
+    """A colour for each run; where there are more runs than colours, the best by that figure have them."""
+    order = sorted(range(len(runs)), key=lambda i: _finite((runs[i].best or {}).get(figure or "")))
     chosen = sorted(order[: len(style.SERIES)])
     return [
         Curve(run, split, run.name, chosen.index(i)) if i in chosen else Curve(run, split) for i, run in enumerate(runs)
@@ -51,13 +52,13 @@ def of_splits(run: Run) -> list[Curve]:
     return [Curve(run, split, name, series) for series, (split, name) in enumerate(reversed(SPLITS.items()))]
 
 
-def plot(curves: Sequence[Curve], x: str, title: str) -> Figure:
-    """Loss against `step`, `tokens` or `seconds`."""
-    points = [curve.run.curve(curve.split, x) for curve in curves]
+def plot(curves: Sequence[Curve], x: str, title: str, y: str = "loss", floor: float | None = None) -> Figure:
+    """A column of metrics.jsonl against `step`, `tokens` or `seconds`; `floor` is a line that no model goes below."""
+    points = [curve.run.curve(curve.split, x, y) for curve in curves]
     unit, scale = _unit(x, max((max(xs, default=0.0) for xs, _ in points), default=0.0))
     crowd = sum(curve.label is None for curve in curves)
     with style.drawing():
-        figure, axes = style.panel(f"{title} by {x}", unit, LOSS)
+        figure, axes = style.panel(f"{title} by {x}", unit, LABELS.get(y, title.lower()))
         ceiling, named = None, {}
         for curve, (xs, ys) in zip(curves, points, strict=True):
             xs = [value / scale for value in xs]
@@ -77,7 +78,14 @@ def plot(curves: Sequence[Curve], x: str, title: str) -> Figure:
             if curve.diverged and xs:
                 axes.plot(xs[-1], ys[-1], marker="x", color=style.BAD, markersize=5, linestyle="", zorder=3)
         losses = [loss for _, ys in points for loss in ys]
-        style.loss_axis(axes, losses, ceiling)
+        if floor is not None and losses:
+            line = axes.axhline(floor, color=style.SERIES[-1], linewidth=1.2, linestyle="--", zorder=1.8)
+            named[len(style.SERIES), "entropy of the text"] = line
+            losses.append(floor)
+        if y == "learning_rate":
+            axes.set_ylim(0, 1.05 * max(losses, default=1.0) or 1.0)
+        else:
+            style.loss_axis(axes, losses, ceiling)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=x == "step", steps=[1, 2, 5, 10]))
         if x == "step":
@@ -86,12 +94,16 @@ def plot(curves: Sequence[Curve], x: str, title: str) -> Figure:
             axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         if not losses:
             axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color=style.INK)
-        if len(curves) > 1:
+        if named and (len(named) > 1 or crowd):
             ordered = sorted(named.items(), key=lambda item: item[0])
             lines, labels = [line for _, line in ordered], [style.short(label) for (_, label), _ in ordered]
             # To find the emptiest corner takes long where there are many points; a loss leaves this one empty.
             axes.legend(lines, labels, loc="best" if len(losses) < 5000 else "upper right")
     return figure
+
+
+def _finite(value: Any) -> float:
+    return value if is_finite(value) else math.inf
 
 
 def _unit(x: str, longest: float) -> tuple[str, float]:

@@ -4,6 +4,7 @@ The HTML is one file that loads nothing: plots are inline SVG whose colours are 
 reader's light or dark scheme. Markdown has the same plots as files beside it.
 """
 
+import errno
 import functools
 import html
 import re
@@ -21,6 +22,8 @@ import rich.table
 import rich.text
 from matplotlib.figure import Figure
 
+from minigpt_jax import display
+from minigpt_jax.errors import UserError
 from minigpt_jax.report import style
 from minigpt_jax.run_dir import write_whole
 
@@ -131,7 +134,10 @@ class Page:
 
 
 def write(page: Page, folder: Path) -> Path:
-    """Writes report.html, report.md and the plots that the latter shows; returns the path of the HTML."""
+    """Writes report.html, report.md and the plots that the latter shows; returns the path of the HTML.
+
+    Raises UserError where the folder cannot be written.
+    """
     plots = [
         plot
         for section in page.sections
@@ -141,10 +147,17 @@ def write(page: Page, folder: Path) -> Path:
     ]
     files = {f"figures/{plot.name}.svg": plot.svg for plot in plots}
     files |= {f"report.{kind}": _render(f"page.{kind}.j2", page) for kind in ("md", "html")}
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".report.lock"):  # several workers may finish a sweep at once
-        for name, text in files.items():
-            write_whole(folder / name, text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / ".report.lock"):  # several workers may finish a sweep at once
+            for name, text in files.items():
+                write_whole(folder / name, display.printable(text))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); name another folder for the report with --output"
+        ) from error
     return folder / "report.html"
 
 
@@ -153,7 +166,7 @@ def show(table: Table, console: rich.console.Console) -> None:
     whole = _rich(table, table.columns)
     width = rich.measure.Measurement.get(console, console.options.update(max_width=10_000), whole).maximum
     if not console.is_terminal:
-        rich.console.Console(file=console.file, width=max(width, console.width)).print(whole)
+        rich.console.Console(file=console.file, width=max(width, console.width), markup=False).print(whole)
     elif width <= console.width:
         console.print(whole)
     else:
@@ -163,10 +176,12 @@ def show(table: Table, console: rich.console.Console) -> None:
 def _rich(table: Table, columns: Sequence[Column]) -> rich.table.Table:
     shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for column in columns:
-        shown.add_column(rich.text.Text(column.title), justify="right" if column.figures else "left")
+        shown.add_column(rich.text.Text(display.printable(column.title)), justify="right" if column.figures else "left")
     kept = [i for i, column in enumerate(table.columns) if column in columns]
     for i, row in enumerate(table.rows):
-        shown.add_row(*(rich.text.Text(row[j]) for j in kept), style="bold" if i in table.best else "")
+        shown.add_row(
+            *(rich.text.Text(display.printable(row[j])) for j in kept), style="bold" if i in table.best else ""
+        )
     return shown
 
 

@@ -1,7 +1,8 @@
 """The results of a sweep: its files read, seeds gathered to a mean and a spread, and the best configuration.
 
 A row of results.jsonl is one configuration and one seed. Seeds are replicates: a configuration's objective is the mean
-of its complete rows' losses, its spread their sample standard deviation.
+of its complete rows' losses (or bits per byte, where an axis changes what a token is), its spread their sample standard
+deviation.
 """
 
 import itertools
@@ -16,9 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from minigpt_jax import objective
 from minigpt_jax.config import Experiment, flag_name, flatten
 from minigpt_jax.errors import UserError
+from minigpt_jax.objective import Figure
 from minigpt_jax.report.runs import is_finite
+from minigpt_jax.run_dir import check_contents
 
 STATUSES = ("complete", "pruned", "diverged", "failed")
 Row = dict[str, Any]
@@ -68,38 +72,48 @@ class Configuration:
         number: its number in the sweep.
         values: of the axes, by dotted name.
         rows: one for each seed so far.
+        figure: what it is ranked by.
     """
 
     number: int
     values: dict[str, Any]
     rows: tuple[Row, ...]
+    figure: Figure = "loss"
 
     @cached_property
     def complete(self) -> tuple[Row, ...]:
-        return tuple(row for row in self.rows if row.get("status") == "complete" and is_finite(row.get("loss")))
+        return tuple(row for row in self.rows if row.get("status") == "complete" and is_finite(row.get(self.figure)))
 
     @property
-    def losses(self) -> list[float]:
-        return [row["loss"] for row in self.complete]
+    def scores(self) -> list[float]:
+        """What each complete seed is ranked by: its loss in nats per token, or its bits per byte."""
+        return [row[self.figure] for row in self.complete]
 
     @property
     def mean(self) -> float | None:
-        """Mean loss over the complete seeds, in nats a token."""
-        return statistics.fmean(self.losses) if self.losses else None
+        """Mean score over the complete seeds."""
+        return statistics.fmean(self.scores) if self.scores else None
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation of the loss over the complete seeds; of fewer than two there is none."""
-        return statistics.stdev(self.losses) if len(self.losses) > 1 else None
+        """Sample standard deviation of the score over the complete seeds; of fewer than two there is none."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def loss(self) -> float | None:
+        return self._mean_of("loss")
 
     @property
     def perplexity(self) -> float | None:
         """exp(mean loss): the seeds' validation labels are the same, so this pools them."""
-        return None if self.mean is None else math.exp(self.mean) if self.mean < 700 else math.inf
+        return None if self.loss is None else math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float | None:
-        found = [row["bits_per_byte"] for row in self.complete if is_finite(row.get("bits_per_byte"))]
+        return self._mean_of("bits_per_byte")
+
+    def _mean_of(self, figure: Figure) -> float | None:
+        found = [row[figure] for row in self.complete if is_finite(row.get(figure))]
         return statistics.fmean(found) if found else None
 
     def count(self, status: str) -> int:
@@ -116,14 +130,23 @@ class Sweep:
     axes: tuple[Axis, ...]
     flags: tuple[str, ...]
     search: str
-    objective: str
     command: str
     rows: tuple[Row, ...]
+    caveats: tuple[str, ...] = ()
+
+    @property
+    def figure(self) -> Figure:
+        """What ranks the configurations."""
+        return objective.figure_of(axis.field for axis in self.axes)
+
+    @property
+    def objective(self) -> str:
+        return f"valid {objective.NAMES[self.figure]}"
 
     @cached_property
     def configurations(self) -> list[Configuration]:
         """Best first."""
-        return rank(configurations(self.rows, [axis.field for axis in self.axes]))
+        return rank(configurations(self.rows, [axis.field for axis in self.axes], self.figure))
 
     def label(self, axis: Axis) -> str:
         """The axis's field without its section, unless another axis has that name too."""
@@ -152,57 +175,79 @@ def read(folder: Path) -> Sweep:
     if not path.is_file():
         raise UserError(f"{folder} is not a sweep's folder: it holds no sweep.json; name one under runs/sweeps")
     try:
-        about = json.loads(path.read_text())
-        axes = tuple(
-            Axis(
-                axis["field"], tuple(axis.get("values") or ()), axis.get("low"), axis.get("high"), bool(axis.get("log"))
-            )
-            for axis in about["axes"]
-            if axis["field"] != "seed"
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        check_contents(folder)
+        about = json.loads(path.read_text(encoding="utf-8"))
+        axes = tuple(_axis(axis) for axis in about["axes"] if axis["field"] != "seed")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}); run the sweep's command again"
         ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     return Sweep(
         folder=folder,
         name=str(about.get("name") or folder.resolve().name),
         file=str(about.get("file", "")),
         axes=axes,
-        flags=tuple(map(str, about.get("flags") or ())),
+        flags=_texts(about.get("flags")),
         search=str(about.get("search", "")),
-        objective=str(about.get("objective", "valid loss")),
         command=str(about.get("command", "")),
-        rows=tuple(read_rows(folder / "results.jsonl")),
+        rows=tuple(row for row in read_rows(folder / "results.jsonl") if _fits(row, axes)),
+        caveats=_texts(about.get("caveats")),
     )
+
+
+def _axis(about: dict[str, Any]) -> Axis:
+    """An axis of sweep.json. Raises ValueError or the like where it is none."""
+    axis = Axis(
+        about["field"], tuple(about.get("values") or ()), about.get("low"), about.get("high"), bool(about.get("log"))
+    )
+    plain = all(value is None or isinstance(value, bool | int | float | str) for value in axis.values)
+    ends = is_finite(axis.low, axis.high) and (not axis.log or (axis.low or 0) > 0)
+    if not isinstance(axis.field, str) or not plain or not (axis.values or ends):
+        raise ValueError(f"no axis: {about}")
+    return axis
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(map(str, values)) if isinstance(values, list) else ()
+
+
+def _fits(row: Row, axes: Sequence[Axis]) -> bool:
+    """Whether a row has a value of each axis, which a damaged one may not have."""
+    return all(row.get(axis.field) in axis.values if axis.values else is_finite(row.get(axis.field)) for axis in axes)
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of results.jsonl; one that is cut short is left out, and of two of one trial the later counts."""
     rows: dict[Any, Row] = {}
-    for text in path.read_text().splitlines() if path.exists() else []:
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; run the sweep's command again") from error
+    for text in texts:
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("configuration"), int):
-            rows[row.get("trial", (row["configuration"], row.get("seed")))] = row
+            rows[str(row.get("trial", (row["configuration"], row.get("seed"))))] = row
     return list(rows.values())
 
 
-def configurations(rows: Sequence[Row], fields: Sequence[str]) -> list[Configuration]:
+def configurations(rows: Sequence[Row], fields: Sequence[str], figure: Figure = "loss") -> list[Configuration]:
     """Gathers the rows of each configuration, in the order of their numbers."""
     gathered: dict[int, list[Row]] = {}
     for row in rows:
         gathered.setdefault(row["configuration"], []).append(row)
     return [
-        Configuration(number, {field: of_one[0].get(field) for field in fields}, tuple(of_one))
+        Configuration(number, {field: of_one[0].get(field) for field in fields}, tuple(of_one), figure)
         for number, of_one in sorted(gathered.items())
     ]
 
 
 def rank(found: Sequence[Configuration]) -> list[Configuration]:
-    """Best first: by mean loss, but those of which a seed was pruned, diverged or failed after those without.
+    """Best first: by mean score, but those of which a seed was pruned, diverged or failed after those without.
 
     The mean over the seeds that a configuration survived would flatter it.
     """
@@ -226,13 +271,17 @@ def command(sweep: Sweep, best: Configuration) -> str:
 
 
 def flag_words(field: str, value: Any) -> list[str]:
-    """A field's value as words of the command line; the items of a tuple may also come as one text, spaces between."""
+    """A field's value as words of the command line; a tuple's items may also come as one text, a shell's words."""
     flag = flag_name(field)
     if isinstance(value, str) and isinstance(flatten(Experiment(name="")).get(field), list | tuple):
-        value = value.split()
+        try:
+            value = shlex.split(value)
+        except ValueError:  # of a sweep from before items were quoted
+            value = value.split()
     if isinstance(value, bool):
         section, _, leaf = flag.rpartition(".")
         return ["--" + (f"{section}." if section else "") + ("" if value else "no-") + leaf]
-    if isinstance(value, list | tuple):
-        return [f"--{flag}", *map(str, value)]
-    return [f"--{flag}", str(value)]
+    words = list(map(str, value)) if isinstance(value, list | tuple) else [str(value)]
+    if words and words[0].startswith("-"):  # looks like a flag, so it has to be attached to its own
+        return [f"--{flag}={words[0]}", *words[1:]]
+    return [f"--{flag}", *words]

@@ -1,14 +1,17 @@
 """The report of ordinary runs: figures, curves, the configurations that differ, samples, samplers compared."""
 
+import math
 import os
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
+from minigpt_jax import objective
+from minigpt_jax.objective import Figure
 from minigpt_jax.report import curves
 from minigpt_jax.report.page import Block, Column, Links, Page, Plot, Plots, Sample, Section, Table, Text
-from minigpt_jax.report.runs import Run, differing_fields, differing_fingerprints
-from minigpt_jax.report.say import NOTHING, duration, figure, number, setting
+from minigpt_jax.report.runs import Run, differing_fields, differing_fingerprints, is_finite
+from minigpt_jax.report.say import NOTHING, duration, number, setting
 
 SAMPLES_SHOWN = 12
 """Evaluations of a run whose samples are shown; where there are more, they are picked evenly."""
@@ -33,12 +36,12 @@ def build(runs: Sequence[Run], folder: Path) -> Page:
 
 
 def summary(runs: Sequence[Run]) -> Table:
-    """A row for each run; the lowest validation loss among several is set off."""
+    """A row for each run; the lowest among several is set off, by what compares them."""
     columns = [Column("run", figures=False)]
     titles = "parameters step tokens time train_loss final_loss best_loss at_step perplexity bits_per_byte".split()
     minor = {"parameters", "tokens", "train_loss", "at_step"}
     columns += [Column(title.replace("_", " "), minor=title in minor) for title in titles]
-    rows, losses = [], []
+    rows, scores, figure = [], [], ranked_by(runs)
     for run in runs:
         last, best = run.last or {}, run.best or {}
         training = run.lines["train"][-1] if run.lines.get("train") else {}
@@ -59,42 +62,68 @@ def summary(runs: Sequence[Run]) -> Table:
                 number(best.get("bits_per_byte"), 4),
             ]
         )
-        losses.append(best.get("loss", float("inf")))
-    leader = frozenset([losses.index(min(losses))]) if len(runs) > 1 and min(losses) < float("inf") else frozenset()
+        score = best.get(figure) if figure else None
+        scores.append(score if is_finite(score) else math.inf)
+    leader = frozenset([scores.index(min(scores))]) if len(runs) > 1 and min(scores) < math.inf else frozenset()
     note = (
-        "Losses are nats a token: of the latest training line, the latest validation and the best one. Perplexity and "
-        "bits per byte are those of the best validation. Time is that of training alone."
+        "Losses are in nats per token: of the latest training line, the latest validation and the best one. Perplexity "
+        "and bits per byte are those of the best validation. Time is that of training alone."
     )
     return Table(columns, rows, leader, note)
 
 
-def comparability(runs: Sequence[Run]) -> list[Block]:
-    """A warning where the runs' losses are not of the same tokens."""
+def ranked_by(runs: Sequence[Run]) -> Figure | None:
+    """The figure by which the runs compare; None if their corpora differ, when none does."""
     differ = differing_fingerprints(runs)
-    if not differ:
-        return []
-    kept = "" if "corpus" in differ else "; compare bits per byte instead"
-    return [
-        Text(
-            f"The runs differ in {' and '.join(differ)}, so their losses are not of the same tokens{kept}.",
-            warning=True,
-        )
-    ]
+    if "corpus" in differ:
+        return None
+    return "bits_per_byte" if differ else objective.figure_of(differing_fields(runs) if len(runs) > 1 else ())
+
+
+def comparability(runs: Sequence[Run]) -> list[Block]:
+    """Warnings where the runs' losses are not of the same tokens, or not of the same text."""
+    differ, figure = " and ".join(differing_fingerprints(runs)), ranked_by(runs)
+    if figure is None:
+        said = [
+            f"The runs differ in {differ}: figures of different texts do not compare, so no run is set off as best."
+        ]
+    elif figure == "bits_per_byte":
+        said = objective.caveats([run.experiment for run in runs], same_corpus=True)
+        if differ:
+            reason = f"The runs differ in {differ}, so their losses are not of the same tokens"
+            said.insert(0, f"{reason}; they are ranked by bits per byte.")
+    else:
+        said = []
+    return [Text(text, warning=True) for text in said]
 
 
 def plots(runs: Sequence[Run]) -> Plots:
-    """Training and validation loss against steps, tokens and seconds; of one run, in the same plot."""
+    """Training and validation loss against steps, tokens and seconds; of one run, in the same plot.
+
+    Where losses do not compare, bits per byte are drawn instead. Learning rate and gradient norm come last.
+    """
+    ranking = ranked_by(runs)
+    figure: Figure = ranking or "loss"
+    said = objective.NAMES[figure]
     if len(runs) == 1:
-        drawn = {"loss": ("Loss", curves.of_splits(runs[0]))}
+        drawn = {"loss": (said.capitalize(), curves.of_splits(runs[0]))}
     else:
-        drawn = {split: (f"{name.title()} loss", curves.of_runs(runs, split)) for split, name in curves.SPLITS.items()}
-    return Plots(
-        [
-            Plot(f"{name}-by-{x}", f"{title} by {x}", curves.plot(of_one, x, title))
-            for x in ("step", "tokens", "seconds")
-            for name, (title, of_one) in drawn.items()
-        ]
-    )
+        drawn = {
+            split: (f"{name.title()} {said}", curves.of_runs(runs, split, ranking))
+            for split, name in curves.SPLITS.items()
+        }
+    floors = {run.floor(figure) for run in runs}
+    floor = floors.pop() if len(floors) == 1 else None
+    shown = [
+        Plot(f"{name}-by-{x}", f"{title} by {x}", curves.plot(of_one, x, title, figure, floor))
+        for x in ("step", "tokens", "seconds")
+        for name, (title, of_one) in drawn.items()
+    ]
+    for column, title in (("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm")):
+        if any(run.curve("train", y=column)[0] for run in runs):
+            of_all = curves.of_runs(runs, "train", ranking)
+            shown.append(Plot(f"{column}-by-step", f"{title} by step", curves.plot(of_all, "step", title, column)))
+    return Plots(shown)
 
 
 def configurations(runs: Sequence[Run]) -> tuple[str, list[Block]]:
@@ -140,21 +169,23 @@ def samplers(run: Run) -> list[Block]:
         return []
     if not saved["rows"]:
         return [Text(f"{run.files.samples / 'compare.json'} cannot be read; make it anew with sample --compare.", True)]
-    columns = [Column("sampler", figures=False), Column("settings", figures=False)]
-    columns += map(Column, ["repeated 4-grams", "distinct 2-grams", "mean log-probability", "tokens a second"])
+    columns = [Column(title, figures=False) for title in ("method", "settings")]
     columns.append(Column("text", figures=False, long=True))
-    keys = ("repeated_4grams", "distinct_2", "mean_logprob", "tokens_per_second")
+    figures = {"repeated_4grams": 3, "distinct_2": 3, "mean_logprob": 3, "tokens_per_second": 0}
+    columns += map(Column, ["repeated 4-grams", "distinct 2-grams", "mean log-probability", "tokens per second"])
     rows = [
         [
             str(row.get("sampler", NOTHING)),
-            setting(row.get("settings") or {}),
-            *(figure(row.get(key)) for key in keys),
+            setting(row.get("settings") or {}) or NOTHING,
             str(row.get("text", "")),
+            *(number(row.get(key), decimals) for key, decimals in figures.items()),
         ]
         for row in saved["rows"]
     ]
-    about = [f"{key}: {saved[key]!r}" for key in ("prompt", "seed", "step") if key in saved]
-    return [Table(columns, rows, note=", ".join(about))]
+    prompt = saved.get("prompt", "")
+    about = [f"Prompt: {prompt!r}" if prompt else "Prompt: none, from [BOS]"]
+    about += [f"{key} {saved[key]}" for key in ("seed", "step") if key in saved]
+    return [Text(" · ".join(about)), Table(columns, rows, note="Log-probabilities are in nats per token.")]
 
 
 def links(runs: Sequence[Run], folder: Path) -> Links:

@@ -5,6 +5,9 @@ import json
 import math
 import os
 import re
+import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +15,11 @@ from typing import Any
 
 import jax
 
-from minigpt_jax import config, model
+from minigpt_jax import config, display, model
 from minigpt_jax.config import Experiment
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
+from minigpt_jax.objective import Figure
 from minigpt_jax.run_dir import RunDir, read_metrics
 
 
@@ -53,12 +58,12 @@ class Run:
 
     @property
     def parameters(self) -> int | None:
-        """How many numbers the model has; None where its description builds no model today."""
+        """How many numbers the model has; None where its description builds no model today, whatever the reason."""
         try:
             # The type does not matter here, and "auto" would look for an accelerator that may be busy training.
             float32 = dataclasses.replace(self.experiment.model, dtype="float32")
             shapes = model.parameter_shapes(dataclasses.replace(self.experiment, model=float32))
-        except (UserError, ValueError, TypeError):
+        except Exception:
             return None
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
@@ -67,42 +72,78 @@ class Run:
         points = [(line[x], line[y]) for line in self.lines.get(split, []) if is_finite(line.get(x), line.get(y))]
         return [point[0] for point in points], [point[1] for point in points]
 
+    @property
+    def floor_bits_per_byte(self) -> float | None:
+        """Entropy of the validation text, where the corpus knows it; None if that, or its file, cannot be read."""
+        try:
+            return Rows.load(self.files.rows("valid")).floor_bits_per_byte
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def floor(self, figure: Figure) -> float | None:
+        """The same as a loss in nats per token, or in bits per byte."""
+        floor, best = self.floor_bits_per_byte, self.best or {}
+        if floor is None or figure == "bits_per_byte":
+            return floor
+        if not is_finite(best.get("bits_per_byte")) or not best["bits_per_byte"]:
+            return None
+        return floor * best["loss"] / best["bits_per_byte"]  # the validation text's tokens and bytes are fixed
+
     def samples(self) -> list[tuple[int, str]]:
         """Steps and the texts sampled at them."""
         found = []
         for path in sorted(self.files.samples.glob("step-*.txt")):
-            if match := re.fullmatch(r"step-(\d+)\.txt", path.name):
-                found.append((int(match[1]), path.read_text(errors="replace").strip("\n")))
+            match = re.fullmatch(r"step-(\d{1,18})\.txt", path.name)
+            if match and (text := _text(path)) is not None:
+                found.append((int(match[1]), text.strip("\n")))
         return found
 
     def comparison(self) -> dict[str, Any] | None:
         """What `sample --compare` saved: prompt, seed, step and a row for each sampler."""
-        try:
-            value = json.loads((self.files.samples / "compare.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
+        path = self.files.samples / "compare.json"
+        text = _text(path) if path.exists() else None
+        if text is None:
             return None
-        except ValueError:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
             return {"rows": []}
-        rows = value.get("rows") if isinstance(value, dict) else value
-        about = value if isinstance(value, dict) else {}
-        return about | {"rows": [row for row in rows or [] if isinstance(row, dict)]}
+        about = value if isinstance(value, dict) else {"rows": value}
+        rows = about.get("rows")
+        return about | {"rows": [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []}
 
 
 def is_finite(*values: Any) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    """Whether all are numbers that a float can hold."""
+    return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values)
+
+
+def _text(path: Path) -> str | None:
+    """A file's text, or None with a warning where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        display.warn(f"left out of the report: {error}")
+        return None
 
 
 def read(path: Path, name: str | None = None) -> Run:
-    """Reads a run directory. Raises UserError where it is none."""
+    """Reads a run directory. Raises UserError where it is none, is damaged, or links to files outside of it."""
     files = RunDir(path)
-    experiment = files.experiment()
+    try:
+        experiment = files.experiment()
+        metrics = read_metrics(files)
+        fingerprints = files.description().get("fingerprints")
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror}; restore it") from error
     lines: dict[str, list[dict[str, Any]]] = {}
-    for line in read_metrics(files):
-        if isinstance(line, dict) and "split" in line and is_finite(line.get("step")):
+    for line in metrics:
+        if isinstance(line.get("split"), str) and is_finite(line["step"]):
             lines.setdefault(line["split"], []).append(line)
     for of_split in lines.values():
         of_split.sort(key=lambda line: line["step"])
-    return Run(name or path.resolve().name, files, experiment, lines, files.description().get("fingerprints", {}))
+    known = {str(key): str(value) for key, value in fingerprints.items()} if isinstance(fingerprints, dict) else {}
+    return Run(name or path.resolve().name, files, experiment, lines, known)
 
 
 def read_all(paths: Sequence[Path]) -> list[Run]:

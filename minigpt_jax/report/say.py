@@ -12,13 +12,6 @@ def number(value: Any, decimals: int) -> str:
     return f"{value:,.{decimals}f}" if is_finite(value) else NOTHING
 
 
-def figure(value: Any) -> str:
-    """A number of unknown size, to four digits."""
-    if not is_finite(value) or isinstance(value, bool):
-        return NOTHING if value is None else str(value)
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
-
-
 def duration(seconds: Any) -> str:
     """9.8 s, 2 min 5 s, 1 h 3 min."""
     if not is_finite(seconds):

@@ -1,9 +1,11 @@
 """The report of a sweep: its best configuration as a command, all of them ranked, curves, axes and importances."""
 
+import contextlib
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
+from minigpt_jax import objective
 from minigpt_jax.errors import UserError
 from minigpt_jax.report import axes_plots, curves, runs
 from minigpt_jax.report.importance import importances
@@ -31,12 +33,20 @@ def build(sweep: Sweep, folder: Path) -> Page:
                 Section("Loss curves", loss_curves(sweep)),
                 Section("The objective against each axis", against(sweep)),
                 Section("Importance of each axis", importance(sweep)),
-                Section("Run it again", [Command(sweep.command)] if sweep.command else []),
+                Section("Run it again", again(sweep)),
                 Section("Files", [links(sweep, folder)]),
             )
             if section.blocks
         ],
     )
+
+
+def again(sweep: Sweep) -> list[Block]:
+    """The sweep's command, and where a password that it lacks comes from."""
+    if not sweep.command:
+        return []
+    password = "*** stands for the storage's password, which is kept nowhere: give it in $PGPASSWORD or ~/.pgpass."
+    return [Command(sweep.command), *([Text(password)] if ":***@" in sweep.command else [])]
 
 
 def lead(sweep: Sweep) -> str:
@@ -53,14 +63,17 @@ def best(sweep: Sweep) -> list[Block]:
     if one is None:
         return [Text("No trial is complete yet.")]
     where = ", ".join(f"{field} {setting(value, digits=4)}" for field, value in one.values.items())
-    seeds = f"over {len(one.losses)} seeds" if len(one.losses) > 1 else "with one seed"
+    seeds = f"over {len(one.scores)} seeds" if len(one.scores) > 1 else "with one seed"
     spread = f" ± {one.spread:.4f}" if one.spread is not None else ""
+    others = f"perplexity {number(one.perplexity, 2)}, {number(one.bits_per_byte, 4)} bits per byte"
+    if sweep.figure == "bits_per_byte":
+        others = f"loss {number(one.loss, 4)} in nats per token of its own tokenizer"
     blocks: list[Block] = [
-        Text(
-            f"Configuration {one.number} ({where}): {sweep.objective} {one.mean:.4f}{spread} {seeds}, "
-            f"perplexity {number(one.perplexity, 2)}, {number(one.bits_per_byte, 4)} bits per byte."
-        )
+        Text(f"Configuration {one.number} ({where}): {sweep.objective} {one.mean:.4f}{spread} {seeds}, {others}.")
     ]
+    if sweep.figure == "bits_per_byte":
+        blocks.append(Text("Ranked by bits per byte: the axes change what a token or the text is."))
+    blocks += [Text(caveat, warning=True) for caveat in sweep.caveats]
     if any(one.count(status) for status in STATUSES[1:]):
         blocks.append(Text("Not all of its seeds came to an end, and no other configuration's did.", warning=True))
     if edges := at_the_edge(sweep, one):
@@ -92,7 +105,8 @@ def results(sweep: Sweep, limit: int) -> Table:
     found = sweep.configurations
     columns = [Column("#"), *(Column(sweep.label(axis), figures=axis.numeric) for axis in sweep.axes)]
     columns += map(Column, [sweep.objective, "±", "seeds"])
-    columns += [Column("perplexity", minor=True), Column("bits per byte", minor=True)]
+    others = ("perplexity", "bits_per_byte") if sweep.figure == "loss" else ("loss",)
+    columns += [Column(name.replace("_", " "), minor=True) for name in others]
     columns.append(Column("lost", figures=False))
     rows = [
         [
@@ -100,16 +114,15 @@ def results(sweep: Sweep, limit: int) -> Table:
             *(setting(one.values[axis.field], digits=4) for axis in sweep.axes),
             number(one.mean, 4),
             number(one.spread, 4),
-            str(len(one.losses)),
-            number(one.perplexity, 2),
-            number(one.bits_per_byte, 4),
+            str(len(one.scores)),
+            *(number(getattr(one, name), 2 if name == "perplexity" else 4) for name in others),
             ", ".join(f"{one.count(status)} {status}" for status in STATUSES[1:] if one.count(status)),
         ]
         for one in found[:limit]
     ]
     note = (
-        "Best first; a configuration that lost a seed stands after those that lost none. Loss is in nats a token, the "
-        "mean over the complete seeds ± their sample standard deviation."
+        "Best first; a configuration that lost a seed stands after those that lost none. Loss is in nats per token. "
+        f"The {sweep.objective} is the mean over the complete seeds ± their sample standard deviation."
     )
     if len(found) > limit:
         note = f"The best {limit} of {len(found):,}; the rest are in results.csv. {note}"
@@ -123,8 +136,8 @@ def loss_curves(sweep: Sweep) -> list[Block]:
         return []
     shown = []
     for split, x in (("valid", "step"), ("train", "step"), ("valid", "tokens"), ("valid", "seconds")):
-        title = f"{curves.SPLITS[split].title()} loss"
-        drawn = curves.plot(trial_curves(sweep, read, split), x, title)
+        title = f"{curves.SPLITS[split].title()} {objective.NAMES[sweep.figure]}"
+        drawn = curves.plot(trial_curves(sweep, read, split), x, title, sweep.figure)
         shown.append(Plot(f"{split}-by-{x}", f"{title} of all trials by {x}", drawn))
     note = "Grey: all trials. In colour: the best configurations, a curve for each seed."
     return [Plots(shown), Text(note + (" A cross ends a trial that diverged." if sweep.counts["diverged"] else ""))]
@@ -142,7 +155,7 @@ def trial_curves(sweep: Sweep, read: dict[str, runs.Run], split: str) -> list[cu
 
 
 def against(sweep: Sweep) -> list[Block]:
-    """A plot for each axis that varies, and a heat map where two of them have lists of values."""
+    """A plot for each axis that varies, the learning rate beside each other axis, and a heat map of two lists."""
     if sweep.best is None:
         return []
     informative = [
@@ -153,13 +166,18 @@ def against(sweep: Sweep) -> list[Block]:
         for axis in informative
         if (drawn := axes_plots.against(sweep, axis))
     ]
+    rates = [axis for axis in informative if axis.numeric and axis.field.endswith("learning_rate")]
+    for rate, other in product(rates, informative):
+        if other is not rate and (drawn := axes_plots.by_rate(sweep, rate, other)):
+            name = f"{rate.field}-by-{other.field}".replace(".", "-")
+            shown.append(Plot(name, f"{sweep.objective} against {rate.field} for each {other.field}", drawn))
     if len(informative) == 2:
         for across, up in combinations(informative, 2):
             if drawn := axes_plots.heat_map(sweep, across, up):
                 shown.append(Plot("heat-map", f"{sweep.objective} over {across.field} and {up.field}", drawn))
     if not shown:
         return []
-    several = any(len(one.losses) > 1 for one in sweep.configurations)
+    several = any(len(one.scores) > 1 for one in sweep.configurations)
     key = "Large dots: configurations' means; the largest: the best" + ("; small ones: single seeds" if several else "")
     return [Plots(shown), Text(key + ("; crosses: diverged." if sweep.counts["diverged"] else "."))]
 
@@ -173,8 +191,8 @@ def importance(sweep: Sweep) -> list[Block]:
     return [
         Plots([Plot("importance", "Importance of each axis", axes_plots.importance(shares))]),
         Text(
-            f"By fANOVA over {used:,} configurations: the share of the loss's variance over the searched space that an "
-            "axis explains alone. What diverged has no loss and does not count."
+            f"By fANOVA over {used:,} configurations: the share of the objective's variance over the searched space "
+            "that an axis explains alone. What diverged has no loss and does not count."
         ),
     ]
 
@@ -190,8 +208,8 @@ def _runs(sweep: Sweep, found: Sequence[Configuration]) -> dict[str, runs.Run]:
     read = {}
     for row in (row for one in found for row in one.rows):
         path = sweep.folder / str(row.get("run_dir") or Path("trials") / str(row.get("trial")))
-        try:
-            read[str(row.get("trial"))] = runs.read(path)
-        except UserError:
-            continue
+        # A row that is damaged, or made to have something else read, names no folder of this sweep.
+        with contextlib.suppress(UserError, ValueError):
+            if path.resolve().is_relative_to(sweep.folder.resolve()):
+                read[str(row.get("trial"))] = runs.read(path)
     return read

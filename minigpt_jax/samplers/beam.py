@@ -3,7 +3,7 @@
 Each step extends every live hypothesis by its best tokens. Of all these candidates, those that complete a stop sequence
 finish if they are among the best K; the best K of the others live on. Finished ones are scored
 log-probability / ((5 + length) / 6)^alpha and the best K kept. A row ends at its limit, where the live ones compete
-too, or as soon as no live one can come to beat the worst finished one kept.
+too, or as soon as no live one can come to beat the worst finished one kept, or once bans leave no token to any.
 
 The log-probability of a token is its controlled logit less the logsumexp of the greater, token by token, of controlled
 and own logits. Bans and penalties so leave the probabilities of other tokens what the model says, and since no step can
@@ -158,7 +158,17 @@ def _extend(sampler: Any, request: Request, state: State) -> State:
     total_BK, parent_BK, tokens_BKS, logprobs_BKM, unstopped_BK = best(jnp.where(stops_BN, -jnp.inf, total_BN))
     at_limit_B = length >= request.limit
     limited = finished(jnp.where(at_limit_B[:, None], total_BK, -jnp.inf), tokens_BKS, logprobs_BKM, unstopped_BK)
-    kept = _merge(allowed_K, state.finished, stopping, limited)
+    # Where bans leave no hypothesis a token, the live ones end as they are.
+    stuck_B = (total_BK.max(axis=1) == -jnp.inf) & (stopping.score.max(axis=1) == -jnp.inf) & (state.step > 0)
+    stuck_BK = jnp.where(stuck_B[:, None] & allowed_K[None], state.total, -jnp.inf)
+    stuck = Finished(
+        stuck_BK / length_divisor(state.step, sampler.length_penalty),
+        state.tokens,
+        state.logprobs,
+        jnp.full(stuck_BK.shape, state.step),
+        jnp.zeros(stuck_BK.shape, bool),
+    )
+    kept = _merge(allowed_K, state.finished, stopping, limited, stuck)
 
     # Sums only fall, and the divisor changes one way with length: the best that may come is at one of its two ends.
     shortest, longest = (length_divisor(n, sampler.length_penalty) for n in (length + 1, request.limit))

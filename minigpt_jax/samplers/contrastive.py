@@ -74,7 +74,7 @@ def _pick(step: Step, sampler: Any, request: Request, state: State) -> State:
     row_B = jnp.arange(rows)
     chosen_R = jnp.repeat(row_B * width + chosen_B, width)
     return dataclasses.replace(
-        loop.append(request, state, tokens_BK[row_B, chosen_B]),
+        loop.append(request, state, tokens_BK[row_B, chosen_B], values_BK[row_B, chosen_B] > -jnp.inf),
         # All rows of a group hold one context, so only the new token has to be handed round.
         cache=kv_cache.adopt(cache, chosen_R, position_R),
         logits=logits_RV[chosen_R[::width]].astype(jnp.float32),

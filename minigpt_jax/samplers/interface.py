@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from minigpt_jax import rng
 from minigpt_jax.errors import UserError
 
+GREATEST_PENALTY = 1e4
+GREATEST_BIAS = 1e6
+
 Prefill = Callable[[Int[Array, "B T"], Int[Array, "B"]], tuple[Float[Array, "B V"], Float[Array, "B T D"], PyTree]]
 """(right-padded prompts, their lengths) -> logits after each row's last token, hidden states, and the cache.
 
@@ -44,6 +47,8 @@ class Request:
     """Most new tokens of each row, not more than the M that the program has room for; 0: none, a row of padding."""
     row_id: Int[Array, "B"]
     """With the seed and the position, what a row's random draws depend on."""
+    copy: Int[Array, "B"]
+    """Which of several texts of one prompt the row is, from 0 on: folded into the key of its draws."""
     seed: Int[Array, "2"]
     """A seed as `rng.words` gives it."""
     pad_id: Int[Array, ""]
@@ -61,7 +66,7 @@ class Request:
     no_repeat_ngram: Int[Array, ""]
     """No n-gram of this size comes twice in a row, prompt included; 0: they may."""
     logit_bias: Float[Array, "V"]
-    """Added to the logits; -inf bans a token. One token at least must stay allowed."""
+    """Added to the logits; -inf bans a token. A row that bans leave no token ends before its limit."""
 
 
 @jax.tree_util.register_dataclass
@@ -91,6 +96,7 @@ def request(
     max_new_tokens: int | Sequence[int],
     width: int | None = None,
     row_ids: Sequence[int] | None = None,
+    copies: Sequence[int] | None = None,
     seed: int = 0,
     pad_id: int = 0,
     stops: Sequence[Sequence[int]] = (),
@@ -108,7 +114,8 @@ def request(
       vocabulary_size: V.
       max_new_tokens: the limit on new tokens, for all rows or for each.
       width: T, to which prompts are padded; the longest prompt by default.
-      row_ids: 0, 1, 2 ... by default.
+      row_ids: 0, 1, 2 ... by default; 32 bits each.
+      copies: 0 for all rows by default.
       logit_bias: [V] numbers, or None.
 
     The rest is as in `Request`. Stops are padded to sizes that nearby numbers of them share.
@@ -118,21 +125,32 @@ def request(
     """
     if min_new_tokens < 0:
         raise UserError(f"--min-new-tokens {min_new_tokens} is negative: give 0 or more")
-    if not 0 < repetition_penalty < np.inf:
-        raise UserError(f"--repetition-penalty {repetition_penalty} must be above 0: 1 means none, more repeats less")
+    # Beyond these bounds a penalised logit overflows float32.
+    if not 1 / GREATEST_PENALTY <= repetition_penalty <= GREATEST_PENALTY:
+        raise UserError(
+            f"--repetition-penalty {repetition_penalty} must lie between {1 / GREATEST_PENALTY:g} and "
+            f"{GREATEST_PENALTY:,.0f}: 1 means none, more repeats less"
+        )
     for name, penalty in (("presence", presence_penalty), ("frequency", frequency_penalty)):
-        if not np.isfinite(penalty):
-            raise UserError(f"--{name}-penalty {penalty} is not finite: 0 means none, more repeats less")
+        if not -GREATEST_PENALTY <= penalty <= GREATEST_PENALTY:
+            raise UserError(
+                f"--{name}-penalty {penalty} must lie between -{GREATEST_PENALTY:,.0f} and {GREATEST_PENALTY:,.0f}: "
+                "0 means none, more repeats less"
+            )
     if no_repeat_ngram < 0:
         raise UserError(f"--no-repeat-ngram {no_repeat_ngram} is negative: give a size, or 0 for none")
     for stop in stops:
         if not len(stop) or not all(0 <= token < vocabulary_size for token in stop):
             raise UserError(f"--stop {list(stop)} is no token sequence: give one id or more below {vocabulary_size}")
     bias = np.zeros(vocabulary_size) if logit_bias is None else np.asarray(logit_bias)
-    if bias.shape != (vocabulary_size,) or np.isnan(bias).any() or not (bias > -np.inf).any() or (bias == np.inf).any():
+    finite = bias[bias > -np.inf] if bias.shape == (vocabulary_size,) else bias[:0]
+    if not finite.size or np.isnan(bias).any() or np.abs(finite).max() > GREATEST_BIAS:
         raise UserError(
-            f"--logit-bias: give {vocabulary_size} numbers, one a token, -inf to ban it, and leave at least one allowed"
+            f"--logit-bias: give {vocabulary_size} numbers, one per token, between -{GREATEST_BIAS:,.0f} and "
+            f"{GREATEST_BIAS:,.0f}, or -inf to ban it, and leave at least one token allowed"
         )
+    if row_ids is not None and not all(0 <= row < 2**32 for row in row_ids):
+        raise UserError("row_ids: give whole numbers from 0 to 4,294,967,295, on which a row's random draws depend")
     length = np.array([len(prompt) for prompt in prompts], np.int32)
     if not length.all():
         raise ValueError("a prompt has no token: give it the one that texts begin with")
@@ -142,6 +160,7 @@ def request(
         length=length,
         limit=np.broadcast_to(np.asarray(max_new_tokens, np.int32), length.shape).copy(),
         row_id=np.arange(len(prompts), dtype=np.uint32) if row_ids is None else np.asarray(row_ids).astype(np.uint32),
+        copy=np.zeros(len(prompts), np.uint32) if copies is None else np.asarray(copies).astype(np.uint32),
         seed=rng.words(seed),
         pad_id=np.int32(pad_id),
         stops=_padded(stops, _size(len(stops)), _size(max(map(len, stops), default=0)), -1),

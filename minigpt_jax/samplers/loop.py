@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from minigpt_jax import rng
 from minigpt_jax.samplers import processors
@@ -57,8 +57,10 @@ def advance(step: Step, sampler: Any, request: Request, state: State, until: Int
 
     def body(state: State) -> State:
         controlled_BV = processors.control(request, state.logits, state.tokens, request.length, state.step)
-        key_B = rng.at(rng.stream(request.seed, "sample"), request.row_id, request.length + state.step)
-        state = append(request, state, sampler.pick(controlled_BV, key_B))
+        picked_B = sampler.pick(controlled_BV, keys(request, state.step))
+        # Where nothing is allowed, whatever was picked has a logit of -inf.
+        allowed_B = controlled_BV[jnp.arange(picked_B.size), picked_B] > -jnp.inf
+        state = append(request, state, picked_B, allowed_B)
         # Picking first and stepping after wastes the very last step. The other way round, picking would have to be
         # compiled twice; and a condition on the step would copy the cache.
         position_B = last_position(request, state.step)
@@ -98,8 +100,18 @@ def blank(request: Request, logits: Float[Array, "B V"], cache: PyTree, max_new_
     )
 
 
-def append(request: Request, state: AnyState, tokens: Int[Array, "B"]) -> AnyState:
-    """Give each running row its next token, and see which rows end with it."""
+def keys(request: Request, step: Int[Array, ""]) -> Key[Array, "B"]:
+    """The key of each row's next draw: a function of the seed, the row's id, its copy and the position alone."""
+    key_B = rng.at(rng.stream(request.seed, "sample"), request.row_id, request.length + step)
+    return jnp.where(jnp.asarray(request.copy) > 0, rng.at(key_B, request.copy), key_B)
+
+
+def append(request: Request, state: AnyState, tokens: Int[Array, "B"], allowed: Bool[Array, "B"]) -> AnyState:
+    """Give each running row its next token, and see which rows end with it.
+
+    A row whose token is not `allowed`, since bans leave it none, ends without it.
+    """
+    state = dataclasses.replace(state, running=state.running & allowed)
     stops_B = processors.stops_at(tokens[:, None], request.stops, state.tokens, request.length, state.step)[:, 0]
     stops_B &= state.running
     rows = jnp.arange(tokens.shape[0])

@@ -70,8 +70,11 @@ class Drawn(Sampler):
         return lax.cond(self.temperature > 0, drawn, choose.argmax, logits)
 
     def validate(self, vocabulary_size: int) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"--temperature {self.temperature} cannot be: give a number from 0 (greedy) up")
+        # Outside these bounds logits divided by the temperature leave the range of float32.
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
+            raise UserError(
+                f"--temperature {self.temperature} cannot be: give 0 (greedy), or a number from 0.000001 to 1,000,000"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
     axes      what varies, read and checked before anything runs
     plan      what a sweep is; its workers agree on it
     study     what to try next, who is at it and what came of it, in a storage that workers share
+    storage   the journal or the database of a study
     stack     the compiled program that trains many trials
     lockstep  a stack from its first step to its last
     lane      one trial of a stack, and its run directory

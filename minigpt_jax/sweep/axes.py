@@ -9,8 +9,9 @@ import difflib
 import io
 import itertools
 import re
+import shlex
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +48,9 @@ class Axis:
 
 
 def plain(value: Any) -> Any:
-    """A field's value as JSON has it, a text where JSON has no such thing."""
+    """A field's value as JSON has it, a text where JSON has no such thing; a tuple's items as words of a shell."""
     if isinstance(value, tuple):
-        return " ".join(map(str, value))
+        return shlex.join(map(str, value))
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
@@ -98,10 +99,15 @@ def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
     ]
 
 
+def corners(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
+    """Combinations to look at before anything runs, as many as are quickly checked; of a range, its two ends."""
+    ends = [Axis(axis.field, (axis.low, axis.high)) if axis.is_range else axis for axis in axes]
+    return itertools.islice(grid(ends), MOST_CHECKED)
+
+
 def check(axes: Sequence[Axis], experiment: Experiment) -> None:
     """Raises UserError for the first combination that cannot work; of a range, its two ends are tried."""
-    ends = [Axis(axis.field, (axis.low, axis.high)) if axis.is_range else axis for axis in axes]
-    for values in itertools.islice(grid(ends), MOST_CHECKED):
+    for values in corners(axes):
         try:
             config.validate(apply(experiment, values))
         except UserError as error:
@@ -155,7 +161,8 @@ def _read(name: str, kind: Any, text: str) -> Any:
         value = float("nan")
     if isinstance(value, float) and value != value:
         choices = _choices(kind)
-        raise UserError(f"{name}={text}: {text or 'nothing'} is not {' or '.join(choices)}")
+        hint = config.nearest(text, choices)
+        raise UserError(f"{name}={text}: {text or 'nothing'} is not {' or '.join(choices)}{hint}")
     return value
 
 

@@ -66,8 +66,8 @@ class Lane:
         progress.tokens += sums.tokens
         progress.since_log = progress.since_log.plus(sums)
 
-    def log(self, learning_rate: float, grad_norm: float) -> float:
-        """Writes a training line, the mean since the line before; returns its loss."""
+    def log(self, learning_rate: float, grad_norm: float) -> Sums:
+        """Writes a training line, the mean since the line before; returns what it is the mean of."""
         assert self._recorder is not None
         progress = self.progress
         sums, progress.since_log = progress.since_log, Sums()
@@ -75,7 +75,7 @@ class Lane:
         self._seconds_logged = progress.seconds
         extra = {"learning_rate": learning_rate, "grad_norm": grad_norm, "tokens_per_second": rate}
         self._recorder.write(progress, "train", sums, extra)
-        return sums.loss
+        return sums
 
     def evaluated(self, sums: Sums) -> None:
         """Writes a validation line."""

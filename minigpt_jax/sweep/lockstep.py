@@ -16,6 +16,7 @@ from minigpt_jax import parallel, train
 from minigpt_jax.batch import Batch
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.metrics import Sums
+from minigpt_jax.objective import Figure
 from minigpt_jax.sweep import results, stack
 from minigpt_jax.sweep.lane import Lane
 from minigpt_jax.sweep.plan import Trial
@@ -29,7 +30,7 @@ _COMPACT_AT = 0.75
 class Show(Protocol):
     """Who is told how trials get on."""
 
-    def step(self, trial: Trial, step: int, total_steps: int, loss: float | None) -> None: ...
+    def step(self, trial: Trial, step: int, total_steps: int, sums: Sums) -> None: ...
     def ended(self, row: dict[str, Any], step: int, total_steps: int) -> None: ...
 
 
@@ -46,6 +47,12 @@ def total_steps(trial: Trial, corpus: Corpus) -> int:
     """Steps that a trial takes."""
     settings = trial.experiment.train
     return settings.steps or settings.epochs * corpus.prepared.splits["train"].steps_per_epoch(settings.batch_size)
+
+
+def score(figure: Figure, sums: Sums) -> float:
+    """What a trial is ranked by; inf where it is not a number, so that it comes last."""
+    value = getattr(sums, figure)
+    return value if math.isfinite(value) else math.inf
 
 
 def rungs(total: int) -> set[int]:
@@ -180,8 +187,8 @@ class Lockstep:
                     lane.valid = None
                     self._end(lane, "diverged")
                 elif rates is not None:
-                    loss = lane.log(float(rates[i]), float(out.grad_norm[place, k]))
-                    self.show.step(lane.trial, step, self.total, loss)
+                    logged = lane.log(float(rates[i]), float(out.grad_norm[place, k]))
+                    self.show.step(lane.trial, step, self.total, logged)
 
     def _evaluate(self, state: Any, step: int) -> None:
         rows, size = self.corpus.prepared.splits["valid"], self.experiment.train.batch_size
@@ -195,7 +202,7 @@ class Lockstep:
             for part in parts:
                 total = total.plus(Sums(part.nats[place], part.tokens[place], part.bytes[place]))
             lane.evaluated(total)
-            self.show.step(lane.trial, step, self.total, total.loss)
+            self.show.step(lane.trial, step, self.total, total)
 
     def _end_or_save(self, state: Any, step: int, evaluated: bool, save: bool) -> None:
         """Ends what is complete, pruned or no longer ours, and saves the others if asked."""
@@ -223,20 +230,21 @@ class Lockstep:
             if complete:
                 lane.sample(own.weights)
             if ends:
-                self._end(lane, "complete" if complete else "pruned")
+                diverged = lane.valid is not None and not math.isfinite(score(self.study.plan.figure, lane.valid))
+                self._end(lane, "diverged" if diverged else "complete" if complete else "pruned")
 
     def _pruned(self, step: int) -> set[int]:
         """The configurations that end at this rung. One whose seeds are not all here goes on: its mean is not known."""
-        losses: dict[int, list[float]] = collections.defaultdict(list)
+        scores: dict[int, list[float]] = collections.defaultdict(list)
         for i in self._living():
             lane = self.lanes[i]
             assert lane.valid is not None
-            losses[lane.trial.configuration].append(lane.valid.loss)
+            scores[lane.trial.configuration].append(score(self.study.plan.figure, lane.valid))
         seeds = len(self.study.plan.seeds)
-        means = {c: math.fsum(values) / seeds for c, values in losses.items() if len(values) == seeds}
+        means = {c: math.fsum(values) / seeds for c, values in scores.items() if len(values) == seeds}
         for configuration, mean in means.items():
             self.study.report(configuration, step, mean)
-        return set(means) - survivors(means, self.study.losses_at(step)) if means else set()
+        return set(means) - survivors(means, self.study.scores_at(step)) if means else set()
 
     def _end(self, lane: Lane, status: str) -> None:
         """Writes down what came of a trial; its configuration is finished with its last seed."""

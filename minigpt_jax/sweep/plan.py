@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt_jax import config
+from minigpt_jax import config, objective
 from minigpt_jax.config import Experiment, dumps
 from minigpt_jax.errors import UserError
+from minigpt_jax.objective import Figure
 from minigpt_jax.run_dir import RunDir, write_whole
 from minigpt_jax.sweep import axes as axes_
 from minigpt_jax.sweep.axes import SEED, Axis
 
 Search = Literal["grid", "random", "tpe"]
 TRIALS = 20
-OBJECTIVE = "valid loss"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ class Plan:
     def folder(self) -> Path:
         return self.root / self.name
 
+    @property
+    def figure(self) -> Figure:
+        """What ranks configurations: loss, or bits per byte where the axes change what a token or the text is."""
+        return objective.figure_of(axis.field for axis in self.axes)
+
+    @property
+    def caveats(self) -> list[str]:
+        """Why even that figure may mislead."""
+        return objective.caveats([axes_.apply(self.experiment, values) for values in axes_.corners(self.axes)])
+
     def trial(self, configuration: int, values: Mapping[str, Any], seed: int) -> "Trial":
         """One configuration with one seed."""
         experiment = axes_.apply(self.experiment, {**values, SEED: seed})
@@ -53,13 +63,15 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What must agree for two commands to mean one sweep; more trials may be asked for later."""
-        return {
+        identity = {
             "experiment": config.to_json(self.experiment),
             "axes": [axis.to_json() for axis in self.axes],
             "seeds": list(self.seeds),
             "search": self.search,
             "prune": self.prune,
         }
+        # Sweeps from before there was a choice name none, and what they told their search was always the loss.
+        return identity if self.figure == "loss" else {**identity, "objective": self.figure}
 
     def write(self) -> None:
         """Writes sweep.json."""
@@ -70,7 +82,8 @@ class Plan:
             "search": self.search,
             "trials": self.trials,
             "flags": list(self.flags),
-            "objective": OBJECTIVE,
+            "objective": f"valid {objective.NAMES[self.figure]}",
+            "caveats": self.caveats,
             "command": self.command,
         }
         write_whole(self.folder / "sweep.json", dumps(description))

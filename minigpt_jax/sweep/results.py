@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import filelock
@@ -48,8 +47,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The rows of results.jsonl."""
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]

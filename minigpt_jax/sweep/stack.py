@@ -20,10 +20,9 @@ import numpy as np
 
 from minigpt_jax import model, optim, parallel, rng, train
 from minigpt_jax.batch import Batch
-from minigpt_jax.config import Experiment, OptimizerConfig, SampleConfig
+from minigpt_jax.config import Experiment, OptimizerConfig, SampleConfig, options
 from minigpt_jax.state import TrainState
 
-_TRACED = {name for name in optim.Hyperparameters._fields if name not in ("total_steps", "ema_decay")}
 MEMORY_SHARE = 0.8
 
 
@@ -31,7 +30,7 @@ def program_of(experiment: Experiment) -> Experiment:
     """The experiment without what a program does not depend on: equal for those that may share a stack."""
     default = OptimizerConfig()
     ema_decay = None if experiment.optimizer.ema_decay is None else 0.0
-    traced = {name: getattr(default, name) for name in _TRACED}
+    traced = {option.name: getattr(default, option.name) for option in options(default) if option.facts.traced}
     return dataclasses.replace(
         experiment,
         optimizer=dataclasses.replace(experiment.optimizer, **traced, ema_decay=ema_decay),

@@ -6,6 +6,7 @@ configuration names its worker, and what belongs to a worker whose lease is over
 is atomic in every storage, so that a worker which was only slow cannot finish anything twice.
 """
 
+import contextlib
 import math
 import secrets
 import socket
@@ -19,13 +20,14 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from minigpt_jax.errors import UserError
+from minigpt_jax import config
+from minigpt_jax.errors import UserError, without_password
 from minigpt_jax.sweep import axes as axes_
 from minigpt_jax.sweep.axes import Axis
 from minigpt_jax.sweep.plan import Plan
+from minigpt_jax.sweep.storage import open_storage
 
 LEASE_SECONDS = 60.0
 _TRIES = 64
@@ -130,12 +132,12 @@ class Study:
         if self.holds(configuration):
             self._set(configuration, "worker", "")
 
-    def report(self, configuration: int, step: int, loss: float) -> None:
-        """Tells a configuration's validation loss after so many steps."""
-        self._storage.set_trial_intermediate_value(self._id(configuration), step, loss)
+    def report(self, configuration: int, step: int, score: float) -> None:
+        """Tells by what a configuration is ranked after so many steps."""
+        self._storage.set_trial_intermediate_value(self._id(configuration), step, score)
 
-    def losses_at(self, step: int) -> list[float]:
-        """The losses of all configurations, pruned ones too, that have come to this step."""
+    def scores_at(self, step: int) -> list[float]:
+        """The scores of all configurations, pruned ones too, that have come to this step."""
         return [t.intermediate_values[step] for t in self._trials() if step in t.intermediate_values]
 
     def record(self, configuration: int, seed: int, row: dict[str, Any]) -> bool:
@@ -152,11 +154,11 @@ class Study:
         """Tells the search what came of a configuration, all of whose seeds have a row; False if that was told."""
         rows = list(_rows(self._study.get_trials(deepcopy=False)[configuration]).values())
         statuses = {row["status"] for row in rows}
-        losses = [row["loss"] for row in rows]
+        scores = [row[self.plan.figure] for row in rows]
         try:
             if statuses == {"complete"}:
-                mean = math.fsum(losses) / len(losses)
-                spread = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(len(losses) - 1, 1))
+                mean = math.fsum(scores) / len(scores)
+                spread = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / max(len(scores) - 1, 1))
                 self._set(configuration, "spread", spread)
                 self._study.tell(configuration, mean)
             elif "failed" in statuses:
@@ -191,11 +193,7 @@ class Study:
     def _open(self, storage: str | None) -> tuple[optuna.storages.BaseStorage, optuna.Study]:
         folder, name = self.plan.folder, self.plan.name
         try:
-            if storage is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                opened = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-            else:
-                opened = optuna.storages.get_storage(storage)
+            opened = open_storage(folder, storage)
             study = optuna.create_study(
                 storage=opened, sampler=Sampler(self.plan), study_name=name, load_if_exists=True
             )
@@ -203,15 +201,24 @@ class Study:
             raise
         except Exception as error:  # of SQLAlchemy, of the database's driver, of Optuna
             reason = str(error.__cause__ or error).strip().split("\n")[0]
+            if storage is None:
+                raise UserError(
+                    f"{folder / 'study.journal'} is damaged ({reason}); restore it, or sweep anew under another --name"
+                ) from error
+            hidden = without_password(storage)
+            reason = without_password(reason.replace(storage, hidden))
             raise UserError(
-                f"--storage {storage or folder / 'study.journal'}: cannot be used ({reason}); give an address such as "
+                f"--storage {hidden}: cannot be used ({reason}); give an address such as "
                 "postgresql+psycopg://user@host/database, or none for a journal in the sweep's folder"
-            ) from error
+            ) from None  # what it comes from may hold the password
         identity = self.plan.identity()
         known = study.user_attrs.get("sweep")
         if known is None:
             study.set_user_attr("sweep", identity)
-        elif known != identity:
+            return opened, study
+        with contextlib.suppress(UserError):  # a field that is newer than the sweep has its default there
+            known = {**known, "experiment": config.to_json(config.from_json(known["experiment"]))}
+        if known != identity:
             differing = " and ".join(part for part in identity if known.get(part) != identity[part])
             raise UserError(f"--name {name}: a sweep of this name has another {differing}; choose another --name")
         return opened, study
@@ -303,7 +310,7 @@ def _lease_name(worker: str) -> str:
     return _LEASE + worker
 
 
-def survivors(losses: dict[int, float], all_losses: Sequence[float]) -> set[int]:
-    """Successive halving: the configurations whose loss is in the better half of all that came to the rung."""
-    passing = sorted(all_losses)[: -(-len(all_losses) // 2)]
-    return {configuration for configuration, loss in losses.items() if loss <= passing[-1]}
+def survivors(scores: dict[int, float], all_scores: Sequence[float]) -> set[int]:
+    """Successive halving: the configurations whose score is in the better half of all that came to the rung."""
+    passing = sorted(all_scores)[: -(-len(all_scores) // 2)]
+    return {configuration for configuration, score in scores.items() if score <= passing[-1]}

@@ -10,22 +10,24 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from minigpt_jax import display
+from minigpt_jax import display, objective
+from minigpt_jax.metrics import Sums
+from minigpt_jax.sweep import axes
 from minigpt_jax.sweep.plan import Plan, Trial
 
 _RANK = {"complete": 0, "training": 0, "pruned": 1, "diverged": 2, "failed": 3}
 
 
 class Table:
-    """The configurations so far with loss, spread over seeds, step and status, and how much is left of the sweep."""
+    """The configurations so far with their score, spread over seeds, step and status, and how much is left."""
 
     def __init__(self, plan: Plan, rows: list[dict[str, Any]]) -> None:
         self._plan = plan
         self._trials: dict[tuple[int, int], dict[str, Any]] = {(r["configuration"], r["seed"]): r for r in rows}
         self._share: dict[tuple[int, int], float] = dict.fromkeys(self._trials, 1.0)
         self._total = plan.trials * len(plan.seeds)
-        self._start, self._done_before = time.perf_counter(), len(rows)
-        self._printed = self._start
+        self._watch, self._done_before = display.Stopwatch(), len(rows)
+        self._printed = time.perf_counter()
         self._note = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -41,29 +43,35 @@ class Table:
     def __enter__(self) -> "Table":
         plan = self._plan
         already = f", {self._done_before} of them done" if self._done_before else ""
-        display.console.print(
+        self.say(
             f"sweep {plan.name}: {plan.trials} configurations × {len(plan.seeds)} seeds by {plan.search}{already}; "
             f"results in {plan.folder}"
         )
+        if plan.figure == "bits_per_byte":
+            self.say("ranked by bits per byte: the axes change what a token is, so losses do not compare")
+        for caveat in plan.caveats:
+            display.warn(caveat)
+        self._watch.__enter__()
         if display.console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watch.__exit__()
         if display.console.is_terminal:
             self._live.stop()
             display.console.print(self._table(rows=20))
 
-    def step(self, trial: Trial, step: int, total_steps: int, loss: float | None) -> None:
-        """A trial has come to a step."""
+    def step(self, trial: Trial, step: int, total_steps: int, sums: Sums) -> None:
+        """A trial has come to a step, with these sums of its latest training or validation line."""
         key = (trial.configuration, trial.seed)
-        known = {"status": "training", "step": step, "loss": loss, **trial.values}
+        known = {"status": "training", "step": step, **sums.summary(), **trial.values}
         self._trials[key] = known
         self._share[key] = step / total_steps
         if not display.console.is_terminal and time.perf_counter() - self._printed > display.SECONDS_BETWEEN_LINES:
             self._printed = time.perf_counter()
             done = sum(self._share.values()) / self._total
-            display.console.print(f"{done:.0%} of the sweep{self._left()}")
+            self.say(f"{done:.0%} of the sweep{self._left()}")
 
     def ended(self, row: dict[str, Any], step: int, total_steps: int) -> None:
         """A trial has come to its end."""
@@ -71,14 +79,23 @@ class Table:
         self._trials[key], self._share[key] = row, 1.0
         if not display.console.is_terminal:
             values = " ".join(f"{axis.field}={_short(row.get(axis.field))}" for axis in self._plan.axes)
-            loss = "" if row["loss"] is None else f" · loss {row['loss']:.4f} · perplexity {row['perplexity']:.2f}"
+            measured = [
+                f" · {title} {row[name]:.{digits}f}"
+                for name, title, digits in (
+                    ("loss", "loss", 4),
+                    ("perplexity", "perplexity", 2),
+                    ("bits_per_byte", "bits per byte", 4),
+                )
+                if row[name] is not None and (name != "bits_per_byte" or self._plan.figure == name)
+            ]
             done = sum(trial["status"] != "training" for trial in self._trials.values())
-            line = f"[{done}/{self._total}] {row['trial']} {row['status']} at step {step:,}{loss} · {values}"
-            display.console.print(line, markup=False)
+            self.say(
+                f"[{done}/{self._total}] {row['trial']} {row['status']} at step {step:,}{''.join(measured)} · {values}"
+            )
 
     def say(self, line: str) -> None:
         """Prints a line above the table."""
-        display.console.print(line, markup=False)
+        display.console.print(display.printable(line))
 
     def others(self, left: int) -> None:
         """Tells that this worker waits for `left` configurations of others, or no longer does."""
@@ -91,7 +108,7 @@ class Table:
         done = sum(self._share.values())
         if done <= self._done_before:
             return ""
-        seconds = (time.perf_counter() - self._start) / (done - self._done_before) * (self._total - done)
+        seconds = self._watch.seconds / (done - self._done_before) * (self._total - done)
         return f" · {seconds:,.0f} s left" if seconds < 120 else f" · {seconds / 60:,.0f} min left"
 
     def _render(self) -> Group:
@@ -101,21 +118,23 @@ class Table:
 
     def _table(self, rows: int) -> RichTable:
         table = RichTable()
-        for name in ["configuration", *(axis.field for axis in self._plan.axes), "loss", "spread", "step", "status"]:
+        figure = self._plan.figure
+        titles = ["configuration", *(axis.field for axis in self._plan.axes), objective.NAMES[figure]]
+        for name in [*titles, "spread", "step", "status"]:
             table.add_column(name, justify="left" if name == "status" else "right")
         configurations: dict[int, list[dict[str, Any]]] = {}
         for (configuration, _), trial in sorted(list(self._trials.items())):
             configurations.setdefault(configuration, []).append(trial)
         lines = []
         for configuration, trials in configurations.items():
-            losses = [trial["loss"] for trial in trials if trial["loss"] is not None]
+            scores = [trial[figure] for trial in trials if trial[figure] is not None]
             status = max((trial["status"] for trial in trials), key=lambda status: _RANK[status])
-            mean = statistics.fmean(losses) if losses else float("inf")
-            spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+            mean = statistics.fmean(scores) if scores else float("inf")
+            spread = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
             values = [_short(trials[0].get(axis.field)) for axis in self._plan.axes]
-            loss = f"{mean:.4f}" if losses else "–"
+            score = f"{mean:.4f}" if scores else "–"
             step = f"{max(trial['step'] for trial in trials):,}"
-            lines.append(((_RANK[status], mean), [str(configuration), *values, loss, spread, step, status]))
+            lines.append(((_RANK[status], mean), [str(configuration), *values, score, spread, step, status]))
         lines.sort(key=lambda line: line[0])
         for _, cells in lines[:rows]:
             table.add_row(*cells)
@@ -125,4 +144,4 @@ class Table:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else display.printable(str(axes.plain(value)))

@@ -80,9 +80,11 @@ class _Library:
 
     def prepare(self, plan: Plan) -> None:
         """Makes ready all that lists of values ask for, so that what cannot work is told at once."""
-        of_text = [a for a in plan.axes if a.field.startswith(("data.", "tokenizer.")) and not a.is_range]
+        parts = ("data.", "tokenizer.", "sample.", "model.positions")
+        of_text = [a for a in plan.axes if a.field.startswith(parts) and not a.is_range]
         for values in itertools.islice(axes.grid(of_text), axes.MOST_CHECKED):
-            self.corpus(axes.apply(plan.experiment, values))
+            experiment = axes.apply(plan.experiment, values)
+            run.check_samples(experiment, self.corpus(experiment).prepared.tokenizer)
 
     def corpus(self, experiment: Experiment) -> Corpus:
         key = (experiment.data, experiment.tokenizer)

@@ -1,0 +1,51 @@
+"""An experiment: the frozen dataclasses that name every choice from corpus to checkpoint.
+
+Every field is a flag of the command line (`--model.num-layers 4`) and an axis of a sweep (`model.num_layers=2,4`).
+
+    options        what a field declares about itself, and the one check of a value against it
+    experiment     the dataclasses
+    validation     each field, then the rules across fields
+    serialization  to JSON and back
+"""
+
+from minigpt_jax.config.experiment import (
+    BOS_ID,
+    PAD_ID,
+    RESERVED_PIECES,
+    UNK_ID,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from minigpt_jax.config.options import Facts, Option, flag_name, nearest, options
+from minigpt_jax.config.serialization import dumps, flatten, from_json, to_json
+from minigpt_jax.config.validation import check_fields, validate
+
+__all__ = [
+    "BOS_ID",
+    "PAD_ID",
+    "RESERVED_PIECES",
+    "UNK_ID",
+    "DataConfig",
+    "Experiment",
+    "Facts",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Option",
+    "SampleConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "check_fields",
+    "dumps",
+    "flag_name",
+    "flatten",
+    "from_json",
+    "nearest",
+    "options",
+    "to_json",
+    "validate",
+]

@@ -1,0 +1,223 @@
+"""The dataclasses of an experiment. The string under a field is its help text."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from minigpt_jax.config.options import option
+
+PAD_ID, UNK_ID, BOS_ID = 0, 1, 2
+RESERVED_PIECES = ("[PAD]", "[UNK]", "[BOS]")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The corpus, and how its text becomes rows of token ids."""
+
+    corpus: Literal["simplebooks", "stories", "text"] = "simplebooks"
+    """SimpleBooks, generated stories, or text files of your own."""
+    archive: Path | None = option(None, resumable=True)  # what it holds is fingerprinted, not where it lies
+    """A SimpleBooks archive (.zip) on disk instead of the download."""
+    simplebooks: Literal["simplebooks-92-raw", "simplebooks-2-raw", "simplebooks-92", "simplebooks-2"] = (
+        "simplebooks-92-raw"
+    )
+    """Which of the archive's four corpora."""
+    files: tuple[str, ...] = option((), resumable=True)
+    """For text: files, globs or folders of .txt, .gz, .zip or .jsonl."""
+    document: Literal["line", "file"] = "line"
+    """For text: what one document is (a .jsonl record is always one)."""
+    json_field: str = "text"
+    """For text: the field of a .jsonl record that holds the text."""
+    held_out: float = option(0.02, above=0, below=0.5)
+    """For text: the share of documents held out for each of validation and test."""
+    stories: int = option(14_000, above=0)
+    """For stories: how many tales to generate for training."""
+    stories_seed: int = option(0, at_least=0)
+    """For stories: the seed of the tales."""
+    layout: Literal["lines", "packed"] = "lines"
+    """lines: the head of each long document, padded; packed: all the text, cut into full windows."""
+    evaluation_layout: Literal["lines", "packed"] | None = None
+    """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
+    default."""
+    finish: float = option(0.0, at_least=0, at_most=1)
+    """For packed, evaluated as lines: train the last share of the steps on the heads of the long documents, and the
+    others on what these leave of the text."""
+    min_bytes: int = option(512, at_least=0)
+    """For lines: keep documents of more UTF-8 bytes than this."""
+    sequence_length: int = option(128, above=0)
+    """Tokens in a window."""
+
+    def layout_of(self, split: str) -> Literal["lines", "packed"]:
+        """How the rows of a split are cut."""
+        return self.layout if split == "train" else self.evaluation_layout or self.layout
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text is cut into pieces."""
+
+    kind: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
+    """WordPiece, or SentencePiece by unigram or byte-pair encoding."""
+    vocabulary_size: int = option(5000, above=len(RESERVED_PIECES))
+    """Pieces to train, the reserved ones included, and rows of the embedding and the output layer."""
+    lowercase: bool = True
+    """Fold case (WordPiece only; SentencePiece is lossless)."""
+    file: Path | None = option(None, resumable=True)  # fingerprinted too
+    """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer; the defaults are the KerasHub tutorial's model."""
+
+    num_layers: int = option(2, above=0)
+    """Decoder blocks."""
+    width: int = option(256, above=0)
+    """Width of the residual stream."""
+    num_heads: int = option(3, above=0)
+    """Attention heads; each is width // num_heads wide."""
+    num_kv_heads: int | None = option(None, above=0)
+    """Key-value heads (grouped-query attention); as many as query heads by default."""
+    feed_forward: int = option(128, above=0)
+    """Hidden width of the feed-forward layer."""
+    activation: Literal["relu", "gelu", "relu2", "swiglu"] = "relu"
+    """Activation of the feed-forward layer; gelu is GPT-2's tanh form."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation layer."""
+    norm_position: Literal["post", "pre"] = "post"
+    """post: x = norm(x + f(x)); pre: x = x + f(norm(x)), with a last norm before the output."""
+    norm_epsilon: float = option(1e-5, above=0)
+    """Added to the variance."""
+    positions: Literal["learned", "rope"] = "learned"
+    """Learned absolute positions, or rotary ones."""
+    rope_theta: float = option(10_000.0, above=0)
+    """Base of the rotary wavelengths."""
+    use_bias: bool = True
+    """Biases in all dense layers and norms."""
+    tied_embeddings: bool = False
+    """Use the token embedding as the output layer's kernel."""
+    qk_norm: bool = False
+    """Normalise queries and keys, each head on its own."""
+    head_gate: bool = False
+    """Scale each head's output by a sigmoid of the token that attends."""
+    dropout: float = option(0.0, at_least=0, below=1)
+    """Rate of dropout on the embeddings and on each residual branch."""
+    zero_init: bool = False
+    """Start every block as the identity: the last matrix of each residual branch is zero."""
+    embedding_norm: bool = False
+    """Normalise the embedding to a root mean square of 1, with no weights of its own."""
+    convolution: int = option(0, at_least=0)
+    """Tokens that a causal convolution before each residual branch spans, features apart; 0 for none."""
+    pointer: int = option(0, at_least=0)
+    """Width of the queries and keys by which the next token may be copied from the context, beside what the output
+    layer gives it (pointer sentinel mixture); 0 for none."""
+    repeats: int = option(1, above=0)
+    """Passes through the blocks, one after another with the same weights."""
+    logit_softcap: float | None = option(None, above=0)
+    """Squash the output layer's logits into (-cap, cap) by a tanh."""
+    isolate_documents: bool = False
+    """Stop attention at document boundaries (packed layout)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of compute; parameters are float32. auto: bfloat16 on accelerators, float32 on CPU, where bfloat16 is faster
+    only with AMX or AVX-512 BF16 (lscpu)."""
+    remat: bool = option(False, resumable=True)
+    """Recompute each block in the backward pass to save memory."""
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule and its schedule."""
+
+    name: Literal["adam", "adamw", "muon", "normuon", "lion"] = "adam"
+    """adam is Keras's form of it; muon takes the matrices of blocks and pointer and leaves the rest to NAdam; normuon
+    evens out how far each neuron's weights move."""
+    learning_rate: float = option(1e-3, at_least=0, traced=True)
+    """Peak learning rate."""
+    muon_learning_rate: float = option(2e-2, at_least=0, traced=True)
+    """Peak learning rate of Muon's own matrices."""
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = option("constant", traced=True)
+    """Shape of the learning rate after warm-up; wsd: warm-up, stable, then linear decay."""
+    warmup_steps: int = option(0, at_least=0, traced=True)
+    """Steps of linear warm-up."""
+    decay_fraction: float = option(0.2, at_least=0, at_most=1, traced=True)
+    """wsd: the share of all steps that the decay takes."""
+    final_fraction: float = option(0.0, at_least=0, at_most=1, traced=True)
+    """Learning rate at the end, as a fraction of the peak."""
+    b1: float = option(0.9, at_least=0, below=1, traced=True)
+    """Decay of the first moment."""
+    b2: float = option(0.999, at_least=0, below=1, traced=True)
+    """Decay of the second moment."""
+    epsilon: float = option(1e-7, above=0, traced=True)
+    """Added to the denominator."""
+    weight_decay: float = option(0.0, at_least=0, traced=True)
+    """Decoupled weight decay on matrices (adamw, lion) or on Muon's own (muon, normuon)."""
+    clip_norm: float | None = option(None, above=0, traced=True)
+    """Clip gradients to this global norm."""
+    ema_decay: float | None = option(None, at_least=0, below=1)
+    """Keep an exponential moving average of the weights; evaluation and sampling use it."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and what is recorded on the way."""
+
+    batch_size: int = option(64, above=0)
+    """Rows in a global batch."""
+    epochs: int = option(5, above=0, resumable=True)
+    """Passes over the training rows."""
+    steps: int | None = option(None, above=0, resumable=True)
+    """Stop after this many steps, whatever the epochs; the schedule's horizon too."""
+    accumulate: int = option(1, above=0)
+    """Micro-batches that one step's gradient is summed over."""
+    steps_per_dispatch: int | None = option(None, above=0, resumable=True)
+    """Steps run by one call of the compiled program; by default one on CPU and several on accelerators."""
+    log_every: int = option(20, above=0, resumable=True)
+    """Steps between training lines of metrics.jsonl."""
+    evaluate_every: int | None = option(None, above=0, resumable=True)
+    """Steps between evaluations; each epoch by default."""
+    checkpoint_every: int | None = option(None, above=0, resumable=True)
+    """Steps between checkpoints; each epoch by default."""
+    patience: int | None = option(None, above=0, resumable=True)
+    """End after this many evaluations in a row without a lower validation loss; never by default."""
+    keep: int = option(2, above=0, resumable=True)
+    """Latest checkpoints to keep, besides the best."""
+    tensorboard: bool = option(True, resumable=True)
+    """Write TensorBoard summaries."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The text sampled at each evaluation, by top-k as in the tutorial's callback."""
+
+    prompts: tuple[str, ...] = option(("",), resumable=True)
+    """Texts to go on from; an empty one starts from [BOS]."""
+    k: int = option(10, above=0, resumable=True)
+    """The most probable tokens that are drawn from."""
+    temperature: float = option(1.0, at_least=0, resumable=True)
+    """Divides the logits."""
+    max_new_tokens: int | None = option(None, above=0, resumable=True)
+    """Tokens to generate; up to the end of the window by default."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on."""
+
+    name: str
+    """Names the run directory, runs/NAME."""
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    seed: int = option(0, at_least=0, below=2**63)
+    """Seed of the weights, the data order, dropout and the samples."""

@@ -1,0 +1,160 @@
+"""An option: a field of an experiment with all that is known about it beside its default.
+
+Its type says what kind of value it takes, the string under it is its help text, and `option` adds the rest. Flags,
+experiment files, sweep axes and config.json are all checked against this one declaration, by `problem`.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from minigpt_jax.errors import UserError
+
+_INT32_MAX = 2**31 - 1
+_FLOAT32 = np.finfo(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known about an option besides its type, default and help text.
+
+    Attributes:
+        at_least, above, at_most, below: the range of a number; None where it is open.
+        traced: the value is an argument of the compiled train step, so trials that differ in it share one program.
+        resumable: a run may be resumed with another value.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    traced: bool = False
+    resumable: bool = False
+
+    def range_problem(self, value: float) -> str | None:
+        """The rule that a number breaks, or None."""
+        rules = {
+            "at least": (self.at_least, lambda bound: value >= bound),
+            "above": (self.above, lambda bound: value > bound),
+            "at most": (self.at_most, lambda bound: value <= bound),
+            "below": (self.below, lambda bound: value < bound),
+        }
+        given = {words: (bound, holds) for words, (bound, holds) in rules.items() if bound is not None}
+        if all(holds(bound) for bound, holds in given.values()):
+            return None
+        return "must be " + " and ".join(f"{words} {bound:,}" for words, (bound, _) in given.items())
+
+
+def option(default: Any, **facts: Any) -> Any:
+    """A dataclass field with this default and these `Facts`."""
+    return dataclasses.field(default=default, metadata={"facts": Facts(**facts)})
+
+
+class Option(NamedTuple):
+    """One field of an experiment: its dotted name, its type, its value in this experiment, and its facts."""
+
+    name: str
+    type: Any
+    value: Any
+    facts: Facts
+
+
+def options(config: Any, prefix: str = "") -> Iterator[Option]:
+    """Walks over the fields of a dataclass and of the dataclasses in it, in the order of their declaration.
+
+    Raises:
+        UserError: where a section is not of its class.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        name, kind, value = prefix + field.name, hints[field.name], getattr(config, field.name)
+        if not dataclasses.is_dataclass(kind):
+            yield Option(name, kind, value, field.metadata.get("facts", Facts()))
+        elif isinstance(value, typing.cast(type, kind)):
+            yield from options(value, f"{name}.")
+        else:
+            raise UserError(f"{name} is {_shown(value)}: must be a {getattr(kind, '__name__', kind)}")
+
+
+def check_option(option: Option) -> None:
+    """Raises UserError, with the flag's name and the mend, where the value does not fit the option's declaration."""
+    if (rule := problem(option.type, option.value, option.facts)) is not None:
+        raise UserError(f"--{flag_name(option.name)} {_shown(option.value)}: {rule}")
+
+
+def flag_name(name: str) -> str:
+    """The spelling of a field on the command line, without the two dashes in front."""
+    return name.replace("_", "-")
+
+
+def problem(kind: Any, value: Any, facts: Facts) -> str | None:
+    """The rule that a value breaks (its type, its choices or its range), or None if it breaks none."""
+    if typing.get_origin(kind) is Literal:
+        return _choice_problem(value, typing.get_args(kind))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [one for one in typing.get_args(kind) if one is not type(None)]
+        if value is None and len(inner) < len(typing.get_args(kind)):
+            return None
+        return problem(inner[0], value, facts)  # every union of an experiment is of one type and None
+    if typing.get_origin(kind) is tuple:
+        return _tuple_problem(value, typing.get_args(kind)[0])
+    if kind is bool:
+        return None if isinstance(value, bool) else "must be True or False"
+    if kind is str:
+        return None if isinstance(value, str) else "must be a text"
+    if kind is Path:
+        return None if isinstance(value, Path) else f"must be a path; write Path({str(value)!r})"
+    if kind in (int, float):
+        return _number_problem(kind, value, facts)
+    raise TypeError(f"an experiment's field cannot be of type {kind}")
+
+
+def _choice_problem(value: Any, choices: tuple[str, ...]) -> str | None:
+    if isinstance(value, str) and value in choices:
+        return None
+    return f"must be {_listed(choices)}{nearest(str(value), choices)}"
+
+
+def nearest(value: str, choices: typing.Iterable[str]) -> str:
+    """`; did you mean …?` with the choice that is nearest to a mistyped one, or nothing."""
+    spelled = {choice.replace("_", "").replace("-", "").lower(): choice for choice in choices}
+    near = difflib.get_close_matches(value.replace("_", "").replace("-", "").lower(), spelled, n=1, cutoff=0.5)
+    return f"; did you mean {spelled[near[0]]}?" if near else ""
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
+def _tuple_problem(value: Any, inner: Any) -> str | None:
+    if isinstance(value, str):
+        return f"must be a tuple; write ({value!r},)"
+    if not isinstance(value, tuple):
+        return "must be a tuple"
+    return next((rule for item in value if (rule := problem(inner, item, Facts())) is not None), None)
+
+
+def _number_problem(kind: type, value: Any, facts: Facts) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return "must be a whole number" if kind is int else "must be a number"
+    if kind is float and not math.isfinite(value):
+        return "must be a finite number"
+    if (rule := facts.range_problem(value)) is not None:
+        return rule
+    if kind is int and facts.at_most is None and facts.below is None and abs(value) > _INT32_MAX:
+        return f"must be at most {_INT32_MAX:,}"
+    if kind is float and value and not float(_FLOAT32.tiny) <= abs(value) <= float(_FLOAT32.max):
+        return f"cannot be held in float32, whose numbers lie between {_FLOAT32.tiny:.1e} and {_FLOAT32.max:.1e}"
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,62 @@
+"""An experiment as JSON, and back."""
+
+import json
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+import cattrs
+
+from minigpt_jax.config.experiment import Experiment
+from minigpt_jax.config.options import options
+from minigpt_jax.config.validation import validate
+from minigpt_jax.errors import UserError
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain JSON values."""
+    return _converter.unstructure(experiment)
+
+
+def from_json(value: Any) -> Experiment:
+    """The inverse of `to_json`; fields that an older file lacks take their defaults.
+
+    Raises:
+        UserError: a field is unknown, or has a value that an experiment file could not give it either.
+    """
+    try:
+        experiment = _converter.structure(value, Experiment)
+    except Exception as error:  # of whatever kind a hand-edited file leads to
+        reasons = "; ".join(cattrs.transform_error(error))
+        raise UserError(f"the experiment in config.json cannot be read: {reasons}") from error
+    try:
+        validate(experiment)
+    except UserError as error:
+        raise UserError(f"the experiment in config.json cannot be used: {error}") from error
+    return experiment
+
+
+def dumps(value: Any) -> str:
+    """JSON as the project writes it: indented, readable, with a newline at the end."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def flatten(experiment: Experiment) -> dict[str, Any]:
+    """Field values as JSON has them, by dotted name, `model.num_layers` for one."""
+    return {option.name: _converter.unstructure(option.value) for option in options(experiment)}
+
+
+def _structure_field(value: Any, kind: Any) -> Any:
+    """A field's value from JSON, converted only where JSON lacks the type: `validate` says what is wrong with it."""
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and "pathlib.Path" in str(kind):
+        return Path(value)
+    return value
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+_converter.register_unstructure_hook(Path, str)
+_converter.register_structure_hook_func(lambda kind: not is_dataclass(kind), _structure_field)
+for _kind in (bool, int, float, str):  # which cattrs would convert: 64.5 to 64
+    _converter.register_structure_hook(_kind, _structure_field)

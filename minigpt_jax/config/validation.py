@@ -1,0 +1,111 @@
+"""What an experiment cannot be: each field against its own declaration, then the few rules across fields."""
+
+from typing import Any
+
+from minigpt_jax.config.experiment import Experiment
+from minigpt_jax.config.options import check_option, flag_name, options
+from minigpt_jax.errors import UserError
+
+
+def validate(experiment: Experiment) -> None:
+    """Raises UserError, naming the flag, for the first choice that cannot work."""
+    check_fields(experiment)
+    _check_names(experiment)
+    _check_data(experiment)
+    _check_model(experiment)
+    _check_training(experiment)
+
+
+def check_fields(experiment: Experiment) -> None:
+    """Raises UserError for the first field whose type, choice or range is wrong, whatever the others are."""
+    for option in options(experiment):
+        check_option(option)
+
+
+def _check_names(experiment: Experiment) -> None:
+    name = experiment.name
+    _require(bool(name.strip()), "name", repr(name), "must not be empty; it names the run directory, runs/NAME")
+    _require(
+        name.isprintable() and not name.startswith(("/", "~")) and ".." not in name.split("/"),
+        "name",
+        repr(name),
+        "names the run directory, runs/NAME: take letters and digits, and --run-dir for a folder elsewhere",
+    )
+
+
+def _check_data(experiment: Experiment) -> None:
+    data = experiment.data
+    _require(
+        not data.finish or (data.layout == "packed" and data.evaluation_layout == "lines"),
+        "data.finish",
+        data.finish,
+        "needs --data.layout packed and --data.evaluation-layout lines",
+    )
+    _require(
+        data.corpus == "simplebooks" or data.archive is None,
+        "data.archive",
+        data.archive,
+        f"is a SimpleBooks archive, but --data.corpus is {data.corpus}; drop one of the two",
+    )
+    _require(
+        data.corpus != "text" or bool(data.files),
+        "data.corpus",
+        "text",
+        "needs --data.files, the files, globs or folders to read",
+    )
+    _require(
+        data.corpus == "text" or not data.files,
+        "data.files",
+        " ".join(data.files),
+        f"are text files, but --data.corpus is {data.corpus}; add --data.corpus text",
+    )
+    _require(
+        not experiment.model.isolate_documents or data.layout == "packed",
+        "model.isolate_documents",
+        True,
+        "in the lines layout a row is one document; add --model.no-isolate-documents, or take --data.layout packed",
+    )
+
+
+def _check_model(experiment: Experiment) -> None:
+    model = experiment.model
+    _require(
+        model.width >= model.num_heads,
+        "model.num_heads",
+        model.num_heads,
+        f"must be at most --model.width {model.width}, so that a head is at least 1 wide",
+    )
+    _require(
+        model.num_heads % model.kv_heads == 0,
+        "model.num_kv_heads",
+        model.kv_heads,
+        f"must divide --model.num-heads {model.num_heads}",
+    )
+    _require(
+        model.positions != "rope" or model.head_width % 2 == 0,
+        "model.positions",
+        "rope",
+        f"needs heads of an even width, and {model.width} // {model.num_heads} = {model.head_width} is odd; "
+        "choose another --model.width or --model.num-heads",
+    )
+
+
+def _check_training(experiment: Experiment) -> None:
+    train, optimizer = experiment.train, experiment.optimizer
+    _require(
+        train.batch_size % train.accumulate == 0,
+        "train.accumulate",
+        train.accumulate,
+        f"must divide --train.batch-size {train.batch_size}",
+    )
+    _require(
+        optimizer.weight_decay == 0 or optimizer.name != "adam",
+        "optimizer.weight_decay",
+        optimizer.weight_decay,
+        "adam has none; take --optimizer.name adamw",
+    )
+
+
+def _require(holds: bool, name: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise UserError(f"--{flag_name(name)} {value}: {rule}")

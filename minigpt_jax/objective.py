@@ -1,0 +1,61 @@
+"""Which figure ranks experiments, and where even that figure misleads.
+
+Nats per token compare models only where the tokens are the same. Bits per byte compare them across tokenizers, as long
+as they are measured on the same text.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from minigpt_jax.config import Experiment
+
+Figure = Literal["loss", "bits_per_byte"]
+
+NAMES: dict[Figure, str] = {"loss": "loss", "bits_per_byte": "bits per byte"}
+LABELS: dict[str, str] = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
+_HOW_TEXT_IS_CUT = {"layout", "evaluation_layout", "min_bytes", "sequence_length"}
+_OF_TRAINING_ALONE = {"finish"}
+
+
+def figure_of(fields: Iterable[str]) -> Figure:
+    """What ranks experiments that differ in these fields, by dotted name."""
+    return "bits_per_byte" if any(field.startswith(("data.", "tokenizer.")) for field in fields) else "loss"
+
+
+def caveats(experiments: Sequence[Experiment], same_corpus: bool = False) -> list[str]:
+    """Why the bits per byte of these experiments may not be comparable: a sentence for each reason.
+
+    Args:
+        same_corpus: whether their corpora are known to be the same, whatever their fields say.
+    """
+    texts, parts, folding = set(), set(), set()
+    tokenizers = {experiment.tokenizer for experiment in experiments}
+    for experiment in experiments:
+        data, tokenizer = experiment.data, experiment.tokenizer
+        ignored = _HOW_TEXT_IS_CUT | _OF_TRAINING_ALONE
+        texts.add(tuple((f.name, getattr(data, f.name)) for f in dataclasses.fields(data) if f.name not in ignored))
+        layout = data.layout_of("valid")
+        parts.add((layout, data.min_bytes, data.sequence_length) if layout == "lines" else (layout,))
+        folding.add((tokenizer.kind, tokenizer.lowercase) if tokenizer.kind == "wordpiece" else ())
+    found = []
+    if len(texts) > 1 and not same_corpus:
+        found.append(
+            "They are validated on different texts: a lower figure may mean an easier text rather than a better model."
+        )
+    if len(parts) > 1:
+        found.append(
+            "They are validated on different parts of the texts: their evaluation layouts, minimum bytes or sequence "
+            "lengths differ."
+        )
+    elif len(tokenizers) > 1 and parts and next(iter(parts))[0] == "lines":
+        found.append(
+            "In the lines layout a row is as much of a text as fits into its tokens, so tokenizers are validated on "
+            "parts of different lengths; --data.evaluation-layout packed validates all of the text."
+        )
+    if len(folding) > 1:
+        found.append(
+            "WordPiece drops spacing, and case if it is lowercase, so it has less to predict for each byte of the "
+            "original text: its figure is too low beside that of a tokenizer that keeps them."
+        )
+    return found
