@@ -4,11 +4,12 @@ Every device holds the whole state and takes its share of each batch's rows. On 
 """
 
 import collections
+import contextlib
 import itertools
+import json
 import math
 import os
-import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minigpt_jax.errors import UserError
 
+JsonValue = str | int | float | bool | Sequence["JsonValue"] | None
 T = TypeVar("T")
+J = TypeVar("J", bound=JsonValue)
 AXIS = "devices"
 STEPS_PER_DISPATCH = 16
 _LONGEST_WAIT = 7 * 24 * 3600 * 1000  # for the first process to prepare a large corpus, in ms
@@ -105,10 +108,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def from_first(function: Callable[[], T]) -> T:
+def from_first(function: Callable[[], J]) -> J:
     """What `function` returns in the first process, given to all of them; the others do not run it.
 
-    Every process has to make the call. A UserError or an OSError is raised in all of them.
+    Every process has to make the call. A UserError or an OSError is raised in all of them. The value is sent as JSON,
+    which never runs code: the store is open to whoever reaches the coordinator's port. The others get tuples as lists.
     """
     client = distributed.global_state.client
     if jax.process_count() == 1 or client is None:
@@ -119,13 +123,35 @@ def from_first(function: Callable[[], T]) -> T:
             value = function()
         except (UserError, OSError) as raised:
             error = raised
-        client.key_value_set_bytes(key, pickle.dumps((value, error)))
+        client.key_value_set(key, _encoded(value, error))
     else:
-        value, error = pickle.loads(client.blocking_key_value_get_bytes(key, _LONGEST_WAIT))
+        value, error = _decoded(client.blocking_key_value_get(key, _LONGEST_WAIT))
     if error is not None:
-        client.wait_at_barrier(f"{key}/read", 10_000)  # before the first one leaves, and takes the store along
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # told even where not all come to read it
+            client.wait_at_barrier(f"{key}/read", 10_000)  # before the first one leaves, and takes the store along
         raise error
     return value  # pyright: ignore[reportReturnType]
+
+
+def _encoded(value: JsonValue, error: UserError | OSError | None) -> str:
+    if error is None:
+        return json.dumps({"value": value})
+    file = getattr(error, "filename", None)  # which `args` lacks
+    arguments = error.args if file is None else (*error.args, file)
+    kind = "UserError" if isinstance(error, UserError) else "OSError"
+    return json.dumps({"error": kind, "arguments": arguments}, default=str)
+
+
+def _decoded(text: str) -> tuple[Any, UserError | OSError | None]:
+    try:
+        message = json.loads(text)
+        if "error" not in message:
+            return message["value"], None
+        return None, {"UserError": UserError, "OSError": OSError}[message["error"]](*message["arguments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "what process 0 of this run sent cannot be read; start all processes with one version of minigpt_jax"
+        ) from error
 
 
 def first_then_others(function: Callable[[], T]) -> T:
@@ -134,7 +160,7 @@ def first_then_others(function: Callable[[], T]) -> T:
     They make their own where they do not share the first one's disk.
     """
     made: list[T] = []
-    from_first(lambda: made.append(function()))
+    from_first(lambda: made.append(function()))  # which returns None: what is made is not sent
     return made[0] if made else function()
 
 

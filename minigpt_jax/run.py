@@ -228,12 +228,12 @@ def _train(
         if horizon is not None and parallel.is_first():
             check_horizon(experiment, horizon, total, progress.step)
 
-    def earlier_losses() -> dict[int, float]:
+    def earlier_losses() -> list[tuple[int, float]]:
         drop_records_after(files, progress.step)
         lines = [line for line in read_metrics(files) if line.get("split") == "valid"]
-        return {line["step"]: math.inf if line.get("loss") is None else line["loss"] for line in lines}
+        return [(line["step"], math.inf if line.get("loss") is None else line["loss"]) for line in lines]
 
-    losses = parallel.from_first(earlier_losses)
+    losses = dict(parallel.from_first(earlier_losses))
     valid: dict[int, Sums] = {}
 
     def evaluate_now(state: TrainState, progress: Progress) -> None:

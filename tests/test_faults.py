@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -175,14 +176,22 @@ def test_twenty_kills_change_nothing(tmp_path: Path):
     kill_again_and_again(tmp_path, kills=20, seed=0)
 
 
-def start_processes(tmp_path: Path, run_dir: Path, count: int, *flags: object, devices: int = 1) -> list:
+def start_processes(
+    tmp_path: Path,
+    run_dir: Path,
+    count: int,
+    *flags: object,
+    devices: int = 1,
+    started: Sequence[int] | None = None,
+) -> list:
+    """Those processes of `count` that are `started`, all by default."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     common = ["--distributed.coordinator", address, "--distributed.num-processes", count]
     return [
         command(tmp_path / f"{i}.py", run_dir, *flags, *common, "--distributed.process-id", i, devices=devices)
-        for i in range(count)
+        for i in (range(count) if started is None else started)
     ]
 
 
@@ -228,6 +237,27 @@ def test_a_lost_process_ends_the_others_with_one_line(tmp_path: Path, lost: int)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("started", "says"),
+    [
+        ([0], "not all 3 processes of this run joined within 5 s"),
+        ([1], "cannot be reached within 5 s (--distributed.wait-seconds): Connection refused"),
+        ([0, 1], "not all 3 processes of this run joined within 5 s"),
+        ([0, 1, 1], "the processes of this run cannot join each other"),
+    ],
+)
+def test_processes_that_do_not_find_each_other_end_with_one_line(tmp_path: Path, started: list[int], says: str):
+    flags = ["--distributed.wait-seconds", 5]
+    ended = ends(start_processes(tmp_path, tmp_path / "run", 3, *flags, started=started))
+    assert {status for status, _ in ended} == {2}
+    assert any(says in output for _, output in ended)
+    for _, output in ended:
+        [line] = output.splitlines()
+        assert line.startswith("minigpt: ")
+        assert "--distributed.coordinator localhost:" in line
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path: Path):
     processes = start_processes(tmp_path, tmp_path / "run", 2, *LONG)
     wait_for(tmp_path / "run" / "checkpoints" / "10", processes[0])
@@ -252,6 +282,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path: Path):
             ["--distributed.coordinator", "a:1", "--distributed.num-processes", 2, "--distributed.process-id", 2],
             "0 and 1",
         ),
+        (["--distributed.wait-seconds", 0], "--distributed.wait-seconds 0: must be at least 1"),
     ],
 )
 def test_flags_of_processes_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture, flags: list, says: str):

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from minigpt_jax import signals
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, printable
 from minigpt_jax.signals import INTERRUPTED
 
 COMMANDS = ("train", "sample", "evaluate", "sweep", "report")
@@ -109,5 +109,5 @@ def _drop_output() -> None:
 
 
 def _fail(line: str) -> int:
-    print(f"minigpt: {' '.join(line.split())}", file=sys.stderr)
+    print(f"minigpt: {printable(' '.join(line.split()))}", file=sys.stderr)
     return 2
