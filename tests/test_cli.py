@@ -324,7 +324,7 @@ def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
     text = tmp_path / "book.txt"
     text.write_text("".join(f"The {i}th of the old kings was as dead as the {i + 1}th .\r\n" for i in range(400)))
     file = next(path for path in EXPERIMENTS if path.name == "text.py")
-    small = ["--tokenizer.vocabulary-size", 330, "--model.num-layers", 1, "--model.width", 32, "--train.steps", 4]
+    small = ["--tokenizer.vocabulary-size", 300, "--model.num-layers", 1, "--model.width", 32, "--train.steps", 4]
     assert command(file, "--data.files", text, "--run-dir", tmp_path / "run", "--train.evaluate-every", 2, *small) == 0
     assert command("sample", tmp_path / "run", "--step", "best", "--prompt", "The 7th", "--max-new-tokens", 5) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("The 7th")
