@@ -18,6 +18,7 @@ def prepare() -> None:
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     sys.unraisablehook = _all_but_echoes
+    jax.config.update("jax_enable_x64", False)  # results are those of a shell without JAX_ENABLE_X64
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
