@@ -22,6 +22,15 @@ def cache_dir() -> Path:
     return folder
 
 
+def keep_compiled_programs() -> None:
+    """Has JAX keep compiled programs in the cache from process to process, unless the user chose a folder for them."""
+    import jax  # not above: it takes seconds, and few need it here
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Holds the right to make a folder of the cache. What is there already can be read from a read-only disk too.

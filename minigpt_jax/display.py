@@ -1,7 +1,6 @@
 """What a person sees: progress bars with rate and time left, and the parameter table."""
 
 import contextlib
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -23,19 +22,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from minigpt_jax.errors import printable as printable
+
 # What users and models wrote is printed everywhere, so no text is read as markup.
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 SECONDS_BETWEEN_LINES = 10.0
 _COMPILING = {f"/jax/core/compile/{part}_duration" for part in ("jaxpr_to_mlir_module", "backend_compile")}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey.
-
-    Escapes stand for control characters, line feeds and tabs aside, and for surrogates, which cannot be encoded.
-    """
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def warn(text: str) -> None:

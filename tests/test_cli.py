@@ -1,6 +1,8 @@
 """The command line: what it prints, its exit statuses, and one clear line for each mistake."""
 
 import json
+import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -260,3 +262,69 @@ def test_a_run_directory_without_a_checkpoint(tmp_path: Path, run_dir: Path, cap
     (copy / "config.json").write_text(json.dumps(config))
     shutil.copytree(run_dir / "checkpoints", copy / "checkpoints")
     assert "does not fit" in refuse(capsys, "sample", copy)
+
+
+def test_prompts_from_a_file_are_those_of_the_flag(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """With a byte order mark and Windows line ends, as editors write them."""
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"\xef\xbb\xbfonce upon\r\na fox\r\n")
+    flags = ["--json", "--max-new-tokens", 4]
+    assert command("sample", run_dir, "--prompt", "once upon", "--prompt", "a fox", *flags) == 0
+    expected = capsys.readouterr().out
+    assert command("sample", run_dir, "--prompt-file", file, *flags) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_a_prompt_file_that_cannot_be_read_is_one_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "utf16.txt").write_text("once upon a time", "utf-16")
+    for name, mend in {"pipe": "is not a file", "utf16.txt": "iconv -f utf-16", "gone": "name a text file"}.items():
+        assert command("sample", run_dir, "--prompt-file", tmp_path / name) == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert mend in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [[], ["--compare"]])
+def test_what_users_write_is_shown_as_text(run_dir: Path, flags: list[str], capsys: pytest.CaptureFixture):
+    prompt = "the fox [/b] \x1b[31msaid"
+    assert command("sample", run_dir, "--prompt", prompt, "--max-new-tokens", 3, *flags) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    if flags:  # tokenizers lose what they have no piece for; a title does not
+        assert "the fox [/b] \\x1b[31msaid" in out
+        assert json.loads((run_dir / "samples" / "compare.json").read_text())["prompt"] == prompt
+
+
+def test_a_comparison_takes_its_prompt_from_a_file(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "one.txt").write_text("a fox\n")
+    assert command("sample", run_dir, "--prompt-file", tmp_path / "one.txt", "--compare", "--max-new-tokens", 3) == 0
+    assert "a fox …" in capsys.readouterr().out
+
+
+def test_the_best_checkpoint_can_be_sampled(run_dir: Path, capsys: pytest.CaptureFixture):
+    assert command("sample", run_dir, "--step", "best", "--json", "--max-new-tokens", 3) == 0
+    assert len(json_lines(capsys.readouterr().out)) == 1
+
+
+def test_help_of_sample_names_the_methods_own_defaults(capsys: pytest.CaptureFixture):
+    assert command("sample", "--help") == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    shown = {"top_k": "k", "contrastive": "k", "top_p": "p", "typical": "p", "min_p": "p", "beam": "num_beams"}
+    shown |= {"random": "temperature"}
+    for method, setting in shown.items():
+        flag = "--" + setting.replace("_", "-")
+        default = getattr(samplers.create(method), setting)
+        assert re.search(rf"{flag} .*?\([^()]*\b{default:g}\b", text), (method, setting)
+
+
+def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """As the README has it, with few pieces and steps: what is said of the end names the checkpoint to sample."""
+    text = tmp_path / "book.txt"
+    text.write_text("".join(f"The {i}th of the old kings was as dead as the {i + 1}th .\r\n" for i in range(400)))
+    file = next(path for path in EXPERIMENTS if path.name == "text.py")
+    small = ["--tokenizer.vocabulary-size", 300, "--model.num-layers", 1, "--model.width", 32, "--train.steps", 4]
+    assert command(file, "--data.files", text, "--run-dir", tmp_path / "run", "--train.evaluate-every", 2, *small) == 0
+    assert command("sample", tmp_path / "run", "--step", "best", "--prompt", "The 7th", "--max-new-tokens", 5) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("The 7th")

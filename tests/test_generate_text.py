@@ -123,6 +123,7 @@ def test_a_stop_ends_a_text_at_the_token_that_completes_it(lm: LanguageModel, st
 def test_a_stream_is_the_text_and_takes_nothing_back(lm: LanguageModel, stop: list[Any], seed: int):
     [whole] = lm.generate("the cat", DRAWN, 20, seed=seed, stop=stop)
     assert "".join(lm.stream("the cat", DRAWN, 20, seed=seed, stop=stop)) == whole.text
+    assert "".join(lm.stream("the cat", DRAWN, 20, seed=seed, stop=stop, full=True)) == whole.full_text
 
 
 def test_a_stop_of_ids_is_no_part_of_the_text(lm: LanguageModel):

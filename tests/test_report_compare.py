@@ -57,6 +57,7 @@ def test_the_same_corpus_cut_otherwise_is_told(tmp_path: Path):
 def test_the_floor_is_drawn_where_it_is_known(tmp_path: Path, damaged: bool):
     files = fake_sweep.write_run(tmp_path / "r", final=4.0)
     rows = Rows(np.ones((4, 9), np.uint16), np.full(4, 20, np.int32), floor=80 * math.log(2))  # 1 bit per byte
+    files.rows("valid").parent.mkdir(parents=True)
     rows.save(files.rows("valid"))
     if damaged:
         files.rows("valid").write_bytes(files.rows("valid").read_bytes()[:100])

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from minigpt_jax import signals
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, printable
 from minigpt_jax.signals import INTERRUPTED
 
 COMMANDS = ("train", "sample", "evaluate", "sweep", "report")
@@ -69,10 +69,7 @@ def text_hint(file: str) -> str:
     """How to train on a file, where it is one."""
     if not Path(file).is_file():
         return ""
-    return (
-        f"to train on a text, ./launch.sh experiments/simplebooks.py --data.corpus text --data.files {file} "
-        "--data.layout packed --run-dir runs/mine; "
-    )
+    return f"to train on a text, ./launch.sh experiments/text.py --data.files {file}; "
 
 
 def _told(error: Exception) -> str | None:
@@ -109,5 +106,5 @@ def _drop_output() -> None:
 
 
 def _fail(line: str) -> int:
-    print(f"minigpt: {' '.join(line.split())}", file=sys.stderr)
+    print(f"minigpt: {printable(' '.join(line.split()))}", file=sys.stderr)
     return 2

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax.errors import UserError
+from minigpt_jax import utf8
+from minigpt_jax.errors import UserError, printable
 
 METHOD_SETTINGS = ("k", "p", "num_beams", "alpha", "length_penalty", "temperature")
 
@@ -24,29 +25,30 @@ class Arguments:
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Text to go on from; may be given several times. An empty one starts a new text."""
     prompt_file: Path | None = None
-    """One prompt a line; - is standard input."""
+    """A text file of prompts, one per line; - is standard input."""
     sampler: str | None = None
     """greedy, beam, random, top_k (the default), top_p, min_p, typical or contrastive."""
     compare: bool = False
-    """One prompt under all methods side by side, with the figures in which they differ."""
+    """Sample one prompt by all methods side by side, with the figures in which they differ."""
     k: int | None = None
-    """top_k, contrastive: how many of the most probable tokens are looked at."""
+    """top_k, contrastive: how many of the most probable tokens may be taken (10 for top_k, 4 for contrastive)."""
     p: float | None = None
-    """top_p, typical: the probability mass to keep; min_p: the least share of the most probable token's."""
+    """top_p, typical: the probability mass to keep (0.9, 0.95); min_p: the least probability to keep, as a share of the
+    most probable token's (0.1)."""
     num_beams: int | None = None
-    """beam: hypotheses."""
+    """beam: hypotheses (10)."""
     alpha: float | None = None
-    """contrastive: weight of the penalty on what resembles the context."""
+    """contrastive: weight of the penalty on what resembles the context (0.6)."""
     length_penalty: float | None = None
-    """beam: exponent on the length; more of it favours longer texts."""
+    """beam: exponent on the length; more of it favours longer texts (0.6)."""
     temperature: float | None = None
-    """Random methods: divides the logits; 0 is greedy."""
+    """Methods that draw: divides the logits; 0 is greedy (1)."""
     seed: int = 0
     """With a row's number and the position, all that a random draw depends on."""
     max_new_tokens: int | None = None
-    """Tokens to generate; to the end of the window by default."""
+    """Tokens to generate; up to the end of the training window by default."""
     min_new_tokens: int = 0
-    """No stop ends a text before so many."""
+    """A stop that is complete before so many new tokens does not count."""
     num_return_sequences: int = 1
     """Texts for each prompt."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -65,10 +67,10 @@ class Arguments:
     """Subtracted from a token's logit for each time it was generated."""
     no_repeat_ngram: int = 0
     """No sequence of so many tokens comes twice."""
-    step: int | None = None
-    """The checkpoint to take; the latest by default."""
+    step: int | Literal["best"] | None = None
+    """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object a line: prompt, text, full_text, tokens, logprobs, finish_reason."""
+    """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason."""
 
 
 def main(arguments: list[str]) -> int:
@@ -102,12 +104,14 @@ def main(arguments: list[str]) -> int:
     ):
         settings[name] = getattr(chosen, name)
     if chosen.compare:
-        _print_comparison(chosen, lm, generate.compare(lm, prompts[0], methods, chosen.max_new_tokens, **settings))
+        _print_comparison(
+            chosen, lm, prompts[0], generate.compare(lm, prompts[0], methods, chosen.max_new_tokens, **settings)
+        )
         return 0
     if _can_stream(chosen, prompts):
-        print(prompts[0], end=" " if prompts[0] else "", flush=True)
-        for piece in lm.stream(prompts[0], sampler, chosen.max_new_tokens, **settings):
-            print(piece, end="", flush=True)
+        settings.pop("num_return_sequences")
+        for piece in lm.stream(prompts[0], sampler, chosen.max_new_tokens, full=True, **settings):
+            print(printable(piece), end="", flush=True)
         print()
         return 0
     for generation in lm.generate(prompts, sampler, chosen.max_new_tokens, **settings):
@@ -116,18 +120,26 @@ def main(arguments: list[str]) -> int:
             del fields["score"]
             print(json.dumps(fields, ensure_ascii=False))
         else:
-            print(generation.full_text.strip(), end="\n\n" if len(prompts) > 1 else "\n")
+            print(printable(generation.full_text.strip()), end="\n\n" if len(prompts) > 1 else "\n")
     return 0
 
 
 def _prompts(chosen: Arguments) -> list[str]:
+    """The prompts of the flags, then those of the file; one empty prompt where there are none."""
     prompts = list(chosen.prompt)
     if chosen.prompt_file is not None:
+        label, path = f"--prompt-file {chosen.prompt_file}", chosen.prompt_file.expanduser()
         try:
-            text = sys.stdin.read() if str(chosen.prompt_file) == "-" else chosen.prompt_file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompt-file {chosen.prompt_file} cannot be read ({error}); give a text file") from error
-        prompts += text.splitlines()
+            if str(chosen.prompt_file) == "-":
+                raw = sys.stdin.buffer.read()
+            elif path.exists() and not path.is_file():  # a pipe would wait forever
+                raise UserError(f"{label} is not a file; name a text file, or - for standard input")
+            else:
+                raw = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{label} cannot be read: {error.strerror}; name a text file") from error
+        utf8.check_encoding(raw, label)
+        prompts += utf8.decode(raw, label).removeprefix("\ufeff").splitlines()
     return prompts or [""]
 
 
@@ -140,7 +152,7 @@ def _check_comparison(chosen: Arguments, prompts: list[str]) -> None:
         raise UserError("--compare runs beam search too, which takes no stop strings; give --stop-token ids instead")
 
 
-def _print_comparison(chosen: Arguments, lm: Any, compared: Iterator[Any]) -> None:
+def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterator[Any]) -> None:
     """Prints the methods as they come, and keeps them in the run directory for its report."""
     from rich.table import Table
     from rich.text import Text
@@ -153,10 +165,9 @@ def _print_comparison(chosen: Arguments, lm: Any, compared: Iterator[Any]) -> No
         rows.append(dataclasses.asdict(one))
         if chosen.json_:
             print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
-    prompt = chosen.prompt[0] if chosen.prompt else ""
     record = {"prompt": prompt, "seed": chosen.seed, "step": lm.step, "rows": rows}
     if not chosen.json_:
-        table = Table(title=f"{prompt or '[BOS]'} …", title_justify="left", show_lines=True)
+        table = Table(title=Text(f"{printable(prompt) or '[BOS]'} …"), title_justify="left", show_lines=True)
         table.add_column("method", no_wrap=True)
         table.add_column("text")
         for row in rows:
@@ -165,10 +176,10 @@ def _print_comparison(chosen: Arguments, lm: Any, compared: Iterator[Any]) -> No
                 *(f"{name} {value:g}" for name, value in row["settings"].items()),
                 f"repeated 4-grams {row['repeated_4grams']:.0%}",
                 f"distinct-2 {row['distinct_2']:.2f}",
-                f"log-prob a token {row['mean_logprob']:.2f}",
+                f"log-prob per token {row['mean_logprob']:.2f}",
                 f"{row['tokens_per_second']:,.0f} tokens/s",
             ]
-            table.add_row("\n".join(figures), Text(row["text"]))
+            table.add_row("\n".join(figures), Text(printable(row["full_text"])))
         console.print(table)
     try:
         write_whole(RunDir(chosen.run_dir).samples / "compare.json", json.dumps(record, ensure_ascii=False, indent=2))

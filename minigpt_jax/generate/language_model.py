@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax import model, parallel, samplers, tokenizer
+from minigpt_jax.cache import keep_compiled_programs
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
 from minigpt_jax.errors import UserError
@@ -82,6 +83,7 @@ def load(run_dir: str | Path, step: int | Literal["best"] | None = None) -> "Lan
     """
     files = RunDir(Path(run_dir))
     experiment = files.experiment()
+    keep_compiled_programs()
     pieces = tokenizer.load(files.tokenizer)
     if not files.checkpoints.is_dir():
         raise UserError(f"{run_dir} holds no checkpoint yet; train on, to the first --train.checkpoint-every")
@@ -175,11 +177,18 @@ class LanguageModel:
         return last
 
     def stream(
-        self, prompt: str, sampler: Sampler | str | None = None, max_new_tokens: int | None = None, **settings: Any
+        self,
+        prompt: str,
+        sampler: Sampler | str | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        full: bool = False,
+        **settings: Any,
     ) -> Iterator[str]:
         """Yields the text of `generate([prompt], …)` piece by piece as it is made: whole words, whole characters.
 
-        What may turn out to begin a stop is held back until it is known.
+        What may turn out to begin a stop is held back until it is known. `full` yields the prompt too, as in
+        `Generation.full_text`.
 
         Raises:
             UserError: as `generate` does, and for beam search or several texts.
@@ -192,15 +201,16 @@ class LanguageModel:
         if settings.get("num_return_sequences", 1) != 1:
             raise UserError("num_return_sequences: one text is streamed at a time; take generate for several")
         strings, sequences = sorted_stops(settings.get("stop", ()))
+        head_ids = self.tokenizer.encode_batch([prompt])[0] if full else []
         told = ""
         for [generation], final in _mark_last(
             self._chunks([prompt], method, max_new_tokens, streamed=True, **settings)
         ):
-            text = generation.text
+            text = generation.full_text if full else generation.text
             if not final:
                 tokens = generation.tokens
                 if held := begun(tokens, sequences):
-                    text = self.tokenizer.decode(tokens[: len(tokens) - held])
+                    text = self.tokenizer.decode(head_ids + tokens[: len(tokens) - held])
                 text = settled(before_stop(text, strings))
             # What follows may still change the spacing before it; tell only what extends what has been told.
             if text.startswith(told) and len(text) > len(told):

@@ -177,7 +177,7 @@ def samplers(run: Run) -> list[Block]:
         [
             str(row.get("sampler", NOTHING)),
             setting(row.get("settings") or {}) or NOTHING,
-            str(row.get("text", "")),
+            str(row.get("full_text", row.get("text", ""))),
             *(number(row.get(key), decimals) for key, decimals in figures.items()),
         ]
         for row in saved["rows"]

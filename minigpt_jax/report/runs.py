@@ -6,8 +6,6 @@ import math
 import os
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +75,7 @@ class Run:
         """Entropy of the validation text, where the corpus knows it; None if that, or its file, cannot be read."""
         try:
             return Rows.load(self.files.rows("valid")).floor_bits_per_byte
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        except UserError:  # it is not there yet, or damaged: the rest of the page does without
             return None
 
     def floor(self, figure: Figure) -> float | None:
