@@ -107,6 +107,7 @@ def run(
         UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
     """
     config.validate(experiment)
+    parallel.check_types()
     parallel.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))

@@ -17,6 +17,7 @@ def prepare() -> None:
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     sys.unraisablehook = _all_but_echoes
+    jax.config.update("jax_enable_x64", False)  # results are those of a shell without JAX_ENABLE_X64
     keep_compiled_programs()
 
 

@@ -69,6 +69,7 @@ class LanguageModel:
     """
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, weights: Any, step: int | None = None) -> None:
+        parallel.check_types()
         self.experiment = experiment
         self.tokenizer = tokenizer
         self.step = step

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
-from minigpt_jax import corpora, display, memory, run
+from minigpt_jax import corpora, display, memory, parallel, run
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data import store
 from minigpt_jax.data.store import BatchSource
@@ -55,6 +55,7 @@ def sweep(
         raise UserError(f"--stack {most}: must be 1 or more")
     if lease <= 0:
         raise UserError(f"--lease {lease}: must be above 0")
+    parallel.check_types()
     most = most or (STACK_ON_CPU if jax.default_backend() == "cpu" else STACK)
     files = RunDir(plan.folder)
     weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
