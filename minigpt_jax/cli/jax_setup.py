@@ -9,6 +9,7 @@ from typing import Any
 def prepare() -> None:
     """Keeps compiled programs from run to run, and keeps quiet what libraries log for their developers."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
     from absl import logging
 
     from minigpt_jax.cache import keep_compiled_programs
