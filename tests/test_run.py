@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from tiny_experiment import EXPERIMENT, changed
 
-from minigpt_jax import evaluate, generate
-from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax import generate
 from minigpt_jax.config import Experiment
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
-from minigpt_jax.run import run
-from minigpt_jax.run_dir import RunDir, read_metrics
+from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.train import evaluate
+from minigpt_jax.trial.run import run
 
 
 @pytest.fixture(scope="module")
