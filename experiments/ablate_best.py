@@ -35,7 +35,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import devices
 from minigpt_jax.sweep import axes
 from minigpt_jax.train import program as stack
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "best": {},
@@ -170,7 +170,7 @@ def _train(experiments: list[Experiment], prepared: Prepared, title: str) -> lis
         state, out = program.compiled(lanes, batches)(state, lanes, batches)
         jax.block_until_ready(out)
     spent = time.perf_counter() - start
-    totals = [Sums() for _ in experiments]
+    totals = [LossSums() for _ in experiments]
     for batch in prepared.splits["valid"].in_order(64):
         sums = program.joined(program.evaluate(state.weights, batch))
         totals = [total.plus(jax.tree.map(lambda x, i=i: x[i].item(), sums)) for i, total in enumerate(totals)]

@@ -9,7 +9,7 @@ import pytest
 
 from minigpt_jax.train import loop
 from minigpt_jax.train.loop import Hook, NonFiniteLossError, fit, plan
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 from minigpt_jax.train.step import StepMetrics
 
@@ -80,7 +80,7 @@ class Machine:
         objective = Value(
             (self.bad.get(step, float(step)) for step in steps), lambda: self.events.append(("fetch", batches))
         )
-        return state + size, StepMetrics(Sums(column(2.0), column(1), column(3)), objective, column(0.5))
+        return state + size, StepMetrics(LossSums(column(2.0), column(1), column(3)), objective, column(0.5))
 
     def on_step(self, progress: Progress, metrics: StepMetrics) -> None:
         self.events.append(("step", progress.step, metrics.objective))
@@ -104,7 +104,7 @@ def test_every_step_is_told_once_in_order(sizes: list[int]) -> None:
     assert machine.fit(progress, sizes, 6) == 6
     assert machine.named("step") == [("step", i, float(i)) for i in range(1, 7)]
     assert (progress.step, progress.tokens) == (6, 21)
-    assert progress.since_log == Sums(nats=42.0, tokens=21, bytes=63)
+    assert progress.since_log == LossSums(nats=42.0, tokens=21, bytes=63)
     assert progress.seconds > 0
 
 
@@ -191,7 +191,7 @@ def test_progress_goes_on_where_it_was_saved() -> None:
     first.fit(cut, [1] * 4, 7)
     resumed = Progress.from_json(json.loads(json.dumps(cut.to_json())))
     assert resumed == cut
-    assert isinstance(resumed.since_log, Sums)
+    assert isinstance(resumed.since_log, LossSums)
     second = Machine()
     second.fit(resumed, [1] * 3, 7)
     assert first.events[-1][1:] == (4, 4.0)
@@ -207,7 +207,7 @@ def test_on_step_may_empty_the_sums() -> None:
         assert isinstance(progress.tokens, int)
         if progress.step % 3 == 0:
             lines.append(progress.since_log)
-            progress.since_log = Sums()
+            progress.since_log = LossSums()
 
     machine.fit(progress, [1] * 7, 7, on_step=log)
     assert [sums.tokens for sums in lines] == [1 + 2 + 3, 4 + 5 + 6]

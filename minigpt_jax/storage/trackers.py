@@ -10,7 +10,7 @@ from minigpt_jax.config import Experiment
 from minigpt_jax.parallel import processes
 from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.train import optim
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 from minigpt_jax.train.step import StepMetrics
 
@@ -50,7 +50,7 @@ class Recorder:
         self._bar.advance(progress.step)
         if progress.step % self._experiment.train.log_every and progress.step != self._total:
             return
-        sums, progress.since_log = progress.since_log, Sums()
+        sums, progress.since_log = progress.since_log, LossSums()
         rate = sums.tokens / max(progress.seconds - self._seconds, 1e-9)
         self._seconds = progress.seconds
         optimizer = self._experiment.optimizer
@@ -65,7 +65,7 @@ class Recorder:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def write(self, progress: Progress, split: str, sums: Sums, extra: dict[str, float] | None = None) -> None:
+    def write(self, progress: Progress, split: str, sums: LossSums, extra: dict[str, float] | None = None) -> None:
         figures = sums.summary() | (extra or {})
         line = {
             "step": progress.step,

@@ -8,11 +8,11 @@ from typing import Any
 from minigpt_jax import generate
 from minigpt_jax.data.store import Prepared
 from minigpt_jax.storage.checkpoint import Checkpoints
-from minigpt_jax.storage.run_dir import drop_records_after, lock, write_whole
+from minigpt_jax.storage.run_dir import drop_records_after, lock, write_atomic
 from minigpt_jax.storage.trackers import Recorder
 from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.train import optim
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress, TrainState
 from minigpt_jax.trial.run import describe, sample
 
@@ -34,7 +34,7 @@ class Lane:
         self.trial, self.files, self.prepared = trial, trial.files, prepared
         self.experiment, self.total_steps = trial.experiment, total_steps
         self.progress = Progress()
-        self.valid: Sums | None = None
+        self.valid: LossSums | None = None
         self.ended = False
         self._seconds_logged = 0.0
         self._recorder: Recorder | None = None
@@ -60,7 +60,7 @@ class Lane:
         recorder = Recorder(self.files, self.experiment, hyper, bar, self.progress, self.total_steps)
         self._recorder = self._open.enter_context(recorder)
 
-    def count(self, sums: Sums, seconds: float) -> None:
+    def count(self, sums: LossSums, seconds: float) -> None:
         """Takes note of one step."""
         progress = self.progress
         progress.step += 1
@@ -68,18 +68,18 @@ class Lane:
         progress.tokens += sums.tokens
         progress.since_log = progress.since_log.plus(sums)
 
-    def log(self, learning_rate: float, grad_norm: float) -> Sums:
+    def log(self, learning_rate: float, grad_norm: float) -> LossSums:
         """Writes a training line, the mean since the line before; returns what it is the mean of."""
         assert self._recorder is not None
         progress = self.progress
-        sums, progress.since_log = progress.since_log, Sums()
+        sums, progress.since_log = progress.since_log, LossSums()
         rate = sums.tokens / max(progress.seconds - self._seconds_logged, 1e-9)
         self._seconds_logged = progress.seconds
         extra = {"learning_rate": learning_rate, "grad_norm": grad_norm, "tokens_per_second": rate}
         self._recorder.write(progress, "train", sums, extra)
         return sums
 
-    def evaluated(self, sums: Sums) -> None:
+    def evaluated(self, sums: LossSums) -> None:
         """Writes a validation line."""
         assert self._recorder is not None
         self.valid = sums
@@ -96,7 +96,7 @@ class Lane:
         # Dropout has no part in sampling, and without it all trials of a shape share the compiled programs.
         plain = dataclasses.replace(self.experiment, model=dataclasses.replace(self.experiment.model, dropout=0.0))
         texts = sample(plain, generate.LanguageModel(plain, self.prepared.tokenizer, weights))
-        write_whole(self.files.samples / f"step-{self.progress.step:08}.txt", "\n\n".join(texts) + "\n")
+        write_atomic(self.files.samples / f"step-{self.progress.step:08}.txt", "\n\n".join(texts) + "\n")
 
     def close(self) -> None:
         """Waits for what was saved, and frees the run directory."""

@@ -22,7 +22,7 @@ from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.sweep.study import Study, survivors
 from minigpt_jax.train import program as stack
 from minigpt_jax.train.loop import plan
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.step import StepMetrics
 
 RUNGS = (0.25, 0.5)
@@ -33,7 +33,7 @@ _COMPACT_AT = 0.75
 class Show(Protocol):
     """Who is told how trials get on."""
 
-    def step(self, trial: Trial, step: int, total_steps: int, sums: Sums) -> None: ...
+    def step(self, trial: Trial, step: int, total_steps: int, sums: LossSums) -> None: ...
     def ended(self, row: dict[str, Any], step: int, total_steps: int) -> None: ...
 
 
@@ -52,7 +52,7 @@ def total_steps(trial: Trial, corpus: Corpus) -> int:
     return settings.steps or settings.epochs * corpus.prepared.splits["train"].steps_per_epoch(settings.batch_size)
 
 
-def score(figure: Figure, sums: Sums) -> float:
+def score(figure: Figure, sums: LossSums) -> float:
     """What a trial is ranked by; inf where it is not a number, so that it comes last."""
     value = getattr(sums, figure)
     return value if math.isfinite(value) else math.inf
@@ -185,7 +185,7 @@ class Lockstep:
                 lane = self.lanes[i]
                 if lane.ended:
                     continue
-                lane.count(Sums(nats[place][k], tokens[place][k], sizes[place][k]), seconds)
+                lane.count(LossSums(nats[place][k], tokens[place][k], sizes[place][k]), seconds)
                 if not finite[place, k]:
                     lane.valid = None
                     self._end(lane, "diverged")
@@ -196,14 +196,14 @@ class Lockstep:
     def _evaluate(self, state: Any, step: int) -> None:
         rows, size = self.corpus.prepared.splits["valid"], self.experiment.train.batch_size
         queued = [self.program.evaluate(state.weights, batch) for batch in rows.in_order(size)]
-        parts = [Sums(*(np.asarray(x).tolist() for x in self.program.joined(sums))) for sums in queued]
+        parts = [LossSums(*(np.asarray(x).tolist() for x in self.program.joined(sums))) for sums in queued]
         for place, i in enumerate(self.places):
             lane = self.lanes[i]
             if lane.ended:
                 continue
-            total = Sums()
+            total = LossSums()
             for part in parts:
-                total = total.plus(Sums(part.nats[place], part.tokens[place], part.bytes[place]))
+                total = total.plus(LossSums(part.nats[place], part.tokens[place], part.bytes[place]))
             lane.evaluated(total)
             self.show.step(lane.trial, step, self.total, total)
 

@@ -15,7 +15,7 @@ from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, shares
 from minigpt_jax.ops import fused_loss
 from minigpt_jax.train import metrics, optim
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
 
 CPU_TOKENS = 512
@@ -43,7 +43,7 @@ class Trainer:
 class StepMetrics(NamedTuple):
     """Scalars of one step: label sums, the trained objective in nats, and the gradient's norm before clipping."""
 
-    sums: Sums
+    sums: LossSums
     objective: Any
     grad_norm: Any
 
@@ -128,7 +128,7 @@ def train_steps(
     )
 
 
-def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:
+def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> LossSums:
     """Label sums of one batch, with no dropout; of all devices' rows under `axis_name`."""
     hidden_BTD, counted_BT = hidden(model, params, batch.features), batch.labels != PAD_ID
     _, nats_BT = _cross_entropy(model, params, hidden_BTD, batch, counted_BT)
@@ -138,7 +138,7 @@ def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = Non
 
 def _objective_sum(
     trainer: Trainer, params: Any, batch: Batch, key: Array, dropout: DropoutCall | None = None
-) -> tuple[Array, tuple[Sums, Array, Array]]:
+) -> tuple[Array, tuple[LossSums, Array, Array]]:
     features_BT, labels_BT = batch.features, batch.labels
     hidden_BTD = hidden(trainer.model, params, features_BT, key, dropout)
     trained_BT = features_BT != PAD_ID

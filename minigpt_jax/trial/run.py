@@ -35,15 +35,15 @@ from minigpt_jax.storage.run_dir import (
     lock,
     read_metrics,
     whole_file,
+    write_atomic,
     write_description,
     write_tokenizer,
-    write_whole,
 )
 from minigpt_jax.storage.trackers import Recorder
 from minigpt_jax.tokenizer import Tokenizer
 from minigpt_jax.train import evaluate, memory, optim
 from minigpt_jax.train.loop import Hook, NonFiniteLossError, fit, plan
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress, TrainState
 from minigpt_jax.train.step import StepMetrics, Trainer, init_state, train_step, train_steps
 from minigpt_jax.trial.signals import stop_signals
@@ -63,7 +63,7 @@ class Result:
     state: TrainState
     progress: Progress
     interrupted: bool
-    valid: Sums | None
+    valid: LossSums | None
     best_step: int | None = None
 
 
@@ -240,7 +240,7 @@ def _train(
         return [(line["step"], math.inf if line.get("loss") is None else line["loss"]) for line in lines]
 
     losses = dict(processes.from_first(earlier_losses))
-    valid: dict[int, Sums] = {}
+    valid: dict[int, LossSums] = {}
 
     def evaluate_now(state: TrainState, progress: Progress) -> None:
         held_out = prepared.splits["valid"]
@@ -259,7 +259,7 @@ def _train(
             return
         weights = devices.local_copy(state.weights)
         texts = sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, weights))
-        write_whole(files.sample(progress.step), "\n\n".join(texts) + "\n")
+        write_atomic(files.sample(progress.step), "\n\n".join(texts) + "\n")
         for text in texts:
             display.console.print(f"  {text}")
 
