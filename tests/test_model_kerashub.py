@@ -40,7 +40,8 @@ def batch(seed: int, lengths: tuple[int, ...] = LENGTHS) -> Batch:
 
 
 def for_keras(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    return batch.rows[:, :-1].astype(np.int32), batch.rows[:, 1:].astype(np.int32)
+    rows = np.asarray(batch.rows, np.int32)
+    return rows[:, :-1], rows[:, 1:]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -122,7 +122,7 @@ def _choice_problem(value: Any, choices: tuple[str, ...]) -> str | None:
     return f"must be {_listed(choices)}{nearest(str(value), choices)}"
 
 
-def nearest(value: str, choices: typing.Iterable[str]) -> str:
+def nearest(value: str, choices: Iterable[str]) -> str:
     """`; did you mean …?` with the choice that is nearest to a mistyped one, or nothing."""
     spelled = {choice.replace("_", "").replace("-", "").lower(): choice for choice in choices}
     near = difflib.get_close_matches(value.replace("_", "").replace("-", "").lower(), spelled, n=1, cutoff=0.5)

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Literal, Protocol, get_args
+from typing import IO, Literal, Protocol, get_args, runtime_checkable
 
 from minigpt_jax.corpora.utf8 import check_encoding, decode
 from minigpt_jax.errors import UserError
@@ -19,6 +19,7 @@ MAX_DOCUMENT = 16 << 20
 _CHUNK = 1 << 18
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Documents of text in three splits. Lengths are not filtered here: the token store does that."""
 

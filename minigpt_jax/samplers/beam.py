@@ -80,7 +80,7 @@ def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int)
     )
 
 
-def advance(step: Step, sampler: Any, request: Request, state: State, until: Int[Array, ""]) -> State:
+def advance(step: Step, sampler: Any, request: Request, state: State, until: int | Int[Array, ""]) -> State:
     """Go on until hypotheses have `until` new tokens, or no row's search goes on."""
 
     def unfinished(state: State) -> Array:

@@ -49,7 +49,7 @@ def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int)
     return blank(request, logits_BV, cache, max_new_tokens)
 
 
-def advance(step: Step, sampler: Any, request: Request, state: State, until: Int[Array, ""]) -> State:
+def advance(step: Step, sampler: Any, request: Request, state: State, until: int | Int[Array, ""]) -> State:
     """Go on until rows have `until` new tokens, or none runs any more."""
 
     def unfinished(state: State) -> Array:

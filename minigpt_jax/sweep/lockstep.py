@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ RUNGS = (0.25, 0.5)
 _COMPACT_AT = 0.75
 
 
+@runtime_checkable
 class Show(Protocol):
     """Who is told how trials get on."""
 

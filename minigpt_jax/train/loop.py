@@ -4,13 +4,16 @@ import collections
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from minigpt_jax.train.state import Progress, TrainState
+from minigpt_jax.train.state import Progress
 from minigpt_jax.train.step import StepMetrics
+
+State = TypeVar("State")
+"""What is trained: to the loop it is opaque."""
 
 
 class NonFiniteLossError(Exception):
@@ -25,7 +28,7 @@ class Hook(NamedTuple):
     """Called after every `every` steps, and after the last one, with all earlier steps' metrics settled."""
 
     every: int
-    call: Callable[[TrainState, Progress], None]
+    call: Callable[[Any, Progress], None]
 
     def due(self, step: int, total_steps: int) -> bool:
         return step % self.every == 0 or step == total_steps
@@ -41,16 +44,16 @@ def plan(step: int, total_steps: int, steps_per_dispatch: int, periods: Sequence
 
 
 def fit(
-    state: TrainState,
+    state: State,
     progress: Progress,
     dispatches: Iterator[tuple[int, Any]],
-    run_steps: Callable[[TrainState, int, Any], tuple[TrainState, StepMetrics]],
+    run_steps: Callable[[State, int, Any], tuple[State, StepMetrics]],
     *,
     total_steps: int,
     hooks: Sequence[Hook] = (),
     on_step: Callable[[Progress, StepMetrics], None] = lambda progress, metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> TrainState:
+) -> State:
     """Trains until `total_steps`, or until `should_stop()` says so between two dispatches.
 
     A dispatch is queued before the metrics of the one before are fetched, so that logging never stalls the device.

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 
 class LossSums(NamedTuple):
@@ -22,7 +23,7 @@ class LossSums(NamedTuple):
     tokens: Any = 0
     bytes: Any = 0
 
-    def plus(self, other: Self) -> "LossSums":
+    def plus(self, other: "LossSums") -> "LossSums":
         return LossSums(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
 
     @property
@@ -52,7 +53,9 @@ def cross_entropy(logits_BTV: Float[Array, "B T V"], labels_BT: Int[Array, "B T"
     return jax.nn.logsumexp(logits_BTV, axis=-1) - label_BT
 
 
-def token_sums(nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], bytes_B: Int[Array, "B"]) -> LossSums:
+def token_sums(
+    nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], bytes_B: Integer[Array | np.ndarray, "B"]
+) -> LossSums:
     """Sums over the labels that count; the reported figures count those that are not [PAD]."""
     return LossSums(
         nats=jnp.sum(nats_BT, where=counted_BT),

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from minigpt_jax import rng
 from minigpt_jax.config import PAD_ID, OptimizerConfig
 from minigpt_jax.data.batch import Batch
-from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, shares
+from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, pointer_mixture
 from minigpt_jax.ops import fused_loss
 from minigpt_jax.train import metrics, optim
 from minigpt_jax.train.metrics import LossSums
@@ -152,8 +152,8 @@ def _objective_sum(
 def _cross_entropy(model: GPT, params: Any, hidden_BTD: Array, batch: Batch, counted_BT: Array) -> tuple[Array, Array]:
     layer, of_layer = functools.partial(output, model), output_parameters(model, params)
     weight_BT = counted_BT.astype(jnp.float32)
-    pointed = shares(model, params, hidden_BTD, batch.features)
-    mixture = None if pointed is None else (pointed.output, pointed.of_labels(batch.labels))
+    pointed = pointer_mixture(model, params, hidden_BTD, batch.features)
+    mixture = None if pointed is None else (pointed.output, pointed.copied(batch.labels))
     return fused_loss.cross_entropy(layer, of_layer, hidden_BTD, batch.labels, weight_BT, mixture)
 
 
