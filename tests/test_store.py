@@ -222,6 +222,12 @@ def test_a_damaged_tokenizer_is_trained_again(tmp_path: Path):
     assert store.prepare(experiment("packed"), corpus, tmp_path).tokenizer.fingerprint == whole
 
 
+def test_a_tokenizer_trained_before_the_field_exact_is_found(tmp_path: Path):
+    store.prepare(experiment("packed"), Tales(), tmp_path)
+    (file,) = (tmp_path / "tokenizers").glob("*/description.json")
+    assert "exact" not in json.loads(file.read_text())["tokenizer"]
+
+
 def test_a_store_cut_short_by_a_crash_is_not_taken_for_whole(tmp_path: Path):
     corpus = Tales()
 

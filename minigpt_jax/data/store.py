@@ -140,7 +140,8 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
-        "tokenizer": settings["tokenizer"],
+        # Without `exact` where it is set: what was trained before there was such a field is still found.
+        "tokenizer": {k: v for k, v in settings["tokenizer"].items() if (k, v) != ("exact", True)},
         "min_bytes": data.min_bytes if layout == "lines" else None,
     }
     folder = cache / "tokenizers" / _key(description)

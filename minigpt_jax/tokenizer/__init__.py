@@ -20,14 +20,16 @@ Tokenizer = WordPiece | SentencePiece
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Trains a tokenizer of exactly `config.vocabulary_size` pieces; the same texts give the same tokenizer.
+    """Trains a tokenizer of `config.vocabulary_size` pieces; the same texts give the same tokenizer.
+
+    There may be fewer where `config.exact` is not set.
 
     Raises:
         UserError: the texts cannot fill, or do not fit, so many pieces.
     """
     if config.kind == "wordpiece":
-        return wordpiece.train(texts, config.vocabulary_size, config.lowercase)
-    return sentencepiece.train(texts, config.vocabulary_size, config.kind)
+        return wordpiece.train(texts, config.vocabulary_size, config.lowercase, config.exact)
+    return sentencepiece.train(texts, config.vocabulary_size, config.kind, config.exact)
 
 
 def from_file(config: TokenizerConfig) -> Tokenizer:
