@@ -296,14 +296,14 @@ main() {
   find_activated
   if [ -n "$activated" ]; then
     python=$activated/bin/python
-    # This checkout's code, whichever one is installed there.
-    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
     if [[ $1 == test ]] && ! "$python" -c 'import pytest, xdist' 2>/dev/null; then
       die "the activated environment $activated lacks pytest: pip install -e '${root}[dev,kerashub]', or deactivate it"
     fi
   elif ! environment_fits; then
     make_environment
   fi
+  # This checkout's code, whichever one is installed in an activated environment or lies on the user's PYTHONPATH.
+  export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
   # -P: a file of the caller's folder that is called like a module must not stand in for it.
   if [[ $1 == test ]]; then

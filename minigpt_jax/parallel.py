@@ -39,6 +39,15 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
 
 
+def check_types() -> None:
+    """Raises UserError where JAX makes 64-bit arrays, which the models, whose weights are float32, do not expect."""
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(
+            "JAX_ENABLE_X64 is on, and minigpt_jax trains and samples in float32 or bfloat16: unset it, or call "
+            "minigpt_jax under `with jax.enable_x64(False):`"
+        )
+
+
 def axis_name() -> str | None:
     """The axis that a program sums over, or None where there is one device and nothing to sum."""
     return AXIS if jax.device_count() > 1 else None

@@ -14,7 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import config, corpora, display, evaluate, generate, model, optim, parallel, rng, samplers, train
+from minigpt_jax import (
+    config,
+    corpora,
+    display,
+    evaluate,
+    generate,
+    memory,
+    model,
+    optim,
+    parallel,
+    rng,
+    samplers,
+    train,
+)
 from minigpt_jax.batch import Batch
 from minigpt_jax.cache import cache_dir
 from minigpt_jax.checkpoint import Checkpoints
@@ -94,7 +107,9 @@ def run(
         UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
     """
     config.validate(experiment)
+    parallel.check_types()
     parallel.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
+    memory.check_memory(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
 

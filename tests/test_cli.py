@@ -317,3 +317,14 @@ def test_help_of_sample_names_the_methods_own_defaults(capsys: pytest.CaptureFix
         flag = "--" + setting.replace("_", "-")
         default = getattr(samplers.create(method), setting)
         assert re.search(rf"{flag} .*?\([^()]*\b{default:g}\b", text), (method, setting)
+
+
+def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """As the README has it, with few pieces and steps: what is said of the end names the checkpoint to sample."""
+    text = tmp_path / "book.txt"
+    text.write_text("".join(f"The {i}th of the old kings was as dead as the {i + 1}th .\r\n" for i in range(400)))
+    file = next(path for path in EXPERIMENTS if path.name == "text.py")
+    small = ["--tokenizer.vocabulary-size", 300, "--model.num-layers", 1, "--model.width", 32, "--train.steps", 4]
+    assert command(file, "--data.files", text, "--run-dir", tmp_path / "run", "--train.evaluate-every", 2, *small) == 0
+    assert command("sample", tmp_path / "run", "--step", "best", "--prompt", "The 7th", "--max-new-tokens", 5) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("The 7th")

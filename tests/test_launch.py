@@ -18,6 +18,12 @@ def checkout(tmp_path: Path) -> Checkout:
 # ---- Starting ----
 
 
+def test_the_checkouts_code_comes_before_the_users_pythonpath(checkout: Checkout) -> None:
+    status, told, _ = checkout.run("sample", "runs/a", PYTHONPATH="/of the user")
+    assert status == 0
+    assert told["env"]["PYTHONPATH"] == f"{checkout.root}:/of the user"
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h", "help"])
 def test_help_makes_no_environment(checkout: Checkout, flag: str) -> None:
     checkout.have()

@@ -218,3 +218,35 @@ result = run.run(changed("train", steps=2), pathlib.Path({str(tmp_path / "run")!
 assert result.progress.step == 2
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_64_bit_types_are_refused_in_process(whole: Path, tmp_path: Path):
+    from tiny_sweep import plan
+
+    from minigpt_jax import sweep
+
+    calls = (
+        lambda: run(EXPERIMENT, tmp_path / "run"),
+        lambda: generate.load(whole),
+        lambda: sweep.sweep(plan(tmp_path)),
+    )
+    for call in calls:
+        with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64 is on"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands_compute_in_32_bits_whatever_the_shell_says(whole: Path, tmp_path: Path):
+    from minigpt_jax.cli import main
+
+    file = tmp_path / "experiment.py"
+    file.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from tiny_experiment import EXPERIMENT as experiment\n"
+    )
+    jax.config.update("jax_enable_x64", True)  # as JAX_ENABLE_X64=1 does
+    try:
+        assert main(["train", str(file), "--run-dir", str(tmp_path / "run")]) == 0
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert_same_run(whole, tmp_path / "run")

@@ -278,3 +278,15 @@ def test_rows_survive_the_run_directory(tmp_path: Path, floor: float | None):
     np.testing.assert_array_equal(loaded.rows, rows.rows)
     np.testing.assert_array_equal(loaded.bytes, rows.bytes)
     assert loaded.floor == floor
+
+
+def test_a_layout_that_drops_most_of_the_text_says_so(tmp_path: Path, capsys: pytest.CaptureFixture):
+    corpus = Tales()
+    corpus.texts["train"] = ["the king was dead ." * 3] + ["the old dog liked him ." for _ in range(40)]
+    store.prepare(experiment("lines", size=32), corpus, tmp_path)
+    told = capsys.readouterr().err
+    assert "1 of 41 training documents" in told
+    assert "experiments/text.py" in told
+    store.prepare(experiment("lines"), Tales(), tmp_path)
+    store.prepare(experiment("packed", size=32), corpus, tmp_path)
+    assert capsys.readouterr().err == ""

@@ -19,7 +19,7 @@ import quick
 from tiny_experiment import changed
 from tiny_sweep import EXPERIMENT, batches, plan
 
-from minigpt_jax import corpora, evaluate, generate, model, optim, rng, run, sweep, train
+from minigpt_jax import corpora, evaluate, generate, memory, model, optim, rng, run, sweep, train
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.run_dir import RunDir, read_metrics
@@ -164,6 +164,12 @@ def test_a_trial_that_diverges_does_not_disturb_the_others(tmp_path: Path, whole
     assert 1 < bad["step"] < STEPS
 
 
+def test_a_trial_that_memory_cannot_hold_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
+    rows = sweep.sweep(plan(tmp_path, "model.width=16,10000000", "train.steps=2"), source=batches).rows
+    assert [row["status"] for row in rows] == ["complete", "failed"]
+    assert "--model.width 10000000: training takes at least" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_worse_half_is_pruned_at_a_rung(tmp_path: Path):
     rates = "optimizer.learning_rate=1e-7,1e-2,1e-6,5e-3"
     rows = sweep.sweep(plan(tmp_path, rates, "seed=0,1", prune=True), source=batches).rows
@@ -196,7 +202,7 @@ def test_the_stack_is_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch):
         patch.setattr(stack, "memory_needed", lambda *_: 100.0 * asked[-1])
         for there, fitting in ((1e9, 40), (100 * 24 / stack.MEMORY_SHARE, 20), (1, 1)):
             asked.clear()
-            patch.setattr(stack, "memory_there", lambda there=there: there)
+            patch.setattr(memory, "free", lambda there=there: there)
             assert stack.fitting(EXPERIMENT, False, lanes, shaped) == fitting
     assert asked == [40, 21, 10, 5, 3, 2]  # 40, 20, 10, 5, 3 and 2 trials, on 8 devices or fewer
     # What a program says of itself is more than its state and less than the state many times over.
@@ -204,7 +210,7 @@ def test_the_stack_is_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch):
     stacked = program.stacked(jax.tree.map(lambda x: x[:4], lanes))
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(program.init, stacked)))
     assert state < stack.memory_needed(program.compiled(stacked, shaped), program.devices) < 100 * state
-    assert stack.memory_there() > 2**20
+    assert memory.free() > 2**20
 
 
 @pytest.mark.parametrize(("trials", "devices"), [(1, 1), (3, 3), (8, 8), (9, 5), (16, 8), (17, 6)])

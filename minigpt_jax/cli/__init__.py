@@ -69,10 +69,7 @@ def text_hint(file: str) -> str:
     """How to train on a file, where it is one."""
     if not Path(file).is_file():
         return ""
-    return (
-        f"to train on a text, ./launch.sh experiments/simplebooks.py --data.corpus text --data.files {file} "
-        "--data.layout packed --run-dir runs/mine; "
-    )
+    return f"to train on a text, ./launch.sh experiments/text.py --data.files {file}; "
 
 
 def _told(error: Exception) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 def prepare() -> None:
     """Keeps compiled programs from run to run, and keeps quiet what libraries log for their developers."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import jax
     from absl import logging
 
     from minigpt_jax.cache import keep_compiled_programs
@@ -17,6 +18,7 @@ def prepare() -> None:
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     sys.unraisablehook = _all_but_echoes
+    jax.config.update("jax_enable_x64", False)  # results are those of a shell without JAX_ENABLE_X64
     keep_compiled_programs()
 
 

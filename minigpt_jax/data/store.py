@@ -13,6 +13,7 @@ from typing import Any, Literal
 import joblib
 import numpy as np
 
+from minigpt_jax import display
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.batch import Batch
 from minigpt_jax.cache import lock as cache_lock
@@ -91,6 +92,8 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
     with cache_lock(folder):
         splits = _open(folder, description, data)
         if splits is None:
+            if experiment.tokenizer.file is not None:  # else it was told before the vocabulary was trained
+                _tell_kept(corpus, data)
             _build(folder, description, data, corpus, tokenizer, track)
             splits = _open(folder, description, data)
         assert splits is not None, f"the store that was just written to {folder} is damaged"
@@ -148,6 +151,7 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
     with cache_lock(folder):
         tokenizer = _open_tokenizer(folder, description)
         if tokenizer is None:
+            _tell_kept(corpus, data)
             total = sum(1 for _ in documents(corpus, "train", layout, data.min_bytes))
             if not total:
                 raise _too_small(data, "train", layout)
@@ -205,6 +209,20 @@ def _build(
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
+def _tell_kept(corpus: Corpus, config: DataConfig) -> None:
+    """Warns where the layout drops most of the training text."""
+    if config.layout == "packed":
+        return
+    sizes = [len(text.encode()) for text in corpus.documents("train")]
+    kept = [size for size in sizes if size > config.min_bytes]
+    if kept and 2 * sum(kept) < sum(sizes):
+        display.warn(
+            f"{len(kept):,} of {len(sizes):,} training documents are longer than --data.min-bytes {config.min_bytes} "
+            f"and kept, with {sum(kept) / sum(sizes):.0%} of the text; --data.layout packed uses all of it, as "
+            "experiments/text.py does"
+        )
+
+
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total: int) -> Iterator[Encoded]:
     """Ids, the bytes of text up to the end of each, and the bytes of the whole, document by document.
 
@@ -230,7 +248,7 @@ def _too_small(config: DataConfig, split: Split, layout: Layout, headless: bool 
     if layout == "lines":
         return UserError(
             f"--data.min-bytes {config.min_bytes}: no document of the {split} split is longer; lower it, or take "
-            "--data.layout packed, which uses all the text"
+            "--data.layout packed, which uses all the text, as experiments/text.py does"
         )
     return UserError(
         f"--data.sequence-length {config.sequence_length}: the {split} split is shorter than one window; "

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt_jax import metrics
-from minigpt_jax.generate.language_model import FinishReason, LanguageModel
+from minigpt_jax.generate.generation import FinishReason
+from minigpt_jax.generate.language_model import LanguageModel
 from minigpt_jax.samplers import Sampler
 
 

@@ -2,10 +2,7 @@
 
 import contextlib
 import functools
-import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +15,8 @@ from minigpt_jax.cache import keep_compiled_programs
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
 from minigpt_jax.errors import UserError
-from minigpt_jax.generate.programs import programs, scorer, split
+from minigpt_jax.generate.generation import Generation, generations
+from minigpt_jax.generate.programs import bucket, programs, row_bucket, scorer, split
 from minigpt_jax.generate.texts import (
     Stop,
     StopScanner,
@@ -31,42 +29,12 @@ from minigpt_jax.generate.texts import (
     sorted_stops,
 )
 from minigpt_jax.run_dir import RunDir
-from minigpt_jax.samplers import Output, Sampler
+from minigpt_jax.samplers import Sampler
 from minigpt_jax.tokenizer import Tokenizer
 
 MOST_NEW_TOKENS = 2**20
 TOKENS_A_CHUNK = 8
 """New tokens between two looks at the text, where it is streamed or searched for stop strings."""
-
-
-FinishReason = Literal["stop", "length", "banned"]
-
-
-@dataclass(frozen=True, repr=False)
-class Generation:
-    """One sampled text.
-
-    Attributes:
-        text: without the prompt, and without the stop that ended it.
-        full_text: prompt and text decoded as one, so that the space between them is there only where it belongs.
-        tokens: the new ids, a stop sequence included.
-        logprobs: the model's own log-probability of each, in nats, before any processor.
-        finish_reason: "stop" if a stop ended it, "length" if its limit did, "banned" if bans left no token to draw.
-        score: what beam search ranks by; for others the sum of `logprobs`.
-    """
-
-    prompt: str
-    text: str
-    full_text: str
-    tokens: list[int]
-    logprobs: list[float]
-    finish_reason: FinishReason
-    score: float
-
-    def __repr__(self) -> str:
-        return (
-            f"Generation({self.full_text!r}, {len(self.tokens)} tokens, {self.finish_reason}, score {self.score:.2f})"
-        )
 
 
 class _Stepped(NamedTuple):
@@ -101,6 +69,7 @@ class LanguageModel:
     """
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, weights: Any, step: int | None = None) -> None:
+        parallel.check_types()
         self.experiment = experiment
         self.tokenizer = tokenizer
         self.step = step
@@ -229,8 +198,8 @@ class LanguageModel:
                 raise UserError(
                     f"the text {head(text)!r} is {len(tokens) - 1} tokens long; the window holds {window}: shorten it"
                 )
-        width = _bucket(max(map(len, ids), default=1) - 1, 8, window)
-        rows = np.full((_row_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
+        width = bucket(max(map(len, ids), default=1) - 1, 8, window)
+        rows = np.full((row_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
         for row, tokens in zip(rows, ids, strict=False):
             row[: len(tokens)] = tokens
         logprobs_B = parallel.join_rows(scorer(self.model)(self.weights, parallel.split_rows(rows)))  # pyright: ignore[reportArgumentType]
@@ -273,9 +242,9 @@ class LanguageModel:
 
         rows = len(prompts) * copies
         window = self.model.sequence_length
-        width = _bucket(max(map(len, ids)), 8, window)
-        room = _bucket(max(limits), 16)
-        padding = _row_bucket(rows, parallel.local_devices()) - rows
+        width = bucket(max(map(len, ids)), 8, window)
+        room = bucket(max(limits), 16)
+        padding = row_bucket(rows, parallel.local_devices()) - rows
         request = samplers.request(
             [row for row in ids for _ in range(copies)] + [[BOS_ID]] * padding,
             vocabulary_size=self.model.vocabulary_size,
@@ -294,7 +263,9 @@ class LanguageModel:
         compiled = programs(self._stepped.model, slots, room, jax.tree.structure(sampler))  # pyright: ignore[reportArgumentType]
         weights = self._stepped.weights
         scanners = [StopScanner(strings, self.tokenizer.decode, min_new_tokens) for _ in range(rows if strings else 0)]
-        finish = functools.partial(self._generations, prompts, ids, limits, copies, kept, sequences, scanners)
+        finish = functools.partial(
+            generations, self.tokenizer.decode, prompts, ids, limits, copies, kept, sequences, scanners
+        )
         shared, by_row = split(request)
         if not streamed and not strings:
             output = compiled.whole(weights, by_row, shared, sampler)
@@ -306,8 +277,8 @@ class LanguageModel:
             state = compiled.advance(
                 state, weights, by_row, shared, sampler, jnp.int32(until), parallel.split_rows(done)
             )
-            generations, stopped = finish(compiled.result(state, by_row, shared, sampler))
-            yield generations
+            texts, stopped = finish(compiled.result(state, by_row, shared, sampler))
+            yield texts
             done[:rows] = stopped
             if not parallel.join_rows(state.running)[~done].any():
                 return
@@ -356,49 +327,6 @@ class LanguageModel:
             bias[token] = value
         return bias
 
-    def _generations(
-        self,
-        prompts: Sequence[str],
-        ids: Sequence[list[int]],
-        limits: Sequence[int],
-        copies: int,
-        kept: int,
-        sequences: Sequence[Sequence[int]],
-        scanners: Sequence[StopScanner],
-        output: Output,
-    ) -> tuple[list[Generation], np.ndarray]:
-        """The texts of an output, cut where a stop begins, and which rows a stop string has ended."""
-        output = jax.tree.map(np.asarray, parallel.join_rows(output))
-        generations, found = [], np.zeros(len(prompts) * copies, bool)
-        decode = self.tokenizer.decode
-        for row in range(len(found)):
-            prompt = row // copies
-            for k in range(kept):
-                tokens = output.tokens[row, k, : int(output.length[row, k])].tolist()
-                stopped = bool(output.stopped[row, k])
-                if scanners and scanners[row].scan(tokens):
-                    found[row] = stopped = True
-                    tokens, text = tokens[: scanners[row].tokens], scanners[row].text
-                    # Both decode the same last tokens, so what was cut off stands at the end of the whole text too.
-                    full_text = decode(ids[prompt][1:] + tokens).removesuffix(decode(tokens)[len(text) :])
-                else:
-                    shown = tokens[: len(tokens) - begun(tokens, sequences)] if stopped else tokens
-                    text, full_text = decode(shown), decode(ids[prompt][1:] + shown)
-                logprobs = [float(x) for x in output.logprobs[row, k, : len(tokens)]]
-                score = float(output.score[row, k])
-                generations.append(
-                    Generation(
-                        prompts[prompt],
-                        text,
-                        full_text,
-                        tokens,
-                        logprobs,
-                        "stop" if stopped else "length" if len(tokens) == limits[prompt] else "banned",
-                        math.fsum(logprobs) if found[row] else score,
-                    )
-                )
-        return generations, found
-
 
 def _sampler(sampler: Any) -> Sampler:
     """A method from what the caller gave: one, the name of one, or None for greedy search."""
@@ -417,16 +345,3 @@ def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
         yield previous, False
         previous = item
     yield previous, True
-
-
-def _row_bucket(rows: int, devices: int) -> int:
-    """Rows rounded up so that nearby numbers share a program: 1, 4, 16, 32, 64 … times the devices."""
-    return devices * next(n for n in itertools.chain((1, 4), (2**i for i in itertools.count(4))) if n * devices >= rows)
-
-
-def _bucket(size: int, least: int, most: int | None = None) -> int:
-    """The next power of two times `least`, so that nearby sizes share a program; at most `most`."""
-    bucket = least
-    while bucket < size:
-        bucket *= 2
-    return bucket if most is None else min(bucket, most)

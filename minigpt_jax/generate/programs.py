@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,3 +103,16 @@ def split(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
 def joined(by_row: dict[str, Any], shared: dict[str, Any]) -> Request:
     """The inverse of `split`, on each device for its rows."""
     return Request(**by_row, **shared)
+
+
+def row_bucket(rows: int, devices: int) -> int:
+    """Rows rounded up so that nearby numbers share a program: 1, 4, 16, 32, 64 … times the devices."""
+    return devices * next(n for n in itertools.chain((1, 4), (2**i for i in itertools.count(4))) if n * devices >= rows)
+
+
+def bucket(size: int, least: int, most: int | None = None) -> int:
+    """The next power of two times `least`, so that nearby sizes share a program; at most `most`."""
+    bucket = least
+    while bucket < size:
+        bucket *= 2
+    return bucket if most is None else min(bucket, most)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import model, optim, parallel, rng, train
+from minigpt_jax import memory, model, optim, parallel, rng, train
 from minigpt_jax.batch import Batch
 from minigpt_jax.config import Experiment, OptimizerConfig, SampleConfig, options
 from minigpt_jax.state import TrainState
@@ -171,7 +171,7 @@ def fitting(experiment: Experiment, dropout: bool, lanes: Lanes, batches: Batch)
     while count > 1:
         some = program(experiment, dropout, count)
         compiled = some.compiled(some.stacked(jax.tree.map(lambda x, n=count: x[:n], lanes)), batches)
-        if memory_needed(compiled, some.devices) <= MEMORY_SHARE * memory_there():
+        if memory_needed(compiled, some.devices) <= MEMORY_SHARE * memory.free():
             break
         count = -(-count // 2)
     return count
@@ -185,15 +185,3 @@ def memory_needed(compiled: Any, devices: int) -> int:
     needed = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     needed -= stats.alias_size_in_bytes
     return needed * (devices if jax.default_backend() == "cpu" else 1)
-
-
-def memory_there() -> float:
-    """Bytes free on one accelerator, or on the host where that computes."""
-    if jax.default_backend() == "cpu":
-        try:
-            with open("/proc/meminfo") as file:
-                return next(int(line.split()[1]) * 1024.0 for line in file if line.startswith("MemAvailable"))
-        except (OSError, StopIteration):
-            return float("inf")
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit", float("inf")) - stats.get("bytes_in_use", 0)

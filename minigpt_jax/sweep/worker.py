@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
-from minigpt_jax import corpora, display, model, run
+from minigpt_jax import corpora, display, memory, parallel, run
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data import store
 from minigpt_jax.data.store import BatchSource
@@ -55,10 +55,10 @@ def sweep(
         raise UserError(f"--stack {most}: must be 1 or more")
     if lease <= 0:
         raise UserError(f"--lease {lease}: must be above 0")
+    parallel.check_types()
     most = most or (STACK_ON_CPU if jax.default_backend() == "cpu" else STACK)
     files = RunDir(plan.folder)
-    leaves = jax.tree.leaves(model.parameter_shapes(plan.experiment))
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
     check_room(files, 3 * weights * (1 + plan.experiment.train.keep) * plan.trials * len(plan.seeds))
     library = _Library(source or run.tf_data_batches())
     library.prepare(plan)
@@ -159,6 +159,7 @@ class _Worker:
 
     def _train_stack(self, trials: list[Trial]) -> int:
         """Trains the trials, if memory holds them all; returns how many it holds."""
+        memory.check_memory(trials[0].experiment, copies=1)  # all of one shape
         corpus = self.library.corpus(trials[0].experiment)
         total = lockstep.total_steps(trials[0], corpus)
         lanes: list[Lane] = []

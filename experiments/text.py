@@ -1,0 +1,50 @@
+"""A small model of your own text: a book, a folder of notes, a dump of records.
+
+    ./launch.sh experiments/text.py --data.files book.txt
+    ./launch.sh experiments/text.py --data.files 'books/*.txt' --tokenizer.vocabulary-size 8000 --run-dir runs/books
+
+All of the text is used (packed layout), by a lossless tokenizer of its own. The settings suit some 200 KB to a few MB,
+which a model soon knows by heart: so it is small, has dropout, and training ends once the validation loss has not
+fallen for three evaluations in a row. Sample the checkpoint of the lowest validation loss:
+
+    ./launch.sh sample runs/text --step best --prompt "It was"
+
+For more text take a larger vocabulary (`--tokenizer.vocabulary-size 5000`), more layers and less dropout. Where a text
+cannot fill a vocabulary, or has too many characters for it (as Chinese has for 1,000 pieces), an error names the number
+that does.
+"""
+
+from minigpt_jax.config import (
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+experiment = Experiment(
+    name="text",
+    data=DataConfig(corpus="text", layout="packed", sequence_length=128, held_out=0.05),
+    tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=1000),
+    model=ModelConfig(
+        num_layers=3,
+        width=128,
+        num_heads=4,
+        feed_forward=512,
+        norm="rmsnorm",
+        norm_position="pre",
+        positions="rope",
+        activation="relu2",
+        use_bias=False,
+        tied_embeddings=True,
+        qk_norm=True,
+        embedding_norm=True,
+        zero_init=True,
+        dropout=0.1,
+    ),
+    optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, muon_learning_rate=1e-2, warmup_steps=20, b2=0.95),
+    train=TrainConfig(batch_size=16, epochs=30, patience=3),
+    sample=SampleConfig(prompts=("",)),
+)

@@ -1,0 +1,125 @@
+"""What training takes of memory at the very least, and what there is: told before anything is compiled or allocated."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from minigpt_jax import model
+from minigpt_jax.config import Experiment, flag_name, flatten
+from minigpt_jax.errors import UserError
+from minigpt_jax.train import CPU_TOKENS
+
+MOMENTS = {"adam": 2, "adamw": 2, "muon": 1, "normuon": 1, "lion": 1}
+"""Copies of a parameter that each optimiser keeps, at least."""
+
+
+class Part(NamedTuple):
+    """Something that memory has to hold.
+
+    Attributes:
+        fields: the numbers that its size grows with.
+    """
+
+    what: str
+    size: int
+    fields: tuple[str, ...]
+
+
+def check_memory(experiment: Experiment, copies: int | None = None) -> None:
+    """Raises UserError, naming the flag to lower, where training cannot fit into the memory there is.
+
+    It is a lower bound in Python's integers, which no size overflows: what passes may still not fit. `copies` is how
+    many devices of this host hold the state; all of them by default.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    copies = (copies or jax.local_device_count()) if on_cpu else 1
+    parts = needed(experiment)
+    total, available = copies * sum(part.size for part in parts), free()
+    if total <= available:
+        return
+    largest = max(parts, key=lambda part: part.size)
+    values, usual = flatten(experiment), flatten(Experiment(name=""))
+    name = max(largest.fields, key=lambda field: values[field] / max(1, usual[field]))
+    where = "on this machine" if on_cpu else f"on a {jax.devices()[0].device_kind}"
+    raise UserError(
+        f"--{flag_name(name)} {values[name]}: training takes at least {_gigabytes(total)} of memory, "
+        f"{_gigabytes(copies * largest.size)} of it for {largest.what}, and {where} {_gigabytes(available)} are free; "
+        "choose a smaller one"
+    )
+
+
+def needed(experiment: Experiment) -> list[Part]:
+    """The large parts of what one device holds while it trains."""
+    config, data, settings = experiment.model, experiment.data, experiment.train
+    parameters = [part._replace(size=part.size * _bytes_per_parameter(experiment)) for part in matrices(experiment)]
+    length, width = data.sequence_length, config.width
+    rows = max(1, settings.batch_size // (jax.device_count() * settings.accumulate))
+    if jax.default_backend() == "cpu" and length <= CPU_TOKENS:
+        rows = 1  # as `train_step` cuts the batch into pieces
+    item = np.dtype(model.compute_dtype(config)).itemsize
+    layers = config.num_layers * config.repeats
+    id_size = np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).itemsize
+    batch = settings.batch_size // jax.device_count() * (length + 1)
+    grows = ("train.batch_size", "data.sequence_length")
+    return [
+        *parameters,
+        Part("the rows of a batch", batch * id_size, grows),
+        Part(
+            "the inputs of all layers",
+            rows * layers * length * width * item,
+            (*grows, "model.width", "model.num_layers", "model.repeats"),
+        ),
+        Part(
+            "the attention weights of one layer",
+            rows * config.num_heads * length**2 * item,
+            (*grows, "model.num_heads"),
+        ),
+    ]
+
+
+def matrices(experiment: Experiment) -> list[Part]:
+    """The model's matrices, with their numbers of entries; biases and norms are left out."""
+    config, length = experiment.model, experiment.data.sequence_length
+    width, layers, vocabulary = config.width, config.num_layers, experiment.tokenizer.vocabulary_size
+    heads = 2 * config.head_width * (config.num_heads + config.kv_heads)
+    feed_forward = (3 if config.activation == "swiglu" else 2) * config.feed_forward
+    blocks = ("model.num_layers", "model.width")
+    return [
+        Part(
+            "the token embedding and the output layer",
+            vocabulary * width * (1 if config.tied_embeddings else 2),
+            ("tokenizer.vocabulary_size", "model.width"),
+        ),
+        Part(
+            "the learned positions",
+            length * width if config.positions == "learned" else 0,
+            ("data.sequence_length", "model.width"),
+        ),
+        Part("the attention layers", layers * width * heads, blocks),
+        Part("the feed-forward layers", layers * width * feed_forward, (*blocks, "model.feed_forward")),
+        Part("the convolutions", layers * width * 2 * config.convolution, (*blocks, "model.convolution")),
+        Part("the pointer", width * 3 * config.pointer, ("model.width", "model.pointer")),
+    ]
+
+
+def _bytes_per_parameter(experiment: Experiment) -> int:
+    """Of the parameter itself, its gradient, the optimiser's moments and the average, all float32."""
+    optimizer = experiment.optimizer
+    return 4 * (2 + MOMENTS[optimizer.name] + (optimizer.ema_decay is not None))
+
+
+def free() -> float:
+    """Bytes free on one accelerator, or on the host where that computes; infinite where nobody says."""
+    if jax.default_backend() == "cpu":
+        try:
+            with open("/proc/meminfo") as file:
+                return next(int(line.split()[1]) * 1024.0 for line in file if line.startswith("MemAvailable"))
+        except (OSError, StopIteration):
+            return float("inf")
+    stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", float("inf")) - stats.get("bytes_in_use", 0)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 2**30:,.1f} GB"

@@ -1,0 +1,73 @@
+"""What cannot fit into memory is refused before anything is compiled; the bound is close, and never too high."""
+
+import dataclasses
+
+import jax
+import pytest
+from tiny import CONFIGS
+from tiny_experiment import EXPERIMENT
+
+from minigpt_jax import memory, model
+from minigpt_jax.config import Experiment, ModelConfig
+from minigpt_jax.errors import UserError
+from minigpt_jax.run import run
+
+BIG = {"width": 256, "feed_forward": 1024, "pointer": 64}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_matrices_are_nearly_all_of_a_model(config: ModelConfig):
+    """The tiny configurations, made wide, so that biases and norms matter as little as they do in practice."""
+    sizes = {name: size if getattr(config, name) else 0 for name, size in BIG.items()}
+    experiment = dataclasses.replace(EXPERIMENT, model=dataclasses.replace(config, **sizes))
+    exact = sum(leaf.size for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
+    bound = sum(part.size for part in memory.matrices(experiment))
+    assert 0.97 * exact < bound <= exact
+
+
+@pytest.mark.parametrize("name", memory.MOMENTS)
+def test_optimisers_keep_at_least_so_many_moments(name: str):
+    from minigpt_jax import optim
+
+    experiment = dataclasses.replace(EXPERIMENT, model=ModelConfig(**{**BIG, "pointer": 0}))
+    shapes = model.parameter_shapes(experiment)
+    config = dataclasses.replace(EXPERIMENT.optimizer, name=name)
+    rule = optim.transformation(config, optim.hyperparameters(config, 10), 0)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(rule.init, shapes)))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert memory.MOMENTS[name] * parameters <= kept + 1
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "what"),
+    [
+        ("model", "width", 10**7, "the attention layers"),
+        ("model", "num_layers", 2**31 - 1, "the attention layers"),
+        ("model", "feed_forward", 10**12, "the feed-forward layers"),
+        ("tokenizer", "vocabulary_size", 10**12, "the token embedding"),
+        ("data", "sequence_length", 10**12, "the attention weights of one layer"),
+        ("train", "batch_size", 8 * 10**12, "the rows of a batch"),
+    ],
+)
+def test_absurd_sizes_are_refused_in_one_line(section: str, field: str, value: int, what: str):
+    changed = dataclasses.replace(getattr(EXPERIMENT, section), **{field: value})
+    with pytest.raises(UserError, match=f"^--{section}.{field.replace('_', '-')} {value}: ") as raised:
+        memory.check_memory(dataclasses.replace(EXPERIMENT, **{section: changed}))
+    assert what in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_is_refused_by_the_memory_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    """On eight devices of one host there are eight copies of the state."""
+    sizes = sum(part.size for part in memory.needed(EXPERIMENT))
+    monkeypatch.setattr(memory, "free", lambda: jax.local_device_count() * sizes)
+    memory.check_memory(EXPERIMENT)
+    monkeypatch.setattr(memory, "free", lambda: jax.local_device_count() * sizes - 1)
+    memory.check_memory(EXPERIMENT, copies=1)
+    with pytest.raises(UserError, match="training takes at least"):
+        run(EXPERIMENT, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_reference_fits_anywhere():
+    assert sum(part.size for part in memory.needed(Experiment(name="reference"))) < 2**26
