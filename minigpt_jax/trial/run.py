@@ -99,6 +99,7 @@ def run(
         UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
     """
     config.validate(experiment)
+    experiment = config.code.load(experiment, [Path.cwd()])
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
