@@ -31,17 +31,15 @@ def test_a_recipe_is_short_and_runs(file: str):
     exec(compile(RECIPES[file], file, "exec"), {"__name__": "recipe"})
 
 
-@pytest.mark.parametrize("file", [file for file in RECIPES if file in FLAGS])
-def test_an_experiment_trains_and_samples_with_the_code_of_a_recipe(
-    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_experiment_trains_and_samples_with_all_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In one run, as each has a field of its own."""
     monkeypatch.chdir(tmp_path)
-    Path(file).write_text(RECIPES[file])
-    field, name = FLAGS[file]
-    experiment = changed("train", changed("tokenizer", EXPERIMENT, vocabulary_size=100), steps=2, trackers=())
-    experiment = axes.apply(experiment, {field: (name,) if field == "train.trackers" else name})
+    experiment = changed("train", changed("tokenizer", EXPERIMENT, vocabulary_size=100), steps=2)
+    for file, (field, name) in FLAGS.items():
+        Path(file).write_text(RECIPES[file])
+        experiment = axes.apply(experiment, {field: (name,) if field == "train.trackers" else name})
     assert run(experiment, "run").progress.step == 2
     text = generate.load("run", trust_code=True).generate(["the fox"], max_new_tokens=3)[0]
     assert len(text.tokens) == 3
-    if field == "train.trackers":
-        assert re.fullmatch(r"(\d,(train|valid),\d+\.\d+\n)+", Path("run/table.csv").read_text())
+    assert {path.name for path in Path("run/code").iterdir()} == set(FLAGS)
+    assert re.fullmatch(r"(\d,(train|valid),\d+\.\d+\n)+", Path("run/table.csv").read_text())
