@@ -17,8 +17,8 @@ import numpy as np
 
 from minigpt_jax import display
 from minigpt_jax import tokenizer as tokenizers
-from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.cache import atomic_folder
+from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.config import DataConfig, Experiment, to_json
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.batch import Batch

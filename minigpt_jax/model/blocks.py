@@ -1,7 +1,7 @@
 """The transformer block and its parts. Shapes use the letters of `gpt`."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from minigpt_jax import rng
-from minigpt_jax.config import ModelConfig
+from minigpt_jax.config import ModelConfig, code
+from minigpt_jax.errors import UserError
 from minigpt_jax.ops import attention, kv_cache
 from minigpt_jax.ops.matmul import dot_general
 
@@ -188,6 +189,29 @@ class Attention(nn.Module):
         return y_BTD, state
 
 
+def activation(config: ModelConfig) -> Callable[[Array], Array]:
+    """The configuration's activation, a function of each number alone or at least one that keeps the shape.
+
+    Raises:
+        UserError: it is code of the user's own that has not been run, or that gives another shape.
+    """
+    known = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}
+    if config.activation in known:
+        return known[config.activation]
+    function = code.loaded(config.activation)
+
+    def checked(h: Array) -> Array:
+        out = function(h)
+        if jnp.shape(out) != h.shape:
+            raise UserError(
+                f"--model.activation {config.activation}: it makes {jnp.shape(out)} of an array of {h.shape}; it must "
+                "keep the shape"
+            )
+        return out.astype(h.dtype)
+
+    return checked
+
+
 class FeedForward(nn.Module):
     """Two dense layers with an activation between them. SwiGLU (Shazeer 2020) has a third layer, the gate."""
 
@@ -201,9 +225,7 @@ class FeedForward(nn.Module):
         if config.activation == "swiglu":
             h_BTF = h_BTF * nn.silu(dense(config, config.feed_forward, self.dtype, "gate")(x_BTD))
         else:
-            h_BTF = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}[config.activation](
-                h_BTF
-            )
+            h_BTF = activation(config)(h_BTF)
         return dense(config, config.width, self.dtype, "down", ends_branch=True)(h_BTF)
 
 
@@ -212,6 +234,12 @@ class Block(nn.Module):
 
     Normalisation is applied to the input of each branch ("pre") or to the sum ("post"). With `convolution`, the input
     of each branch passes through a `Convolution`.
+
+    A user's own block (`--model.block FILE.py:Name`) has to have the same interface: a module with the fields `config`
+    and `dtype`, and a call with these arguments. In a full pass `layer` is None; the call returns its output and the
+    state from which the cache starts: (keys [B T K H], values [B T K H]), followed by any arrays [B T D] of which the
+    next token needs the last positions. In a decode step T is 1; the call returns its output and the `kv_cache.Layer`
+    with the token written to it. `Attention` returns such a state in both cases. `deterministic` turns dropout off.
     """
 
     config: ModelConfig
