@@ -5,6 +5,7 @@ from minigpt_jax.config import Experiment
 from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.storage.trackers import open_trackers
 from minigpt_jax.train import optim
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 from minigpt_jax.train.step import StepMetrics
 
