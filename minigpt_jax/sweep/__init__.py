@@ -4,14 +4,10 @@
     plan      what a sweep is; its workers agree on it
     study     what to try next, who is at it and what came of it, in a storage that workers share
     storage   the journal or the database of a study
-    stack     the compiled program that trains many trials
-    lockstep  a stack from its first step to its last
-    lane      one trial of a stack, and its run directory
+    group     trials that share a program, trained together; leases and pruning are hooks of the loop
     worker    takes configurations, trains them, and goes on until there are none
     results   results.jsonl and results.csv
     table     what a person sees
-
-Shapes: N trials, S distinct seeds among them, and the batch's own.
 """
 
 from minigpt_jax.sweep.plan import Plan as Plan

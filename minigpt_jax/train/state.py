@@ -40,6 +40,13 @@ class Progress:
     seconds: float = 0.0
     since_log: Sums = field(default_factory=Sums)
 
+    def count(self, sums: Sums, seconds: float) -> None:
+        """Adds one step with these sums."""
+        self.step += 1
+        self.seconds += seconds
+        self.tokens += sums.tokens
+        self.since_log = self.since_log.plus(sums)
+
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "since_log": self.since_log._asdict()}
 
