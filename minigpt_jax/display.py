@@ -122,7 +122,8 @@ class TrainingBar:
             return
         left = self._watch.seconds / max(step - self._first, 1) * (self._total - step)
         console.print(
-            f"step {step:,}/{self._total:,} · loss {sums.loss:.3f} · {tokens_per_second:,.0f} tokens/s · {left:,.0f} s left"
+            f"step {step:,}/{self._total:,} · loss {sums.loss:.3f} · {tokens_per_second:,.0f} tokens/s · "
+            f"{left:,.0f} s left"
         )
         self._printed = now
 

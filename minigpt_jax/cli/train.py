@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         jax_setup.prepare()
         return defined(flags)
     default = Arguments(defined)
-    chosen = tyro.cli(Arguments, args=flags, prog=f"minigpt train {file}", default=default)
+    chosen = tyro.cli(Arguments, args=config.current_flags(flags), prog=f"minigpt train {file}", default=default)
     config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()

@@ -4,10 +4,12 @@ Every field is a flag of the command line (`--model.num-layers 4`) and an axis o
 
     options        what a field declares about itself, and the one check of a value against it
     experiment     the dataclasses
+    aliases        earlier names of fields
     validation     each field, then the rules across fields
     serialization  to JSON and back
 """
 
+from minigpt_jax.config.aliases import current_flags, current_name, earlier_names
 from minigpt_jax.config.experiment import (
     BOS_ID,
     PAD_ID,
@@ -40,7 +42,10 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "check_fields",
+    "current_flags",
+    "current_name",
     "dumps",
+    "earlier_names",
     "flag_name",
     "flatten",
     "from_json",

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from minigpt_jax.config.options import option
+from minigpt_jax.config.options import Alias, accepts_aliases, option
 
 PAD_ID, UNK_ID, BOS_ID = 0, 1, 2
 RESERVED_PIECES = ("[PAD]", "[UNK]", "[BOS]")
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class DataConfig:
     """The corpus, and how its text becomes rows of token ids."""
@@ -52,6 +53,7 @@ class DataConfig:
         return self.layout if split == "train" else self.evaluation_layout or self.layout
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How text is cut into pieces."""
@@ -66,6 +68,7 @@ class TokenizerConfig:
     """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer; the defaults are the KerasHub tutorial's model."""
@@ -132,6 +135,7 @@ class ModelConfig:
         return self.num_kv_heads or self.num_heads
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The update rule and its schedule."""
@@ -165,6 +169,7 @@ class OptimizerConfig:
     """Keep an exponential moving average of the weights; evaluation and sampling use it."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, how much at once, and what is recorded on the way."""
@@ -189,10 +194,16 @@ class TrainConfig:
     """End after this many evaluations in a row without a lower validation loss; never by default."""
     keep: int = option(2, above=0, resumable=True)
     """Latest checkpoints to keep, besides the best."""
-    tensorboard: bool = option(True, resumable=True)
-    """Write TensorBoard summaries."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(
+        ("tensorboard",),
+        resumable=True,
+        aliases=(Alias("tensorboard", bool, lambda on: ("tensorboard",) if on else ()),),
+    )
+    """Where the figures of metrics.jsonl go too: tensorboard, wandb (Weights & Biases) or trackio; none by
+    --train.trackers alone."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class SampleConfig:
     """The text sampled at each evaluation, by top-k as in the tutorial's callback."""

@@ -122,6 +122,12 @@ def _parse_axis(text: str) -> Axis:
     if not equals or not name or not value:
         raise UserError(f"{text} is not an axis; write FIELD=VALUE,VALUE or FIELD=LOW..HIGH[:log]")
     name, types = name.strip().lstrip("-").replace("-", "_"), field_types()
+    earlier = config.earlier_names().get(name)
+    if earlier is not None and earlier.alias.kind is None:
+        name = earlier.field
+    elif earlier is not None:
+        values = tuple(_read(name, earlier.alias.kind, item.strip()) for item in value.split(","))
+        return Axis(earlier.field, tuple(map(earlier.alias.current, values)))
     if name not in types:
         raise UserError(f"{name} is not a field of an experiment; {_nearest(name, types)}")
     kind = types[name]

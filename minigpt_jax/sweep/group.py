@@ -158,9 +158,7 @@ class TrialGroup:
         self._close_lost(training)
         step, complete = training.step, training.step == self.total
         pruned = self._pruned(training) if step in self.rungs else set()
-        ending = [
-            i for i in training.active if complete or self.trial_of[training.trials[i]].configuration in pruned
-        ]
+        ending = [i for i in training.active if complete or self.trial_of[training.trials[i]].configuration in pruned]
         states = self._save(training, training.active if step % self.save_every == 0 else ending)
         for i in ending:
             run = training.trials[i]
@@ -201,6 +199,7 @@ class TrialGroup:
         active = training.active
         if len(active) > _COMPACT_AT * len(training.trials):
             return
+        assert isinstance(training.program, program.Stack)
         host = jax.tree.map(lambda x: x[np.array(active)], training.program.joined(training.state))
         training.trials = [training.trials[i] for i in active]
         kept = np.array([self.runs.index(run) for run in training.trials])

@@ -3,7 +3,7 @@
 import collections
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +39,20 @@ class Trial(Protocol):
     def log(self, learning_rate: float, grad_norm: float) -> None:
         """Called every `log_every` steps and at the last one: the time to record `progress.since_log`."""
         ...
+
+
+@dataclass
+class CountedTrial:
+    """A trial that is counted and not recorded, for measurements."""
+
+    progress: Progress = field(default_factory=Progress)
+    ended: bool = False
+    on_advance: Callable[[int], None] = lambda step: None
+
+    def advanced(self) -> None:
+        self.on_advance(self.progress.step)
+
+    def log(self, learning_rate: float, grad_norm: float) -> None: ...
 
 
 @dataclass

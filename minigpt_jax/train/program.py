@@ -208,7 +208,8 @@ class Stack:
         queued = [self._evaluate_program(weights, batch) for batch in rows.in_order(batch_size)]
         totals: list[Sums] = []
         for sums in queued:
-            parts = [Sums(*figures) for figures in zip(*(np.asarray(x).tolist() for x in self.joined(sums)), strict=True)]
+            figures = (np.asarray(x).tolist() for x in self.joined(sums))
+            parts = [Sums(*trial) for trial in zip(*figures, strict=True)]
             totals = [total.plus(part) for total, part in zip(totals or [Sums()] * len(parts), parts, strict=True)]
         return totals
 

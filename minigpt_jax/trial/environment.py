@@ -16,6 +16,7 @@ from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate.texts import head
 from minigpt_jax.parallel import devices
+from minigpt_jax.storage.trackers import check_trackers
 from minigpt_jax.tokenizer import Tokenizer
 from minigpt_jax.train import memory, optim
 
@@ -76,6 +77,7 @@ def check_experiment(experiment: Experiment) -> None:
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
+    check_trackers(experiment.train.trackers)
 
 
 def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:

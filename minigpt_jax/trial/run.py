@@ -137,16 +137,16 @@ def _train(opened: OpenRun, source: BatchSource) -> Result:
         try:
             fit(
                 training,
-                [corpus.prepared.training_batches(
-                    source, experiment, total, progress.step, jax.process_index(), jax.process_count()
-                )],
+                [
+                    corpus.prepared.training_batches(
+                        source, experiment, total, progress.step, jax.process_index(), jax.process_count()
+                    )
+                ],
                 total if patience_ended(opened.losses, patience) is None else progress.step,
                 log_every=settings.log_every,
                 steps_per_dispatch=settings.steps_per_dispatch,
                 hooks=hooks,
-                should_stop=lambda: (
-                    any_process(bool(stopped)) or patience_ended(opened.losses, patience) is not None
-                ),
+                should_stop=lambda: any_process(bool(stopped)) or patience_ended(opened.losses, patience) is not None,
             )
         except NonFiniteLossError as error:
             raise _diverged(opened, error) from error
