@@ -66,8 +66,7 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
 
     from minigpt_jax import model, rng
     from minigpt_jax.data.batch import Batch
-    from minigpt_jax.train import optim
-    from minigpt_jax.train import program as stack
+    from minigpt_jax.train import optim, program
     from minigpt_jax.train.step import Trainer, init_state, train_step
 
     size, length = experiment.train.batch_size, experiment.data.sequence_length
@@ -79,15 +78,14 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
         for rate in rates
     ]
 
-    program = stack.program(experiment, dropout=False, trials=trials)
-    lanes = program.stacked(stack.lanes_of(experiments, [0] * trials, steps))
+    stack = program.stack(experiment, dropout=False, trials=trials)
+    inputs = stack.stacked(program.stack_inputs(experiments, [0] * trials, steps))
     batches = Batch(*(x[None, None] for x in batch))
-    compiled = program.compiled(lanes, batches)
-    held = {"state": program.init(lanes)}
+    held = {"state": stack.init(inputs)}
 
     def stacked() -> None:
         for _ in range(steps):
-            held["state"], out = compiled(held["state"], lanes, batches)
+            held["state"], out = stack.steps(held["state"], inputs, batches, 1)
         jax.block_until_ready(out)
 
     trainer = Trainer(model.build(experiment), experiment.optimizer, True)

@@ -18,7 +18,7 @@ import tiny_sweep
 from minigpt_jax import sweep
 from minigpt_jax.errors import UserError, without_password
 from minigpt_jax.sweep import storage as storage_
-from minigpt_jax.sweep.lockstep import Lockstep
+from minigpt_jax.sweep.group import pruned_configurations, score
 from minigpt_jax.sweep.study import Study, survivors
 from minigpt_jax.train.metrics import LossSums
 
@@ -195,14 +195,12 @@ def test_tokenizers_are_told_apart_by_bits_per_byte(tmp_path: Path):
 def test_pruning_is_by_what_compares(tmp_path: Path, axis: str, pruned: set[int]):
     sweep_plan = plan(tmp_path, axis, "seed=0")
     sums = [LossSums(nats=200.0, tokens=100, bytes=190), LossSums(nats=180.0, tokens=60, bytes=210)]
-    trials = [SimpleNamespace(configuration=i) for i in range(2)]
-    lanes = [SimpleNamespace(trial=trial, valid=one) for trial, one in zip(trials, sums, strict=True)]
-    scores: list[float] = []
-    study = SimpleNamespace(
-        plan=sweep_plan, report=lambda _, __, score: scores.append(score), scores_at=lambda _: scores
+    scores = {i: [score(sweep_plan.figure, one)] for i, one in enumerate(sums)}
+    reported: list[float] = []
+    study: Any = SimpleNamespace(
+        plan=sweep_plan, report=lambda _, __, score: reported.append(score), scores_at=lambda _: reported
     )
-    stack: Any = SimpleNamespace(study=study, lanes=lanes, _living=lambda: [0, 1])
-    assert Lockstep._pruned(stack, 5) == pruned
+    assert pruned_configurations(study, 5, scores) == pruned
 
 
 def test_a_sweep_from_before_a_field_was_added_goes_on(tmp_path: Path):

@@ -77,7 +77,7 @@ def test_the_time_left_is_without_compiling(tmp_path: Path, monkeypatch: pytest.
     with display.TrainingBar(0, 100) as bar:
         now[0] += 60.0
         jax.monitoring.record_event_duration_secs(compiled, 50.0)
-        bar.line(10, 1.0, 1.0)
+        bar.logged(10, GOOD, 1.0)
     assert "90 s left" in display.console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     jax.monitoring.record_event_duration_secs(compiled, 5.0)
     assert table._watch.seconds == 70.0  # nobody listens any more

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from minigpt_jax.errors import UserError
 
 AXIS = "devices"
-STEPS_PER_DISPATCH = 16
+STEPS_PER_EXECUTION = 16
 
 
 def use_all_cores() -> None:
@@ -117,7 +117,7 @@ def compile_rows(
     return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices()[:devices], donate_argnums=donate)
 
 
-def steps_per_dispatch(periods: Iterable[int]) -> int:
+def steps_per_execution(periods: Iterable[int]) -> int:
     """How many steps to run by one call where the user does not say: one on CPU, where a call costs little.
 
     On accelerators as many as divide the periods of whatever looks at the state between steps: one program does.
@@ -125,7 +125,7 @@ def steps_per_dispatch(periods: Iterable[int]) -> int:
     if jax.default_backend() == "cpu":
         return 1
     common = math.gcd(*periods)
-    return max(size for size in range(1, STEPS_PER_DISPATCH + 1) if common % size == 0)
+    return max(size for size in range(1, STEPS_PER_EXECUTION + 1) if common % size == 0)
 
 
 def local_copy(tree: Any) -> Any:

@@ -40,6 +40,13 @@ class Progress:
     seconds: float = 0.0
     since_log: LossSums = field(default_factory=LossSums)
 
+    def count(self, sums: LossSums, seconds: float) -> None:
+        """Adds one step with these sums."""
+        self.step += 1
+        self.seconds += seconds
+        self.tokens += sums.tokens
+        self.since_log = self.since_log.plus(sums)
+
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "since_log": self.since_log._asdict()}
 
