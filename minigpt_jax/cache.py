@@ -1,4 +1,4 @@
-"""What runs share: the folder of trained tokenizers, token stores, downloads and compiled programs."""
+"""The cache that runs share: a folder of trained tokenizers, token stores, downloads and compiled programs."""
 
 import contextlib
 import errno
@@ -16,17 +16,17 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def cache_dir() -> Path:
-    """$MINIGPT_CACHE, or a folder under ~/.cache. Raises UserError if it is a file."""
+    """The folder of the cache: $MINIGPT_CACHE, or else one under ~/.cache. Raises UserError if it is a file."""
     folder = Path(os.path.expanduser(os.environ.get("MINIGPT_CACHE") or "~/.cache/minigpt_jax"))
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            raise UserError(f"the cache {folder} cannot be made: {path} is a file; set MINIGPT_CACHE to a folder")
+            raise UserError(f"the cache {folder} cannot be created: {path} is a file; set MINIGPT_CACHE to a folder")
     return folder
 
 
 def keep_compiled_programs() -> None:
-    """Has JAX keep compiled programs in the cache from process to process, unless the user chose a folder for them."""
-    import jax  # not above: it takes seconds, and few need it here
+    """Makes JAX keep compiled programs in the cache for later processes, unless the user chose a folder for them."""
+    import jax  # imported late, as it takes seconds and few users of this module need it
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
@@ -35,9 +35,10 @@ def keep_compiled_programs() -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Holds the right to make a folder of the cache. What is there already can be read from a read-only disk too.
+    """Holds the lock for creating a folder in the cache. On a read-only disk it does nothing, so that reading works.
 
-    Raises UserError if a file stands where a folder should be, or the disk is full.
+    Raises:
+        UserError: a file is in the place of a folder or a folder in that of a file, or the disk is full.
     """
     held = filelock.FileLock(f"{folder}.lock")
     try:
@@ -45,8 +46,8 @@ def lock(folder: Path) -> Iterator[None]:
         held.acquire()
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(
-            f"the cache has a file where a folder should be, or a folder for a file: {error.filename}; remove it, or "
-            "set MINIGPT_CACHE to another folder"
+            f"the cache has a file in the place of a folder, or a folder in that of a file: {error.filename}; remove "
+            "it, or set MINIGPT_CACHE to another folder"
         ) from error
     except OSError as error:
         if error.errno in _FULL:
@@ -61,13 +62,16 @@ def lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name and the place of what was there once all of it is on the disk.
+    """Yields a temporary folder to fill. At the end it is flushed to disk and atomically replaces `folder`.
 
-    The caller holds its `lock`. Raises UserError if the disk is full or cannot be written.
+    The caller has to hold the `lock` of the folder.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
     """
     partial = folder.with_name(folder.name + ".partial")
     try:
-        _remove(partial)  # of a process that was killed
+        _remove(partial)  # left by a process that was killed
         partial.mkdir(parents=True)
         yield partial
         for path in partial.iterdir():
@@ -86,7 +90,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, a link or a folder, if it is there and can be."""
+    """Removes a file, a link or a folder, if it exists and can be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -96,6 +100,6 @@ def _remove(path: Path) -> None:
 
 def _unwritable(error: OSError, folder: Path) -> UserError:
     return UserError(
-        f"the cache {folder.parent.parent} cannot be written: {error.strerror}; free some room, or set MINIGPT_CACHE "
+        f"the cache {folder.parent.parent} cannot be written: {error.strerror}; free some space, or set MINIGPT_CACHE "
         "to a folder on another disk"
     )

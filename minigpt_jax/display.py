@@ -1,4 +1,4 @@
-"""What a person sees: progress bars with rate and time left, and the parameter table."""
+"""Output in the terminal: progress bars with rate and remaining time, warnings, and the parameter table."""
 
 import contextlib
 import sys
@@ -24,19 +24,19 @@ from rich.text import Text
 
 from minigpt_jax.errors import printable as printable
 
-# What users and models wrote is printed everywhere, so no text is read as markup.
+# Markup is off, as texts written by users and models are printed.
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 SECONDS_BETWEEN_LINES = 10.0
 _COMPILING = {f"/jax/core/compile/{part}_duration" for part in ("jaxpr_to_mlir_module", "backend_compile")}
 
 
 def warn(text: str) -> None:
-    """One line on standard error about what went wrong and was mended."""
+    """Prints one line on standard error about a problem that does not stop the command."""
     print(f"minigpt: warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class _Rate(ProgressColumn):
-    """Items a second."""
+    """Items per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -59,7 +59,7 @@ def _progress(*columns: ProgressColumn) -> Progress:
 
 
 def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
-    """Shows a bar while the items are drawn, and one line with the time that it took."""
+    """Shows a progress bar while the items are consumed, then prints a line with the time that it took."""
     start = time.perf_counter()
     with _progress() as progress:
         task = progress.add_task(title, total=total)
@@ -70,7 +70,10 @@ def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
 
 
 class Stopwatch:
-    """Seconds of work since it was made, without those that JAX compiled for: what is left compiles no more."""
+    """Measures the seconds since it was created, without the time that JAX spent compiling.
+
+    Remaining time is estimated from it, as the steps that remain do not compile.
+    """
 
     def __init__(self) -> None:
         self._start, self._compiling = time.perf_counter(), 0.0
@@ -92,7 +95,7 @@ class Stopwatch:
 
 
 class TrainingBar:
-    """Steps made, loss, tokens a second and time left: a bar on a terminal, now and then a line elsewhere."""
+    """Shows steps, loss, tokens per second and remaining time: a bar on a terminal, occasional lines elsewhere."""
 
     def __init__(self, step: int, total_steps: int) -> None:
         self._total = total_steps
@@ -115,7 +118,7 @@ class TrainingBar:
         self._bar.update(self._task, completed=step)
 
     def logged(self, step: int, sums: Any, tokens_per_second: float) -> None:
-        """Shows the figures of the latest training line."""
+        """Shows the figures of a training line."""
         self._bar.update(self._task, loss=f"loss {sums.loss:.3f}", rate=f"{tokens_per_second:,.0f} tokens/s")
         now = time.perf_counter()
         if console.is_terminal or (now - self._printed < SECONDS_BETWEEN_LINES and step != self._total):
@@ -132,7 +135,7 @@ class TrainingBar:
 
 
 def parameter_table(params: Any) -> Table:
-    """A row for each layer, as Keras's `model.summary()` has it."""
+    """A table with a row for each layer, like Keras's `model.summary()`."""
     table = Table(title="Model", title_justify="left")
     table.add_column("layer")
     table.add_column("arrays")
@@ -161,7 +164,7 @@ def _reading_order(name: str) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def status(title: str) -> Iterator[None]:
-    """A spinner on a terminal, for work whose length is not known; nothing elsewhere."""
+    """Shows a spinner on a terminal, for work of unknown length. Elsewhere it shows nothing."""
     if console.is_terminal:
         with console.status(title):
             yield

@@ -1,28 +1,28 @@
-"""What is told to the user: the one exception whose text is meant for their eyes, and never a password."""
+"""Messages to the user: the exception that carries them, and functions that make text safe to print."""
 
 import re
 
-_PASSWORD = re.compile(r"(?s)(?<=://)([^\s:/@]*):.*@")  # to the last @: a password may hold one that is not escaped
+_PASSWORD = re.compile(r"(?s)(?<=://)([^\s:/@]*):.*@")  # up to the last @, as a password may contain an unescaped one
 _IN_QUERY = re.compile(r"(?i)(?<=[?&])((?:ssl)?passw(?:or)?d|pwd)=[^&]*")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that says what was given, what is allowed and what to do.
+    """A mistake of the user. The message is one line that says what was given, what is allowed and what to do.
 
-    The command line prints it on standard error and exits with status 2.
+    Commands print the message on standard error and exit with status 2.
     """
 
 
 def without_password(text: str) -> str:
-    """An address, or a text that ends in one, with *** for its password."""
+    """Replaces the password in an address, or in a text that ends in one, by ***."""
     return _IN_QUERY.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey.
+    """Makes text safe to print: a terminal shows it and does not interpret it.
 
-    Escapes stand for control characters, line feeds and tabs aside, and for surrogates, which cannot be encoded.
+    Control characters, except line feeds and tabs, and surrogates, which cannot be encoded, are replaced by escapes.
     """
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

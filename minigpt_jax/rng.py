@@ -1,7 +1,7 @@
-"""Named streams of typed threefry keys: one seed, one stream a purpose, and a key folded in for each use of it.
+"""Random keys: one seed, a named stream of typed threefry keys for each purpose, and a key for each use of a stream.
 
-Keys are never stored or handed on: the key for a step, a row or a position is a pure function of (seed, name, indices),
-so a run that is resumed, or a row that is sampled in another batch, draws what it would have drawn anyway.
+Keys are never stored or passed on. The key for a step, a row or a position is a pure function of (seed, name, indices).
+A resumed run therefore draws the same numbers as an uninterrupted one, and a row the same ones in any batch.
 """
 
 import zlib
@@ -18,7 +18,7 @@ _WORD = 0xFFFFFFFF
 
 
 def words(seed: int) -> np.ndarray:
-    """A seed of up to 64 bits as uint32 [high, low]: an array to hand to a compiled program, one shape for all seeds.
+    """A seed of up to 64 bits as uint32 [high, low], in the form that compiled programs take for any seed.
 
     Raises:
       UserError: the seed does not fit in 64 bits.
@@ -29,10 +29,11 @@ def words(seed: int) -> np.ndarray:
 
 
 def stream(seed: int | np.integer | Array | np.ndarray, name: str) -> Key[Array, ""]:
-    """The key of the stream `name` under a seed.
+    """The key of the stream `name` for a seed.
 
-    `seed` is a Python integer, an integer scalar (traced ones included) or the pair that `words` makes; equal numbers
-    give equal keys in all three forms. Without the name it is the key that `jax.random.key(seed)` makes.
+    The seed is a Python integer, an integer scalar, which may be traced, or the pair that `words` returns. Equal
+    numbers give equal keys in all three forms. The key is that of `jax.random.key(seed)` with a hash of the name folded
+    in.
     """
     if isinstance(seed, int | np.integer):
         pair = jnp.asarray(words(int(seed)))
@@ -42,13 +43,13 @@ def stream(seed: int | np.integer | Array | np.ndarray, name: str) -> Key[Array,
         low = jnp.asarray(seed)
         high = low >> 32 if low.dtype.itemsize > 4 else jnp.where(low < 0, jnp.uint32(_WORD), jnp.uint32(0))
         pair = jnp.stack([high.astype(jnp.uint32), low.astype(jnp.uint32)])
-    # CRC-32 and not hash(), which Python salts anew in every process.
+    # CRC-32 is used because Python's hash() differs from process to process.
     key = jax.random.wrap_key_data(pair, impl="threefry2x32")
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def at(key: Key[Array, "*A"], *indices: Any) -> Key[Array, "*B"]:
-    """The keys at `indices` (a step, a row, a position), folded in one after the other; arrays broadcast.
+    """Folds `indices` (such as a step, a row and a position) into the keys, one after the other. Arrays broadcast.
 
     >>> at(stream(0, "sample"), jnp.arange(3), 7).shape  # row 0 to 2, each at position 7
     (3,)

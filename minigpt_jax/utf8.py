@@ -1,23 +1,23 @@
-"""Bytes to text: UTF-8 alone, with one clear line about text in another encoding."""
+"""Decodes bytes as UTF-8, and reports text in another encoding in one clear line."""
 
 import codecs
 
 from minigpt_jax.errors import UserError
 
 _MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, which it begins with
+    codecs.BOM_UTF32_LE: "utf-32",  # tested before that of UTF-16, with which it begins
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _ZEROS = {"x0x0": "utf-16le", "0x0x": "utf-16be", "x000": "utf-32le", "000x": "utf-32be"}
-"""Which of every four bytes are often zero, as ASCII characters make them."""
+"""The encoding, by which of every four bytes are often zero in text with many ASCII characters."""
 
 
 def check_encoding(head: bytes, source: str) -> None:
-    """Raises UserError if a text that begins with these bytes is UTF-16 or UTF-32; `source` names it.
+    """Raises UserError if a text that begins with these bytes is UTF-16 or UTF-32. `source` names it in the message.
 
-    Without a byte order mark such text can pass for UTF-8 with a NUL beside each letter.
+    Without a byte order mark such text may be valid UTF-8 with a NUL beside each letter.
     """
     found = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     zeros = [head[i : 1 << 12 : 4].count(0) for i in range(4)]
@@ -30,10 +30,16 @@ def check_encoding(head: bytes, source: str) -> None:
 
 
 def decode(raw: bytes, source: str, *, start: int = 0, line: int | None = None) -> str:
-    """UTF-8, strictly; `start` is the offset of `raw` in its source.
+    """Decodes UTF-8 strictly.
+
+    Args:
+        raw: the bytes to decode.
+        source: the name of their source, for errors.
+        start: the offset of `raw` in the source.
+        line: the number of the line, if it is known.
 
     Raises:
-        UserError: naming the byte offset of the first wrong byte, and the line where it is known.
+        UserError: the bytes are not UTF-8. The message has the offset of the first invalid byte.
     """
     try:
         return raw.decode()

@@ -1,7 +1,8 @@
 """The run-time check of the package's signatures that conftest.py installs: beartype, with jaxtyping's shapes."""
 
+import io
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jaxtyping
@@ -9,7 +10,13 @@ import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 
 # As users may, tests pass NumPy's arrays and numbers where a signature names JAX's arrays and Python's numbers.
-_CONF = BeartypeConf(hint_overrides=FrozenDict({int: int | np.integer, float: float | int | np.floating | np.integer}))
+# To beartype, the members of gzip and zip files are not IO[bytes].
+_OVERRIDES: dict[Any, Any] = {
+    int: int | np.integer,
+    float: float | int | np.floating | np.integer,
+    IO[bytes]: io.IOBase,
+}
+_CONF = BeartypeConf(hint_overrides=FrozenDict(_OVERRIDES))
 
 
 def install() -> None:

@@ -95,7 +95,7 @@ WRONG_FIELDS = {
     "a mistyped choice": ("model", "norm", "rms_norm", "layernorm or rmsnorm; did you mean rmsnorm?"),
     "a choice near another": ("model", "norm_position", "prenorm", "did you mean pre?"),
     "a choice of an optimizer": ("optimizer", "name", "adamm", "did you mean adam?"),
-    "a choice near none": ("model", "activation", "mish", "relu, gelu, relu2 or swiglu"),
+    "a choice near none": ("model", "activation", "mish", "relu, gelu, relu2, swiglu or FILE.py:Name"),
     "a choice that is no text": ("model", "positions", None, "learned or rope"),
     "a text for a tuple": ("sample", "prompts", "hello", "must be a tuple; write ('hello',)"),
     "a number in a tuple of texts": ("sample", "prompts", (1,), "must be a text"),
@@ -205,12 +205,13 @@ RENAMED = [
 def test_renamed_fields_keep_their_earlier_names(earlier: str, current: str, value: float):
     section, _, old = earlier.partition(".")
     new = current.partition(".")[2]
-    part = {"data": DataConfig, "train": TrainConfig}[section]
-    assert part(**{old: value}) == part(**{new: value}) != part()
-    written = config.to_json(Experiment("old"))
+    packed = Experiment("old", data=DataConfig(layout="packed", evaluation_layout="lines"))
+    changed = dataclasses.replace(getattr(packed, section), **{new: value})
+    assert dataclasses.replace(getattr(packed, section), **{old: value}) == changed != getattr(packed, section)
+    written = config.to_json(packed)
     del written[section][new]
     written[section][old] = value
-    assert config.from_json(written) == Experiment("old", **{section: part(**{new: value})})
+    assert config.from_json(written) == dataclasses.replace(packed, **{section: changed})
     flag, option = (f"--{name.replace('_', '-')}" for name in (earlier, current))
     assert config.current_flags([f"{flag}={value}", flag, str(value)]) == [f"{option}={value}", option, str(value)]
     assert axes.parse([f"{earlier}={value}"]) == axes.parse([f"{current}={value}"])

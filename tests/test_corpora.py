@@ -105,7 +105,9 @@ def test_an_archive_without_the_configuration_says_what_is_there(tmp_path):
     with pytest.raises(UserError) as error:
         open_corpus(DataConfig(archive=make_archive(tmp_path / "a.zip"), simplebooks="simplebooks-2"), tmp_path)
     missing = ", ".join(f"simplebooks/simplebooks-2/{split}.txt" for split in SPLITS)
-    assert_one_clear_line(error.value, f"lacks {missing};", "holds simplebooks-92-raw;", "--data.simplebooks")
+    assert_one_clear_line(
+        error.value, f"does not contain {missing};", "holds simplebooks-92-raw;", "--data.simplebooks"
+    )
     path = tmp_path / "b.zip"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("thesis.docx", b"")

@@ -124,7 +124,7 @@ def test_what_shows_nothing_is_no_document(tmp_path):
     records = write(tmp_path / "b.jsonl", "\n".join(json.dumps({"text": line}) for line in [*blank, *lines]))
     assert sorted(chain(*everything(Text([file])).values())) == sorted(lines)
     assert sorted(chain(*everything(Text([records])).values())) == sorted(lines)
-    with pytest.raises(UserError, match=r"b.txt holds no text"):
+    with pytest.raises(UserError, match=r"b.txt contains no text"):
         Text([write(tmp_path / "b.txt", "\n".join(blank))])
 
 
@@ -232,11 +232,11 @@ def test_text_fingerprint_is_of_contents_and_splits(tmp_path):
     ("name", "content", "words"),
     [
         ("a.txt", None, ["no such file or folder"]),
-        ("*.txt", None, ["matches nothing"]),
+        ("*.txt", None, ["matches no file"]),
         ("a.pdf", "x", ["a.pdf", ".jsonl", ".zip"]),
         ("a.tar.gz", "x", ["a.tar.gz", ".jsonl", ".zip"]),
-        ("a.txt", "", ["a.txt holds no text"]),
-        ("a.txt", "\r\n \n", ["a.txt holds no text"]),
+        ("a.txt", "", ["a.txt contains no text"]),
+        ("a.txt", "\r\n \n", ["a.txt contains no text"]),
         ("a.txt", "one\none\ntwo\n", ["2 distinct documents", "need one each"]),
         ("a.txt", b"one\ntw\xff\n", ["a.txt is not UTF-8", "0xff", "byte 6", "line 2"]),
         ("a.txt", "one\n".encode("utf-16"), ["UTF-16, not UTF-8", "`iconv -f utf-16 -t utf-8`"]),
@@ -247,7 +247,7 @@ def test_text_fingerprint_is_of_contents_and_splits(tmp_path):
         ("a.gz", gzip.compress(b"one\ntwo\nthree", mtime=0)[:-9], ["a.gz cannot be read", "end-of-stream"]),
         ("a.zip", "one\ntwo\n", ["a.zip is not a zip file"]),
         ("a.jsonl", '{"text": "a"}\n{"text": "b"\n', ["a.jsonl:2 is not JSON"]),
-        ("a.jsonl", '{"text": "a"}\n\n["b"]\n', ["a.jsonl:3 is a list", "one object a line"]),
+        ("a.jsonl", '{"text": "a"}\n\n["b"]\n', ["a.jsonl:3 is a list", "one object per line"]),
         ("a.jsonl", '{"title": "a", "body": "b"}\n', ["a.jsonl:1", "'text'", "title, body", "--data.json-field"]),
         ("a.jsonl", '{"text": 1}\n', ["a.jsonl:1", "no string", "--data.json-field"]),
         ("a.jsonl", '{"text": "\\ud800"}\n', ["a.jsonl", "surrogate"]),

@@ -76,6 +76,6 @@ def test_without_an_archive_it_downloads(tmp_path, monkeypatch):
 def test_a_wrong_archive_is_refused_before_anything_is_prepared(tmp_path):
     with pytest.raises(UserError, match=r"no such file"):
         load(tmp_path / "data", tmp_path / "a.zip")
-    with pytest.raises(UserError, match=r"lacks simplebooks/simplebooks-2-raw/train.txt"):
+    with pytest.raises(UserError, match=r"does not contain simplebooks/simplebooks-2-raw/train.txt"):
         load(tmp_path / "data", make_archive(tmp_path / "b.zip"), "simple_books/simplebooks-2-raw")
     assert not (tmp_path / "data").exists()

@@ -1,4 +1,4 @@
-"""Where the text comes from: SimpleBooks, generated stories, any files of the user's, or a corpus of their own."""
+"""Sources of text: SimpleBooks, generated stories, any text files, or a corpus class of the user's own."""
 
 import os
 from pathlib import Path
@@ -15,10 +15,10 @@ __all__ = ["SPLITS", "Corpus", "Custom", "SimpleBooks", "Split", "Stories", "Tex
 
 
 def open_corpus(config: DataConfig, cache: Path) -> Corpus:
-    """The corpus that a configuration names, checked; SimpleBooks is downloaded into `cache` unless it is there.
+    """Opens and checks the configured corpus. SimpleBooks is downloaded into `cache` if it is not there yet.
 
     Raises:
-        UserError: when the text is missing or cannot be used.
+        UserError: the text is missing or cannot be used.
     """
     if config.corpus == "text":
         return Text(config.files, config.document, config.json_field, config.held_out)

@@ -1,4 +1,4 @@
-"""What a corpus is: three splits of documents, streamed in order, and a fingerprint of all that determines them."""
+"""The interface of a corpus: three splits of documents, streamed in order, and a fingerprint of their contents."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from minigpt_jax.utf8 import check_encoding, decode
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 MAX_DOCUMENT = 16 << 20
-"""Bytes of a line or a file that is one document; tokenising takes up to 50 times as much memory."""
+"""The most bytes of a document. Tokenising a document takes up to 50 times as much memory."""
 _CHUNK = 1 << 18
 
 
@@ -28,27 +28,27 @@ class Corpus(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of all that determines the documents and their splits: contents, never paths or times."""
+        """The SHA-256, in hex, of what determines the documents and their splits: contents, not paths or times."""
         ...
 
     def documents(self, split: Split) -> Iterator[str]:
-        """The documents of a split, streamed, the same ones in the same order every time; none is blank."""
+        """Streams the documents of a split, always the same ones in the same order. None of them is blank."""
         ...
 
     def floor(self, split: Split) -> float | None:
-        """The entropy of a split's text in nats, where its generator is known; no model goes below it on average."""
+        """The entropy of a split's text in nats, below which no expected loss can be; None if it is unknown."""
         ...
 
 
 def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool = False) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, text) of each line that is not blank.
+    """Yields the number, from 1, and the text of each line that is not blank.
 
-    Lines are those of `tf.data.TextLineDataset`: cut at line feeds alone, every carriage return dropped, so that a
-    vertical tab or a Unicode line separator stays within its paragraph. With `universal`, a carriage return ends a line
-    too, alone (as on old Macs) or before a line feed. `source` names the stream in errors.
+    Lines are those of `tf.data.TextLineDataset`: only line feeds end a line, and all carriage returns are dropped, so
+    that a vertical tab or a Unicode line separator stays within its paragraph. With `universal`, a carriage return also
+    ends a line, alone (as on old Macs) or before a line feed. `source` names the stream in errors.
 
     Raises:
-        UserError: at bytes that are not UTF-8, or a line of more than `MAX_DOCUMENT` bytes.
+        UserError: the stream is not UTF-8, or a line has more than `MAX_DOCUMENT` bytes.
     """
     start = 0
     for number, raw in enumerate(_raw_lines(stream, source, universal), 1):
@@ -59,7 +59,7 @@ def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool
 
 
 def _raw_lines(stream: IO[bytes] | io.RawIOBase, source: str, universal: bool) -> Iterator[bytes]:
-    """The lines with their ends, in memory bounded by the longest one."""
+    """Yields the lines with their ends. Memory is bounded by the length of the longest line."""
     done = 0
     rest = stream.read(_CHUNK)
     check_encoding(rest, source)
@@ -70,24 +70,26 @@ def _raw_lines(stream: IO[bytes] | io.RawIOBase, source: str, universal: bool) -
         done += len(lines)
         if len(rest) > MAX_DOCUMENT:
             raise UserError(
-                f"{source}: line {done + 1} is longer than {MAX_DOCUMENT >> 20} MiB, the most that one document may "
-                "have; cut it into shorter lines, e.g. with `fold -s -w 4000`"
+                f"{source}: line {done + 1} is longer than {MAX_DOCUMENT >> 20} MiB, the limit for one document; cut "
+                "it into shorter lines, e.g. with `fold -s -w 4000`"
             )
     yield from rest.splitlines(keepends=True) if universal else io.BytesIO(rest).readlines()
 
 
 @contextlib.contextmanager
 def readable(source: str) -> Iterator[None]:
-    """Turns what a missing, damaged or truncated file raises while it is read into one clear line."""
+    """Turns the exceptions of reading a missing, damaged or truncated file into a UserError of one line."""
     try:
         yield
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
-        # An OSError's own text repeats the path, which the source has already named.
+        # The text of an OSError repeats the path, which `source` already has.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{source} cannot be read: {reason}; get the file again, or check its permissions") from error
+        raise UserError(
+            f"{source} cannot be read: {reason}; download or copy the file again, or check its permissions"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """The SHA-256 of the contents of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A corpus of the user's own: any object that has the documents of each split."""
+"""A corpus of the user's own: any object with a method that yields the documents of each split."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,13 +9,14 @@ from minigpt_jax.errors import UserError
 
 
 class Custom:
-    """A `Corpus` made of what code of the user's own returns, given the `DataConfig`.
+    """Wraps the object that the user's own code returns, given the `DataConfig`, as a `Corpus`.
 
-    That needs `documents(split)` alone. Its `fingerprint` is asked for if it has one, else all documents are read once;
-    the contents of its file are part of the result. `floor(split)` is optional too. Blank documents are left out.
+    The object needs only a method `documents(split)`. Its `fingerprint` is used if it has one; otherwise all documents
+    are read once to compute one. The contents of the code's file are part of the fingerprint in both cases.
+    `floor(split)` is optional too. Blank documents are skipped.
 
     Raises:
-        UserError: the code was not run, it makes no corpus, or a document is no string.
+        UserError: the code has not been run, it does not return a corpus, or a document is not a string.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -23,7 +24,8 @@ class Custom:
         self._corpus = code.loaded(config.corpus)(config)
         if not callable(getattr(self._corpus, "documents", None)):
             raise UserError(
-                f"--data.corpus {self.name}: it makes a {type(self._corpus).__name__} without a method documents(split)"
+                f"--data.corpus {self.name}: it returns a {type(self._corpus).__name__}, which has no method "
+                "documents(split)"
             )
         contents = getattr(self._corpus, "fingerprint", None) or self._sum()
         file = config.corpus.sha256 if isinstance(config.corpus, code.Code) else ""
@@ -44,7 +46,7 @@ class Custom:
         return None if floor is None else floor(split)
 
     def _sum(self) -> str:
-        """SHA-256 of all documents, in hex."""
+        """The SHA-256 of all documents, in hex."""
         total = hashlib.sha256()
         for split in SPLITS:
             for text in self.documents(split):

@@ -1,7 +1,7 @@
-"""SimpleBooks: paragraphs of 1,573 Gutenberg books of simple English (Nguyen, 2019, arXiv:1911.12391).
+"""SimpleBooks: paragraphs of 1,573 Gutenberg books in simple English (Nguyen, 2019, arXiv:1911.12391).
 
-One paragraph a line. An archive given by the user is read where it lies, straight from the zip; a downloaded one is
-unpacked into the cache (see `simplebooks_download`). Either way a damaged byte is noticed while it is read.
+Each line is a paragraph. An archive given by the user is read directly from the zip file. A downloaded one is unpacked
+into the cache (see `simplebooks_download`). In both cases damaged bytes are noticed when they are read.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ CONFIGURATIONS: tuple[str, ...] = get_args(get_type_hints(DataConfig)["simpleboo
 
 
 class SimpleBooks:
-    """One of the archive's configurations, as a `Corpus`; every non-blank line is a document.
+    """One of the archive's configurations, as a `Corpus`. Every line that is not blank is a document.
 
     Args:
-        archive: the zip file. The fingerprint is of its bytes, wherever the text is then read from.
+        archive: the zip file, of whose bytes the fingerprint is computed.
         configuration: one of `CONFIGURATIONS`.
-        unpacked: a folder that the archive was unpacked into, to read from instead.
-        source: how errors name the archive.
+        unpacked: a folder into which the archive was unpacked; if given, the text is read from there.
+        source: the name of the archive in errors.
 
     Raises:
-        UserError: when the archive is missing, truncated, not a zip, not SimpleBooks, or its validation or test part
-            cannot be read. The training part, which is a hundred times longer, is checked as it is first read.
+        UserError: the archive is missing, truncated, not a zip file or not SimpleBooks, or its validation or test split
+            cannot be read. The training split, which is a hundred times longer, is checked when it is first read.
     """
 
     def __init__(self, archive: Path, configuration: str, unpacked: Path | None = None, source: str | None = None):
@@ -45,7 +45,9 @@ class SimpleBooks:
         for split in SPLITS:
             documents = self.documents(split)
             if next(documents, None) is None:
-                raise UserError(f"{self._source}: {self._members[split].filename} holds no text; get the archive again")
+                raise UserError(
+                    f"{self._source}: {self._members[split].filename} holds no text; download the archive again"
+                )
             if split != "train":
                 for _ in documents:
                     pass
@@ -66,10 +68,10 @@ class SimpleBooks:
 
 
 def open_zip(path: Path, source: str) -> zipfile.ZipFile:
-    """Opens a zip file for reading; `source` names it in errors.
+    """Opens a zip file for reading. `source` names it in errors.
 
     Raises:
-        UserError: when it is missing, a folder, not a zip, or cut short (its directory is at its end).
+        UserError: it is missing, a folder, not a zip file, or truncated (the directory of a zip file is at its end).
     """
     if not path.exists():
         raise UserError(f"{source}: no such file; give the path of a .zip archive")
@@ -80,21 +82,21 @@ def open_zip(path: Path, source: str) -> zipfile.ZipFile:
             return zipfile.ZipFile(path)
         except zipfile.BadZipFile as error:
             raise UserError(
-                f"{source} is not a zip file, or one cut short ({path.stat().st_size:,} bytes); get it again"
+                f"{source} is not a zip file, or is truncated ({path.stat().st_size:,} bytes); download it again"
             ) from error
 
 
 def holdings(names: list[str], most: int = 6) -> str:
-    """A list of names for an error message, cut short."""
+    """A list of names for an error message, of which at most `most` are spelled out."""
     shown = ", ".join(names[:most]) or "nothing"
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _members(file: zipfile.ZipFile, configuration: str, source: str) -> dict[Split, zipfile.ZipInfo]:
-    """The configuration's three members.
+    """The members of the archive that hold the three splits of a configuration.
 
     Raises:
-        UserError: when one is missing, empty or encrypted.
+        UserError: one of them is missing or encrypted.
     """
     names: dict[Split, str] = {split: f"simplebooks/{configuration}/{split}.txt" for split in SPLITS}
     there = [info.filename for info in file.infolist() if not info.is_dir()]
@@ -102,10 +104,10 @@ def _members(file: zipfile.ZipFile, configuration: str, source: str) -> dict[Spl
     if missing:
         complete = [c for c in CONFIGURATIONS if all(f"simplebooks/{c}/{split}.txt" in there for split in SPLITS)]
         if complete:
-            mend = f"it holds {', '.join(complete)}; choose one of them with --data.simplebooks"
+            advice = f"it holds {', '.join(complete)}; choose one of them with --data.simplebooks"
         else:
-            mend = f"it holds {holdings(there)}; give the SimpleBooks archive"
-        raise UserError(f"{source} lacks {', '.join(missing)}; {mend}")
+            advice = f"it holds {holdings(there)}; give the SimpleBooks archive"
+        raise UserError(f"{source} does not contain {', '.join(missing)}; {advice}")
     members: dict[Split, zipfile.ZipInfo] = {split: file.getinfo(name) for split, name in names.items()}
     for info in members.values():
         if info.flag_bits & 1:
@@ -114,7 +116,7 @@ def _members(file: zipfile.ZipFile, configuration: str, source: str) -> dict[Spl
 
 
 class _CheckedFile(io.RawIOBase):
-    """A file whose CRC-32 is compared, at its end, with the one the archive has for it."""
+    """A file whose CRC-32 is compared, once it is read to the end, with the one recorded in the archive."""
 
     def __init__(self, path: Path, crc: int):
         self._path = path
@@ -129,7 +131,7 @@ class _CheckedFile(io.RawIOBase):
         count = self._file.readinto(buffer) or 0
         self._crc = zlib.crc32(memoryview(buffer)[:count], self._crc)
         if count == 0 and self._crc != self._expected:
-            raise UserError(f"{self._path} has changed since it was unpacked; delete it to have it unpacked again")
+            raise UserError(f"{self._path} has changed since it was unpacked; delete it, and it is unpacked again")
         return count
 
     def close(self) -> None:

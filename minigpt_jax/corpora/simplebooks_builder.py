@@ -1,12 +1,12 @@
-"""SimpleBooks for `tfds.load`: the lines of `simplebooks.SimpleBooks`, as a TensorFlow Datasets builder.
+"""SimpleBooks for `tfds.load`: a TensorFlow Datasets builder of the lines of `simplebooks.SimpleBooks`.
 
     import tensorflow_datasets as tfds
-    import minigpt_jax.corpora.simplebooks_builder  # registers it
+    import minigpt_jax.corpora.simplebooks_builder  # registers the builder
 
-    tfds.load("simple_books", split="train")  # the download
+    tfds.load("simple_books", split="train")  # downloads the archive
     tfds.load("simple_books/simplebooks-2-raw", builder_kwargs={"archive": "FILE.zip"})
 
-Training does not come this way: it streams the lines straight into its token store.
+Training does not use the builder: it streams the lines directly into the token store.
 """
 
 import dataclasses
@@ -35,19 +35,19 @@ CITATION = """\
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class SimpleBooksConfig(tfds.core.BuilderConfig):
-    """A configuration of the archive, and where that lies. Its name names the data folder."""
+    """A configuration of the archive, and the path of the archive. Its name is also that of the data folder."""
 
     configuration: str
     archive: str | None = None
 
 
 class SimpleBooks(tfds.core.GeneratorBasedBuilder):
-    """Splits `train`, `validation` and `test` of one feature, `text`, in the archive's order.
+    """The splits `train`, `validation` and `test`, with one feature, `text`, in the order of the archive.
 
     Args:
-        archive: a zip file on disk instead of the download. Its SHA-256 is part of the data folder's name, so that
-            records prepared from one archive are never taken for another's.
-        config: one of `simplebooks.CONFIGURATIONS`; the first by default.
+        archive: a zip file on disk, which is used instead of the download. Its SHA-256 is part of the name of the data
+            folder, so that records of different archives are never confused.
+        config: one of `simplebooks.CONFIGURATIONS`; by default the first.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -56,7 +56,7 @@ class SimpleBooks(tfds.core.GeneratorBasedBuilder):
         SimpleBooksConfig(name=name, configuration=name, description=f"simplebooks/{name} of the archive.")
         for name in CONFIGURATIONS
     ]
-    # Where TFDS would find this out itself, 4.9 imports a package that it does not depend on (importlib_resources).
+    # To find this path, TFDS 4.9 would import a package that it does not depend on (importlib_resources).
     code_path = epath.Path(__file__)  # pyright: ignore[reportAssignmentType]
 
     def __init__(
@@ -81,7 +81,7 @@ class SimpleBooks(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Paragraphs of 1,573 Gutenberg books of simple English, one an example.",
+            description="Paragraphs of 1,573 Gutenberg books in simple English, one per example.",
             features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
             homepage="https://arxiv.org/abs/1911.12391",
             citation=CITATION,

@@ -1,9 +1,12 @@
-"""The SimpleBooks archive from the network: fetched, checked, unpacked and cached by TensorFlow Datasets' manager.
+"""Downloads the SimpleBooks archive, checks it, and unpacks it into the cache, by TensorFlow Datasets' manager.
 
-What the manager leaves open is closed here. Without a network it tries for over three minutes, so that the address is
-probed first; it checks only a SHA-256, and nobody has published one for this archive, so that its size and its zip
-directory are checked, and the sum of the first download is recorded and compared from then on; a member whose path
-leaves the folder is skipped silently, and is refused here; what an interrupted download leaves behind is removed.
+The functions here add what the manager lacks:
+
+- Without a network it tries for over three minutes. Here the address is probed first.
+- It checks only a SHA-256, and none has been published for this archive. Here the size and the zip directory are
+  checked, and the SHA-256 of the first download is recorded and compared from then on.
+- It silently skips members whose path leaves the folder. Here an archive with such members is refused.
+- It leaves the files of an interrupted download behind. Here they are removed.
 """
 
 import contextlib
@@ -26,26 +29,26 @@ SIZE = 282_386_239
 PROBE_SECONDS = 10
 RECORD = "archive.json"
 WAYS_OUT = (
-    "give the archive with --data.archive FILE.zip, or take --data.corpus stories, "
+    "give the archive with --data.archive FILE.zip, or use --data.corpus stories, "
     "or --data.corpus text --data.files FILE …"
 )
-_OTHER_CACHE = "free some, or set MINIGPT_CACHE to another folder"
+_OTHER_CACHE = "free some space, or set MINIGPT_CACHE to another folder"
 
 
 class Download(NamedTuple):
-    """A checked archive on disk, and the folder that it is unpacked in."""
+    """A checked archive on disk, and the folder into which it was unpacked."""
 
     archive: Path
     unpacked: Path
 
 
 def download(cache: Path, url: str = URL, size: int = SIZE) -> Download:
-    """The archive under `cache`; the network is used only where it is not there already, whole and undamaged.
+    """Returns the archive in `cache`. It is downloaded only if it is missing or damaged.
 
-    Processes that start together wait for the first. Imports TensorFlow, but only to download or unpack.
+    Processes that start together wait for the first one. TensorFlow is imported only to download or unpack.
 
     Raises:
-        UserError: when it cannot be had or is not what it should be, or the cache cannot be written.
+        UserError: the archive cannot be downloaded or is not the expected one, or the cache cannot be written.
     """
     folder = cache / "simplebooks"
     with _usable(folder):
@@ -65,12 +68,12 @@ def download(cache: Path, url: str = URL, size: int = SIZE) -> Download:
 
 
 def _download(folder: Path, url: str, size: int) -> Path:
-    """Downloads and unpacks, and records the sum last, so that a record means a whole and checked archive."""
+    """Downloads and unpacks the archive. Its SHA-256 is recorded last, so a record implies a checked archive."""
     _probe(url, size)
-    _require_space(folder, 4 * size)  # text is about three times its zip
+    _require_space(folder, 4 * size)  # the text is about three times as large as the zip file
     import tensorflow_datasets as tfds
 
-    # Whatever is there without a valid record is what an interrupted or damaged download left.
+    # Files without a valid record were left by an interrupted or damaged download.
     downloads = folder / "downloads"
     shutil.rmtree(downloads, ignore_errors=True)
     try:
@@ -83,8 +86,8 @@ def _download(folder: Path, url: str, size: int) -> Path:
         before = _record(folder)
         if before.get("url") == url and before["sha256"] != record["sha256"]:
             raise UserError(
-                f"{url} is not the archive that was downloaded before (SHA-256 {record['sha256'][:12]}…, then "
-                f"{before['sha256'][:12]}…); if that is right, delete {folder / RECORD} and try again"
+                f"{url} is not the archive that was downloaded before (SHA-256 {record['sha256'][:12]}… instead of "
+                f"{before['sha256'][:12]}…); to accept the new one, delete {folder / RECORD} and try again"
             )
         _unpack(folder, archive)
     except BaseException:
@@ -97,10 +100,10 @@ def _download(folder: Path, url: str, size: int) -> Path:
 
 
 def _probe(url: str, size: int) -> None:
-    """Asks for the archive's headers, to fail within seconds where the manager would try for minutes.
+    """Requests the headers of the archive, to fail within seconds. The manager would try for minutes.
 
     Raises:
-        UserError: when the server is not reached, refuses, or announces another size.
+        UserError: the server cannot be reached, refuses the request, or announces another size.
     """
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS) as reply:
@@ -108,21 +111,21 @@ def _probe(url: str, size: int) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"SimpleBooks cannot be downloaded from {url} ({_reason(error)}); {WAYS_OUT}") from error
     if announced is not None and int(announced) != size:
-        raise UserError(f"{url} offers {int(announced):,} bytes where SimpleBooks has {size:,}; {WAYS_OUT}")
+        raise UserError(f"{url} offers {int(announced):,} bytes, but SimpleBooks has {size:,}; {WAYS_OUT}")
 
 
 def _check(archive: Path, url: str, size: int) -> None:
-    """Checks a downloaded archive's size, its zip directory, and that no member would leave the folder.
+    """Checks the size and the zip directory of a downloaded archive, and that no member would leave the folder.
 
     Raises:
-        UserError: when it fails.
+        UserError: one of the checks fails.
     """
     if (got := archive.stat().st_size) != size:
-        raise UserError(f"{url} sent {got:,} bytes where SimpleBooks has {size:,}; try again, or {WAYS_OUT}")
+        raise UserError(f"{url} sent {got:,} bytes, but SimpleBooks has {size:,}; try again, or {WAYS_OUT}")
     with open_zip(archive, url) as file:
         unsafe = [name for name in file.namelist() if _leaves(name)]
     if unsafe:
-        raise UserError(f"{url} is refused: {holdings(unsafe)} would unpack out of its folder; {WAYS_OUT}")
+        raise UserError(f"{url} is refused: {holdings(unsafe)} would be unpacked outside its folder; {WAYS_OUT}")
 
 
 def _unpack(folder: Path, archive: Path) -> None:
@@ -163,7 +166,7 @@ def _unpacked(folder: Path, archive: Path) -> Path:
 
 
 def _is_unpacked(archive: Path, unpacked: Path) -> bool:
-    """Whether every text file of the archive lies in the folder at its full length; its CRC is checked at reading."""
+    """Whether the folder has every text file of the archive at its full length. CRCs are checked when it is read."""
     with zipfile.ZipFile(archive) as file:
         texts = [info for info in file.infolist() if PurePosixPath(info.filename).match("simplebooks/*/*.txt")]
     paths = [unpacked / info.filename for info in texts]
@@ -172,11 +175,11 @@ def _is_unpacked(archive: Path, unpacked: Path) -> bool:
 
 def _require_space(folder: Path, need: int) -> None:
     if (free := shutil.disk_usage(folder).free) < need:
-        raise UserError(f"{folder} has {free:,} bytes free and SimpleBooks needs {need:,} more; {_OTHER_CACHE}")
+        raise UserError(f"{folder} has {free:,} bytes free, but SimpleBooks needs {need:,}; {_OTHER_CACHE}")
 
 
 def _leaves(name: str) -> bool:
-    """Whether a member's path is absolute or climbs out of the folder it is unpacked in, on any system."""
+    """Whether the path of a member is absolute or leads out of the folder, on any operating system."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or (bool(path.parts) and ":" in path.parts[0])
 
@@ -186,11 +189,13 @@ def _usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot use the cache {folder}: {_reason(error)}; set MINIGPT_CACHE to another") from error
+        raise UserError(
+            f"the cache {folder} cannot be used: {_reason(error)}; set MINIGPT_CACHE to another folder"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
-    """The innermost reason on one line: urllib wraps it once, requests and urllib3 several times."""
+    """The innermost reason of an error, on one line. urllib wraps it once, requests and urllib3 several times."""
     while isinstance(inner := getattr(error, "reason", None) or (error.args and error.args[0]), Exception):
         error = inner
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

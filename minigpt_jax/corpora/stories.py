@@ -1,10 +1,10 @@
-"""The built-in corpus: little tales drawn from a seeded probabilistic grammar, and their exact probabilities.
+"""The built-in corpus: short tales drawn from a seeded probabilistic grammar, and their exact probabilities.
 
-The grammar is data (`stories_grammar`, `stories_words`): rules whose options are lines of words, of mentions `{slot}`
-and of other rules. What a slot stands for (the hero's name, the place, the lost thing) is drawn where the tale first
-mentions it and remembered from there on. So a tale is nothing but a chain of choices, and one description of them,
-`Grammar.choice`, serves both ways: `draw` picks an option, `derivations` follows the options that the text allows.
-The two cannot disagree, which makes the corpus a test bench: the entropy floor of held-out tales is known exactly.
+The grammar is data (`stories_grammar`, `stories_words`): rules whose options are sequences of words, of mentions
+`{slot}` and of other rules. The entry of a slot (such as the hero's name, the place or the lost thing) is drawn where
+the tale first mentions it, and remembered from then on. A tale is therefore a sequence of choices. The same function,
+`Grammar.choice`, is used to generate and to score: `draw` picks an option at random, and `derivations` follows all
+options that the text allows. As both use the same choices, the entropy of held-out tales is known exactly.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ from minigpt_jax.corpora.stories_grammar import RULES
 from minigpt_jax.corpora.stories_words import LEXICONS, SLOTS
 from minigpt_jax.errors import UserError
 
-MAX_WORDS = 126  # of a tale: with a start and an end it fits a window of 128
-MAX_HELD_OUT = 500  # tales in each of validation and test: their mean loss is known to half a percent
-DRAWING = 1  # the version of how numbers become tales; part of the fingerprint
+MAX_WORDS = 126  # the length limit of a tale: with [BOS] before and after it, it fits into a window of 128
+MAX_HELD_OUT = 500  # the most tales in each of validation and test; their mean loss is then known to half a percent
+DRAWING = 1  # the version of the algorithm that draws tales; part of the fingerprint
 
 
 class Mention(NamedTuple):
-    """A place in a line where a slot's entry is said, in one of its forms ("" is the entry itself)."""
+    """A position where the entry of a slot is mentioned, in one of its forms. The form "" is the entry itself."""
 
     slot: str
     form: str
 
 
 class Rule(NamedTuple):
-    """A place in a line where one of a rule's options is told."""
+    """A position that is replaced by one of the options of a rule."""
 
     name: str
 
@@ -46,7 +46,7 @@ Memory = Mapping[str, str]  # slot -> the entry drawn for it
 
 
 class Option(NamedTuple):
-    """One way to replace a symbol: by these symbols, remembering this entry, with this log-probability."""
+    """One way to replace a symbol: the symbols that replace it, the entry to remember, and the log-probability."""
 
     symbols: tuple[Symbol, ...]
     binding: tuple[str, str] | None
@@ -55,7 +55,7 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """The options of a symbol, with cumulative integer weights: drawing is exact on every platform."""
+    """The options of a symbol. Their cumulative weights are integers, so that draws are the same on every platform."""
 
     options: tuple[Option, ...]
     cumulative: tuple[int, ...]
@@ -66,7 +66,7 @@ class Choice:
         weighted: Iterable[tuple[int, tuple[Symbol, ...]]],
         bindings: Iterable[tuple[str, str] | None] = repeat(None),
     ) -> "Choice":
-        """The choice among symbols with these weights, each remembered by the binding at its place."""
+        """The choice among options with these weights and symbols, and with the binding of each."""
         rows = tuple(weighted)
         cumulative = tuple(accumulate(weight for weight, _ in rows))
         options = (
@@ -77,40 +77,41 @@ class Choice:
 
 
 class Entry(NamedTuple):
-    """A lexicon's row: its weight, and what is said in each form."""
+    """A row of a lexicon: its weight, and the words of each form."""
 
     weight: int
     forms: dict[str, tuple[Symbol, ...]]
 
 
 class Agenda(NamedTuple):
-    """What is left to tell, as a linked list that the branches of a search share; None is its end."""
+    """The symbols that are still to be told, as a linked list that branches of a search share. None is its end."""
 
     symbol: Symbol
     rest: "Agenda | None"
 
     @staticmethod
     def of(symbols: tuple[Symbol, ...], rest: "Agenda | None" = None) -> "Agenda | None":
-        """These symbols, and then the rest."""
+        """The agenda of these symbols followed by the rest."""
         for symbol in reversed(symbols):
             rest = Agenda(symbol, rest)
         return rest
 
 
 class Grammar:
-    """A probabilistic grammar whose slots have a memory.
+    """A probabilistic grammar whose slots remember what they stand for.
 
     Args:
-        rules: blocks of a name and, indented, its options, parted by line ends or `|`: words, mentions `{slot}` or
-            `{slot.form}`, rules `<name>`, and options within the option, `[ a | b c | ]`. One that opens with an
-            integer has that weight instead of 1. A tale is an option of the first rule.
-        lexicons: blocks of a table, its columns parted by `|`. The first line gives the lexicon's name and the names
-            of the forms after the first column, which is the entry itself; every entry has a form `a` too, itself with
-            its indefinite article. Entries may have a weight as options do.
-        slots: slot -> the lexicon that it draws from, for slots that are not named after their lexicon. Two slots of
-            one lexicon never hold the same entry.
+        rules: blocks, each of which is the name of a rule followed by its options, indented. Options are separated by
+            line ends or by `|`. An option consists of words, mentions `{slot}` or `{slot.form}`, rules `<name>`, and
+            nested options `[ a | b c | ]`. If it begins with an integer, this is its weight; the default is 1. A tale
+            is an option of the first rule.
+        lexicons: blocks, each of which is a table whose columns are separated by `|`. Its first line has the name of
+            the lexicon and the names of the forms. The first column has the entries. Every entry also has the form
+            `a`: the entry with its indefinite article. Entries may have a weight, as options do.
+        slots: the lexicon of each slot that is not named after its lexicon. Two slots with the same lexicon never have
+            the same entry.
 
-    Blank lines and lines that open with `#` are left out.
+    Blank lines, and lines that begin with `#`, are ignored.
     """
 
     def __init__(self, rules: str, lexicons: str, slots: Mapping[str, str]):
@@ -125,12 +126,12 @@ class Grammar:
             slot: tuple(peer for peer in self.slots if peer != slot and self.slots[peer] == self.slots[slot])
             for slot in self.slots
         }
-        # These are asked for again and again.
+        # These choices are needed repeatedly.
         self._remembered_choice = cache(self._remembered)
         self._undrawn_choice = cache(self._undrawn)
 
     def choice(self, symbol: Mention | Rule, memory: Memory) -> Choice:
-        """The ways to replace a symbol after what has been told. A slot that is remembered has one way."""
+        """The ways to replace a symbol, given the memory. A slot that is remembered has only one."""
         if isinstance(symbol, Rule):
             return self.rules[symbol.name]
         if symbol.slot in memory:
@@ -161,9 +162,9 @@ class Grammar:
         return " ".join(words), log_p
 
     def derivations(self, text: str) -> Iterator[float]:
-        """The log-probability (nats) of every chain of choices that tells this text, by following the text.
+        """Yields the log-probability (nats) of every sequence of choices that generates this text.
 
-        The search goes on with each option that the next word allows; a wrong one dies a few words later.
+        The search follows every option that the next word allows. A wrong option is ruled out a few words later.
         """
         words = text.split(" ") if text else []
         pending: list[tuple[Agenda | None, int, Memory, float]] = [(Agenda(self.start, None), 0, {}, 0.0)]
@@ -179,12 +180,12 @@ class Grammar:
             else:
                 for symbols, binding, option_log_p in self.choice(agenda.symbol, memory).options:
                     if symbols and isinstance(symbols[0], str) and symbols[0] != word:
-                        continue  # most options end here, before they cost anything
+                        continue  # most options are ruled out here, at almost no cost
                     known = {**memory, binding[0]: binding[1]} if binding else memory
                     pending.append((Agenda.of(symbols, agenda.rest), position, known, log_p + option_log_p))
 
     def log_probability(self, text: str) -> float:
-        """The log-probability (nats) of a text under the grammar, its end included; -inf where it is no tale."""
+        """The log-probability (nats) of a text under the grammar, its end included; -inf if it is not a tale."""
         found = list(self.derivations(text))
         if not found:
             return -math.inf
@@ -218,7 +219,7 @@ class Grammar:
     def _options(self, owner: str, words: Iterator[str]) -> list[tuple[int, tuple[Symbol, ...]]]:
         """Reads options and their weights, up to a closing bracket or the end.
 
-        Options in brackets become a rule of their own, named after its owner.
+        Nested options become a separate rule, named after `owner`.
         """
         options: list[list[Symbol]] = [[]]
         for word in words:
@@ -239,7 +240,7 @@ class Grammar:
 
 
 def _blocks(text: str) -> dict[str, list[str]]:
-    """The blocks of a grammar's source: each unindented line with the indented ones below it."""
+    """The blocks of a grammar's source: each unindented line and the indented lines below it."""
     blocks: dict[str, list[str]] = {}
     header = ""
     for line in text.split("\n"):
@@ -256,7 +257,7 @@ def _cells(row: str) -> list[str]:
 
 
 def _weighed(symbols: list[Symbol]) -> tuple[int, tuple[Symbol, ...]]:
-    """The weight that an option opens with, 1 by default, and the rest of it."""
+    """The weight with which an option begins, by default 1, and the rest of the option."""
     if symbols and isinstance(symbols[0], str) and symbols[0].isdecimal():
         return int(symbols[0]), tuple(symbols[1:])
     return 1, tuple(symbols)
@@ -269,18 +270,18 @@ def tale_grammar() -> Grammar:
 
 
 def log_probability(tale: str) -> float:
-    """The exact log-probability (nats) of a tale, its end included, from its text alone; -inf for any other text."""
+    """The exact log-probability (nats) of a tale, its end included, given its text. It is -inf for any other text."""
     return tale_grammar().log_probability(tale)
 
 
 class Stories:
     """A corpus of generated tales: tale i of a split is a pure function of (seed, split, i).
 
-    Validation and test hold a tenth as many tales as training, at most `MAX_HELD_OUT`.
+    Validation and test each have a tenth as many tales as training, and at most `MAX_HELD_OUT`.
 
     Args:
-        num_train: tales to train on.
-        seed: draws other tales from the same grammar.
+        num_train: the number of tales for training.
+        seed: the seed with which tales are drawn.
 
     Raises:
         UserError: num_train is not positive.
@@ -298,14 +299,14 @@ class Stories:
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def documents(self, split: Split) -> Iterator[str]:
-        """The tales of a split, one at a time. Each has a generator of its own, seeded by a hash that never changes."""
+        """Yields the tales of a split. Each is drawn with its own seed, a hash that is the same in all versions."""
         for index in range(self.sizes[split]):
             digest = hashlib.sha256(f"{self.seed}/{split}/{index}".encode()).digest()
             yield tale_grammar().draw(random.Random(int.from_bytes(digest)))[0]
 
     def floor(self, split: Split) -> float:
-        """The total negative log-probability (nats) of a split's tales, ends included.
+        """The total negative log-probability (nats) of the tales of a split, ends included.
 
-        No model has a lower loss in expectation: this is the loss of the distribution that the tales come from.
+        It is the loss of the distribution that generates the tales, so no model has a lower loss in expectation.
         """
         return -math.fsum(map(log_probability, self.documents(split)))

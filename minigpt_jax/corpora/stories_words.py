@@ -1,8 +1,9 @@
-"""The words of the generated stories, as data: what each slot can stand for, and what can be said of it.
+"""The words of the generated stories, as data: the entries that each slot can stand for, and their forms.
 
-A block is a lexicon. Its first line gives its name and the forms after it; a row gives an entry and what it says in
-each form. `{place}` says the entry, `{place.spot}` its form; `stories.Grammar` tells the rest. A form may differ from
-entry to entry as much as it likes (how an animal helps, what a bell does): the tale recalls it, so a model must too.
+Each block is a lexicon. Its first line has the name of the lexicon and the names of the forms. Each row has an entry
+and the words of its forms. `{place}` is replaced by an entry, and `{place.spot}` by that form of it; `stories.Grammar`
+explains the rest. The forms of different entries may be unrelated (how an animal helps, what a bell does): a tale
+refers back to them, so a model has to learn them.
 """
 
 _HE = "3 tom, 2 jack, 2 ben, sam, leo, finn, oscar, hugo, otto, felix, henry, theo, toby, milo, rufus, jasper"
@@ -14,7 +15,8 @@ _NAMES = "\n".join(
     + [f"    {name} | she | her | her" for name in _SHE.split(", ")]
 )
 
-SLOTS = {"hero": "name", "friend": "name", "friend_kind": "kind", "friend_trait": "trait"}  # the others: as named
+SLOTS = {"hero": "name", "friend": "name", "friend_kind": "kind", "friend_trait": "trait"}
+"""The lexicon of each slot that is not named after its lexicon."""
 
 LEXICONS = f"""
 {_NAMES}

@@ -1,7 +1,7 @@
-"""Any text as a corpus: files, globs and folders of .txt, .gz, .zip and .jsonl, with documents held out by their text.
+"""A corpus of any text: files, globs and folders of .txt, .gz, .zip and .jsonl.
 
-Opening reads all of it once, in bounded memory (8 bytes a document): it finds every error, hashes the contents for the
-fingerprint, and learns where to cut the splits.
+Opening the corpus reads all files once, with 8 bytes of memory per document. This finds every error, computes the
+fingerprint of the contents, and determines the splits.
 """
 
 import glob
@@ -26,7 +26,7 @@ from minigpt_jax.utf8 import check_encoding, decode
 
 ALLOWED = ".txt, .jsonl, .txt.gz, .jsonl.gz or .zip"
 
-# Anything but white space, control characters and Unicode's Default_Ignorable_Code_Point.
+# Any character except white space, control characters and Unicode's Default_Ignorable_Code_Point.
 _VISIBLE = re.compile(
     "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -36,19 +36,20 @@ _VISIBLE = re.compile(
 class Text:
     """The user's own files, as a `Corpus`.
 
-    A document's split depends on its text alone (a hash of it falls below one of two cuts), so that a text that occurs
-    twice is never in two splits. The cuts are quantiles of the hashes: each of validation and test gets `held_out` of
-    the distinct documents, and at least one.
+    The split of a document depends only on a hash of its text, so that equal documents are always in the same split.
+    Two quantiles of the hashes divide the documents: validation and test each get the fraction `held_out` of the
+    distinct documents, and at least one.
 
     Args:
-        files: files, globs and folders (with all that lies in them), read in this order, each sorted by path.
-        document: a line or a file (or zip member) is one document; a .jsonl record always is.
+        files: files, globs and folders, which are searched recursively. They are read in this order, and the files of
+            each in the order of their paths.
+        document: whether a line or a file (or member of a zip file) is a document. A .jsonl record always is one.
         json_field: the field of a .jsonl record that holds its text.
-        held_out: share of the documents for each of validation and test, above 0 and below 0.5.
+        held_out: the fraction of documents for each of validation and test, above 0 and below 0.5.
 
     Raises:
-        UserError: when a file is missing, of another kind, empty, damaged or not UTF-8, a record is not JSON or lacks
-            the field, or there are fewer than three distinct documents.
+        UserError: a file is missing, of another kind, empty, damaged or not UTF-8, a record is not JSON or does not
+            have the field, or there are fewer than three distinct documents.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Text:
             raise UserError("--data.corpus text needs --data.files: files, globs or folders of " + ALLOWED)
         if not 0 < held_out < 0.5:
             raise UserError(
-                f"--data.held-out {held_out:g} must be above 0 and below 0.5: a share for each of two splits"
+                f"--data.held-out {held_out:g} must be above 0 and below 0.5: validation and test each get this share"
             )
         self.name = "text"
         self._document = document
@@ -77,13 +78,13 @@ class Text:
                 total.update(digest)
                 keys.append(_key(digest))
             if source.named and len(keys) == before:
-                raise UserError(f"--data.files {source.path} holds no text; leave it out or give another file")
+                raise UserError(f"--data.files {source.path} contains no text; omit it or give another file")
         distinct = np.unique(np.frombuffer(keys, np.uint64)) if keys else np.empty(0, np.uint64)
         if (count := len(distinct)) < 3:
-            mend = "give more text" + (", or --data.document line" if document == "file" else "")
+            advice = "give more text" + (", or use --data.document line" if document == "file" else "")
             raise UserError(
                 f"--data.files {holdings(list(files))}: {count or 'no'} distinct document{'' if count == 1 else 's'}, "
-                f"and training, validation and test need one each; {mend}"
+                f"but training, validation and test need one each; {advice}"
             )
         held = min(max(round(held_out * count), 1), (count - 1) // 2)
         valid_end, test_end = int(distinct[held]), int(distinct[2 * held])
@@ -107,10 +108,10 @@ class Text:
     def _digest(self, text: str, source: "_Source") -> bytes:
         try:
             return hashlib.sha256(text.encode()).digest()
-        except UnicodeEncodeError as error:  # only JSON can spell it
+        except UnicodeEncodeError as error:  # possible only in an escape sequence of JSON
             raise UserError(
-                f"--data.files {source.path}: a record has half a surrogate pair, {text[error.start]!r}, which is no "
-                "character; write it whole"
+                f"--data.files {source.path}: a record has half a surrogate pair, {text[error.start]!r}, which is "
+                "not a character; write the whole pair"
             ) from error
 
     def _read(self, source: "_Source") -> Iterator[str]:
@@ -124,13 +125,14 @@ def read_files(
     *,
     flag: str = "--data.files",
 ) -> Iterator[str]:
-    """The documents of files, globs and folders, as `Text` reads them, with nothing held out.
+    """Yields the documents of files, globs and folders as `Text` does, but without dividing them into splits.
 
     Args:
-        flag: what the user calls the files, for errors.
+        files, document, json_field: as in `Text`.
+        flag: the flag by which the user gave the files, for errors.
 
     Raises:
-        UserError: as `Text` does, but that there may be few of them; it comes as they are read.
+        UserError: as in `Text`, while the files are read. There may be any number of documents.
     """
     for source in _sources(files, flag):
         yield from _documents(source, document, json_field, flag)
@@ -140,7 +142,7 @@ def _documents(source: "_Source", document: str, json_field: str, flag: str) -> 
     label = f"{flag} {source.path}"
     with readable(label):
         if source.members:
-            with zipfile.ZipFile(source.path) as file:  # once for all its members: its directory may be long
+            with zipfile.ZipFile(source.path) as file:  # opened once for all members, as its directory may be long
                 for name in source.members:
                     with readable(f"{label}: {name}"), file.open(name) as stream:
                         yield from _texts(stream, name, document, json_field, f"{label}: {name}")
@@ -151,7 +153,7 @@ def _documents(source: "_Source", document: str, json_field: str, flag: str) -> 
 
 
 def _texts(stream: IO[bytes], name: str, document: str, json_field: str, label: str) -> Iterator[str]:
-    """The documents of one file or member, without those that show nothing."""
+    """Yields the documents of one file or member that have a visible character."""
     if name.lower().removesuffix(".gz").endswith(".jsonl"):
         texts = (_field(line, json_field, f"{label}:{number}") for number, line in _lines(stream, label))
     elif document == "line":
@@ -167,24 +169,24 @@ def _lines(stream: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
 
 
 def _whole(stream: IO[bytes], label: str) -> str:
-    """All of a file, its lines parted by line feeds."""
+    """The whole text of a file, with line feeds as line ends."""
     raw = stream.read(MAX_DOCUMENT + 1)
     check_encoding(raw, label)
     if len(raw) > MAX_DOCUMENT:
         raise UserError(
-            f"{label} is longer than {MAX_DOCUMENT >> 20} MiB, the most that one document may have; "
-            "cut it into several files, or take --data.document line"
+            f"{label} is longer than {MAX_DOCUMENT >> 20} MiB, the limit for one document; "
+            "cut it into several files, or use --data.document line"
         )
     return decode(raw, label).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A file, or the members of a zip that are read."""
+    """A file to read, or a zip file and those of its members to read."""
 
     path: Path
     members: tuple[str, ...] = ()
-    named: bool = False  # by itself, not found by a glob or in a folder
+    named: bool = False  # the user gave this very path, and not a glob or a folder
 
 
 def _key(digest: bytes) -> int:
@@ -196,20 +198,20 @@ def _field(line: str, field: str, where: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); a .jsonl file has one object a line") from error
+        raise UserError(f"{where} is not JSON ({error}); a .jsonl file has one object per line") from error
     if not isinstance(record, dict):
-        raise UserError(f"{where} is a {type(record).__name__}, not an object; a .jsonl file has one object a line")
+        raise UserError(f"{where} is a {type(record).__name__}, not an object; a .jsonl file has one object per line")
     if field not in record:
         raise UserError(
-            f"{where} has no field {field!r}, only {holdings(list(record))}; name one with --data.json-field"
+            f"{where} has no field {field!r}, only {holdings(list(record))}; choose one with --data.json-field"
         )
     if not isinstance(record[field], str):
-        raise UserError(f"{where}: field {field!r} is no string; name another with --data.json-field")
+        raise UserError(f"{where}: field {field!r} is not a string; choose another with --data.json-field")
     return record[field]
 
 
 def _sources(specs: Sequence[str], flag: str) -> list[_Source]:
-    """All files that the user's words stand for, each once, in a fixed order."""
+    """All files that the given paths and patterns stand for, each once, in a fixed order."""
     seen: set[Path] = set()
     sources = []
     for spec in specs:
@@ -227,7 +229,7 @@ def _sources(specs: Sequence[str], flag: str) -> list[_Source]:
 def _expand(given: Path, flag: str) -> list[Path]:
     if given.is_file():
         if not _is_supported(given):
-            raise UserError(f"{flag} is of a kind that is not read; give {ALLOWED}")
+            raise UserError(f"{flag} is not of a supported kind; give {ALLOWED}")
         return [given]
     if given.is_dir():
         found = _walk([given])
@@ -236,7 +238,7 @@ def _expand(given: Path, flag: str) -> list[Path]:
     elif glob.has_magic(str(given)):
         matches = [Path(match) for match in sorted(glob.glob(str(given), recursive=True))]
         if not matches:
-            raise UserError(f"{flag} matches nothing; check the pattern (** goes into folders), and quote it")
+            raise UserError(f"{flag} matches no file; check the pattern (** matches folders), and quote it")
         found = [path for match in matches for path in (_walk([match]) if match.is_dir() else [match])]
     else:
         raise UserError(f"{flag}: no such file or folder; give files, globs or folders of {ALLOWED}")
@@ -244,15 +246,16 @@ def _expand(given: Path, flag: str) -> list[Path]:
     if not supported:
         raise UserError(f"{flag} has no {ALLOWED} file, only {holdings(sorted(path.name for path in found))}")
     for path in supported:
-        if not path.is_file():  # the text is read several times, and a pipe would wait for a writer
-            raise UserError(f"{flag}: {path} is a pipe, a device or a broken link, not a file; take it out")
+        if not path.is_file():  # files are read several times, and reading a pipe would block
+            raise UserError(f"{flag}: {path} is a pipe, a device or a broken link, not a file; remove it")
     return supported
 
 
 def _walk(folders: list[Path]) -> list[Path]:
-    """The files in the folders and in theirs, hidden ones left out, sorted by path.
+    """The files in the folders and their subfolders, without hidden ones, sorted by path.
 
-    Links to folders are followed last, so that a folder is read once and by its own name if it has one here.
+    Links to folders are followed last. A folder that can be reached in several ways is read once, by its own path if
+    possible.
     """
 
     def fail(error: OSError):
@@ -277,12 +280,13 @@ def _walk(folders: list[Path]) -> list[Path]:
 def _zip_members(path: Path, label: str) -> tuple[str, ...]:
     with open_zip(path, label) as file:
         there = sorted((info for info in file.infolist() if not info.is_dir()), key=lambda info: info.filename)
-    # macOS puts a hidden twin beside every file.
+    # macOS adds a hidden companion to every file.
     texts = [i for i in there if i.filename.lower().endswith((".txt", ".jsonl")) and "__MACOSX" not in i.filename]
     if not texts:
         raise UserError(f"{label} has no .txt or .jsonl member; it holds {holdings([i.filename for i in there])}")
     if encrypted := [info.filename for info in texts if info.flag_bits & 1]:
-        raise UserError(f"{label}: {holdings(encrypted)} encrypted; give an archive without a password")
+        verb = "is" if len(encrypted) == 1 else "are"
+        raise UserError(f"{label}: {holdings(encrypted)} {verb} encrypted; give an archive without a password")
     return tuple(info.filename for info in texts)
 
 
