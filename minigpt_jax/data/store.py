@@ -19,7 +19,7 @@ from minigpt_jax import display
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
-from minigpt_jax.config import DataConfig, Experiment, to_json
+from minigpt_jax.config import DataConfig, Experiment, flatten, options
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_prefixes
@@ -88,10 +88,7 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
         "format": FORMAT,
         "corpus": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,
-        "row_length": data.sequence_length + 1,
-        "dtype": np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).name,
-        "layouts": [layout for _, layout in _parts(data).values()],
-        "min_bytes": data.min_bytes if "lines" in (data.layout, data.layout_of("valid")) else None,
+        **keyed(experiment, "store"),
     }
     folder = cache / "stores" / _key(description)
     with cache_lock(folder):
@@ -103,6 +100,32 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
             splits = _open(folder, description, data)
         assert splits is not None, f"the store that was just written to {folder} is damaged"
     return Prepared(tokenizer, splits)
+
+
+def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[str, Any]:
+    """The part of the key of a cached tokenizer or store that comes from the fields that it depends on (`Facts.caches`).
+
+    Values that give the same rows have the same key. The names in it are those of the first version, so that older
+    caches are still found.
+    """
+    data, values = experiment.data, flatten(experiment)
+    fields = {
+        option.name: values[option.name]
+        for option in options(experiment)
+        if cache in option.facts.caches and not (option.facts.newer and option.value == option.default)
+    }
+    held_out = data.layout_of("valid")
+    if "lines" not in ((held_out,) if cache == "tokenizer" else (data.layout, held_out)):
+        fields["data.min_bytes"] = None
+    if cache == "tokenizer":
+        pieces = {name.partition(".")[2]: fields.pop(name) for name in list(fields) if name.startswith("tokenizer.")}
+        return {"tokenizer": pieces} | {name.partition(".")[2]: value for name, value in fields.items()}
+    del fields["data.layout"], fields["data.evaluation_layout"], fields["data.anneal_fraction"]
+    return {
+        "layouts": [layout for _, layout in _parts(data).values()],
+        "row_length": fields.pop("data.sequence_length") + 1,
+        "dtype": np.min_scalar_type(fields.pop("tokenizer.vocabulary_size") - 1).name,
+    } | {name.partition(".")[2]: value for name, value in fields.items()}
 
 
 def _parts(data: DataConfig) -> dict[Part, tuple[Split, Layout]]:
@@ -144,14 +167,11 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
     config = experiment.tokenizer
     if config.file is not None:
         return tokenizers.from_file(config)
-    settings = to_json(experiment)
     data, layout = experiment.data, experiment.data.layout_of("valid")
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
-        # Without `exact` where it is set: what was trained before there was such a field is still found.
-        "tokenizer": {k: v for k, v in settings["tokenizer"].items() if (k, v) != ("exact", True)},
-        "min_bytes": data.min_bytes if layout == "lines" else None,
+        **keyed(experiment, "tokenizer"),
     }
     folder = cache / "tokenizers" / _key(description)
     with cache_lock(folder):
