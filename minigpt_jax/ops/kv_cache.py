@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from minigpt_jax.ops.platform import on_cpu
+
 
 class Layer(NamedTuple):
     """Keys and values of one layer, and the latest inputs of its convolutions if it has any.
@@ -103,7 +105,7 @@ def attend(
     `scale` is 1 / sqrt(H) by default. Scores and softmax are float32.
     """
     slots, parts = layer.keys.shape[2], _PARTS
-    if jax.default_backend() != "cpu" or layer.keys.nbytes < _WORTH_A_CHOICE or slots % parts:
+    if not on_cpu() or layer.keys.nbytes < _WORTH_A_CHOICE or slots % parts:
         return _attend(query, layer, mask, scale)
 
     # Memory bounds it: read the slots up to the last one in use, in steps of a part.
@@ -156,7 +158,7 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
     def take(node: Layer | Array) -> Layer | Array:
         if not isinstance(node, Layer):
             return gather(node)
-        if used is None or jax.default_backend() != "cpu" or node.keys.shape[2] % _BLOCK:
+        if used is None or not on_cpu() or node.keys.shape[2] % _BLOCK:
             return Layer(*jax.tree.map(gather, tuple(node)))
         keys, values = _reorder_blocks((node.keys, node.values), gather, used)
         return Layer(keys, values, jax.tree.map(gather, node.recent))
