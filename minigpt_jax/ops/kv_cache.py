@@ -144,6 +144,9 @@ def visible(position: Int[Array, "B"], slots: int) -> Bool[Array, "B S"]:
     """Which slots the token at `position`, itself just written, may attend to: of the last S positions all there are.
 
     Before the cache is full these are the slots up to the token's own; from then on all of them.
+
+    >>> visible(jnp.array([1, 7]), slots=4).astype(int).tolist()
+    [[1, 1, 0, 0], [1, 1, 1, 1]]
     """
     return jnp.arange(slots)[None] <= position[:, None]
 

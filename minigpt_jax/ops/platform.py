@@ -17,6 +17,10 @@ def traced_for(platform: str) -> contextlib.AbstractContextManager[None]:
 
     A program traced so is for lowering (`jax.jit(f).trace(…).lower(lowering_platforms=(platform,))`): it runs on
     another platform at best slowly.
+
+    >>> with traced_for("cuda"):
+    ...     on_cpu()
+    False
     """
     return _asked_for(platform)
 

@@ -1,5 +1,6 @@
 """What training takes of memory at the very least, and what there is: told before anything is compiled or allocated."""
 
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -110,13 +111,16 @@ def _bytes_per_parameter(experiment: Experiment) -> int:
 
 
 def free() -> float:
-    """Bytes free on one accelerator, or on the host where that computes; infinite where nobody says."""
+    """Bytes free on one accelerator, or on the host where that computes; infinite where nobody says.
+
+    Of the host, all of its memory where only that is known, as on macOS.
+    """
     if on_cpu():
         try:
             with open("/proc/meminfo") as file:
                 return next(int(line.split()[1]) * 1024.0 for line in file if line.startswith("MemAvailable"))
         except (OSError, StopIteration):
-            return float("inf")
+            return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", float("inf")) - stats.get("bytes_in_use", 0)
 
