@@ -133,7 +133,13 @@ def run(
 
 def _prepare(experiment: Experiment) -> tuple[Prepared, str]:
     corpus = corpora.open_corpus(experiment.data, cache_dir())
-    return store.prepare(experiment, corpus, cache_dir(), display.track), corpus.fingerprint
+    prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
+    sizes = {part: int(rows.bytes.sum()) for part, rows in prepared.splits.items()}
+    display.console.print(
+        f"{sizes['train'] + sizes.get('finish', 0):,} bytes of text to train on · {sizes['valid']:,} held out for "
+        f"validation · {sizes['test']:,} for testing"
+    )
+    return prepared, corpus.fingerprint
 
 
 def describe(files: RunDir, experiment: Experiment, prepared: Prepared, fingerprints: dict[str, str]) -> None:
