@@ -21,9 +21,6 @@ class Corpus(Protocol):
     """Documents of text in three splits. Lengths are not filtered here: the token store does that."""
 
     @property
-    def name(self) -> str: ...
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all that determines the documents and their splits: contents, never paths or times."""
         ...

@@ -35,7 +35,6 @@ class SimpleBooks:
     """
 
     def __init__(self, archive: Path, configuration: str, unpacked: Path | None = None, source: str | None = None):
-        self.name = configuration
         self._archive = archive
         self._unpacked = unpacked
         self._source = source or f"--data.archive {archive}"

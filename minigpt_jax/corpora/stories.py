@@ -286,8 +286,6 @@ class Stories:
         UserError: num_train is not positive.
     """
 
-    name = "stories"
-
     def __init__(self, num_train: int, seed: int):
         if num_train < 1:
             raise UserError(f"--data.stories is {num_train}; it must be at least 1 tale")

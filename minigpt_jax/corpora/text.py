@@ -64,7 +64,6 @@ class Text:
             raise UserError(
                 f"--data.held-out {held_out:g} must be above 0 and below 0.5: a share for each of two splits"
             )
-        self.name = "text"
         self._document = document
         self._json_field = json_field
         self._sources = _sources(files, "--data.files")
