@@ -16,7 +16,11 @@ class UserError(Exception):
 
 
 def without_password(text: str) -> str:
-    """Replaces the password in an address, or in a text that ends in one, by ***."""
+    """Replaces the password in an address, or in a text that ends in one, by ***.
+
+    >>> without_password("postgresql://ann:secret@host/sweeps")
+    'postgresql://ann:***@host/sweeps'
+    """
     return _IN_QUERY.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", text))
 
 
@@ -24,5 +28,8 @@ def printable(text: str) -> str:
     """Makes text safe to print: a terminal shows it and does not interpret it.
 
     Control characters, except line feeds and tabs, and surrogates, which cannot be encoded, are replaced by escapes.
+
+    >>> print(printable(chr(27) + "[31mred"))
+    \\x1b[31mred
     """
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

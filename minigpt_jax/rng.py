@@ -34,6 +34,11 @@ def stream(seed: int | np.integer | Array | np.ndarray, name: str) -> Key[Array,
     The seed is a Python integer, an integer scalar, which may be traced, or the pair that `words` returns. Equal
     numbers give equal keys in all three forms. The key is that of `jax.random.key(seed)` with a hash of the name folded
     in.
+
+    >>> bool(stream(7, "data") == stream(words(7), "data"))
+    True
+    >>> bool(stream(7, "data") == stream(7, "dropout"))
+    False
     """
     if isinstance(seed, int | np.integer):
         pair = jnp.asarray(words(int(seed)))
@@ -51,8 +56,12 @@ def stream(seed: int | np.integer | Array | np.ndarray, name: str) -> Key[Array,
 def at(key: Key[Array, "*A"], *indices: Any) -> Key[Array, "*B"]:
     """Folds `indices` (such as a step, a row and a position) into the keys, one after the other. Arrays broadcast.
 
-    >>> at(stream(0, "sample"), jnp.arange(3), 7).shape  # row 0 to 2, each at position 7
+    >>> key = stream(0, "sample")
+    >>> keys = at(key, jnp.arange(3), 7)  # rows 0 to 2, each at position 7
+    >>> keys.shape
     (3,)
+    >>> bool(keys[2] == at(key, 2, 7))
+    True
     """
     fold = jnp.vectorize(jax.random.fold_in)
     for index in indices:

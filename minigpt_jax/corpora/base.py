@@ -1,12 +1,10 @@
 """The interface of a corpus: three splits of documents, streamed in order, and a fingerprint of their contents."""
 
 import contextlib
-import hashlib
 import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Literal, Protocol, get_args, runtime_checkable
 
 from minigpt_jax.errors import UserError
@@ -22,9 +20,6 @@ _CHUNK = 1 << 18
 @runtime_checkable
 class Corpus(Protocol):
     """Documents of text in three splits. Lengths are not filtered here: the token store does that."""
-
-    @property
-    def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str:
@@ -87,9 +82,3 @@ def readable(source: str) -> Iterator[None]:
         raise UserError(
             f"{source} cannot be read: {reason}; download or copy the file again, or check its permissions"
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of the contents of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

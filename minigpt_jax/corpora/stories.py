@@ -283,8 +283,6 @@ class Stories:
         seed: the seed with which tales are drawn.
     """
 
-    name = "stories"
-
     def __init__(self, num_train: int, seed: int):
         held_out = min(MAX_HELD_OUT, math.ceil(num_train / 10))
         self.sizes: dict[Split, int] = {"train": num_train, "valid": held_out, "test": held_out}

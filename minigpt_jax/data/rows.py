@@ -91,7 +91,12 @@ class Rows:
 
 
 def line_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One row per document, its prefix: yields ids [1, length], and the bytes of the text that they stand for [1]."""
+    """One row per document, its prefix: yields ids [1, length], and the bytes of the text that they stand for [1].
+
+    >>> document = np.array([5, 6, 7]), np.array([3, 8, 12]), 12  # ids, the end of each one's text, bytes in all
+    >>> list(line_rows(iter([document]), length=3))  # BOS_ID is 2
+    [(array([[2, 5, 6]]), array([8]))]
+    """
     for ids, ends, _ in encoded:
         if len(ids):
             ids, ends = ids[: length - 1], ends[: length - 1]

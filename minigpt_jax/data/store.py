@@ -15,7 +15,7 @@ from typing import Any, Literal
 import joblib
 import numpy as np
 
-from minigpt_jax import display
+from minigpt_jax import display, files
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
@@ -103,7 +103,7 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
 
 
 def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[str, Any]:
-    """The part of the key of a cached tokenizer or store that comes from the fields that it depends on (`Facts.caches`).
+    """The fields on which a cached tokenizer or store depends (`Facts.caches`): the part of its key beside the text.
 
     Values that give the same rows have the same key. The names in it are those of the first version, so that older
     caches are still found.
@@ -230,7 +230,7 @@ def _build(
             meta["splits"][part] = {
                 "rows": count,
                 "floor": corpus.floor(split) if layout == "packed" and not cut_prefixes else None,
-                "sha256": {kind: _sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
+                "sha256": {kind: files.sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 
@@ -292,7 +292,7 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
         splits: dict[Part, Rows] = {}
         for part in _parts(data):
             about = meta["splits"][part]
-            if any(_sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
+            if any(files.sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
                 return None
             shape = (about["rows"], description["row_length"])
             rows = np.memmap(folder / f"{part}.rows", np.dtype(description["dtype"]), mode="r", shape=shape)
@@ -305,8 +305,3 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
 
 def _key(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

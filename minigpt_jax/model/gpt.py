@@ -18,12 +18,13 @@ from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, LayerSt
 from minigpt_jax.model.pointer import Pointer, PointerMixture
 from minigpt_jax.ops import kv_cache
 from minigpt_jax.ops.embedding import Embed
+from minigpt_jax.ops.platform import on_cpu
 
 
 def compute_dtype(config: ModelConfig) -> Dtype:
     """The type of matmul operands. "auto" is bfloat16, but float32 on CPU, as few CPUs support bfloat16."""
     if config.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if on_cpu() else jnp.bfloat16
     return jnp.dtype(config.dtype)
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from minigpt_jax.ops.platform import on_cpu
+
 Output = Callable[[PyTree, Float[Array, "M D"]], Float[Array, "M V"]]
 """The output layer: maps its parameters and hidden states to float32 logits."""
 
@@ -47,7 +49,7 @@ def cross_entropy(
     hidden_MD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     rows = len(hidden_MD)
     if chunk is None:
-        logits = CPU_CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+        logits = CPU_CHUNK if on_cpu() else ACCELERATOR_CHUNK
         chunk = max(1, logits // jax.eval_shape(output, params, hidden_MD).shape[-1])
     chunks = -(-rows // chunk)
     chunk = -(-rows // chunks)

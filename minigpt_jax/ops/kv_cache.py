@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from minigpt_jax.ops.platform import on_cpu
+
 
 class Layer(NamedTuple):
     """Keys and values of one layer, and the latest inputs of its convolutions if it has any.
@@ -110,7 +112,7 @@ def attend(
     `scale` is 1 / sqrt(H) by default. Scores and softmax are computed in float32.
     """
     slots, parts = layer.keys.shape[2], _PARTS
-    if jax.default_backend() != "cpu" or layer.keys.nbytes < _MIN_BYTES_TO_SKIP or slots % parts:
+    if not on_cpu() or layer.keys.nbytes < _MIN_BYTES_TO_SKIP or slots % parts:
         return _attend(query, layer, mask, scale)
 
     # Attention is bound by memory: read only up to the part that holds the last slot in use.
@@ -149,6 +151,9 @@ def visible(position: Int[Array, "B"], slots: int) -> Bool[Array, "B S"]:
     """Which slots the token at `position` may attend to, after it has been written to the cache itself.
 
     Until the cache is full these are the slots up to that of the token. From then on they are all slots.
+
+    >>> visible(jnp.array([1, 7]), slots=4).astype(int).tolist()
+    [[1, 1, 0, 0], [1, 1, 1, 1]]
     """
     return jnp.arange(slots)[None] <= position[:, None]
 
@@ -167,7 +172,7 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
     def take(node: Layer | Array) -> Layer | Array:
         if not isinstance(node, Layer):
             return gather(node)
-        if used is None or jax.default_backend() != "cpu" or node.keys.shape[2] % _BLOCK:
+        if used is None or not on_cpu() or node.keys.shape[2] % _BLOCK:
             return Layer(*jax.tree.map(gather, tuple(node)))
         keys, values = _reorder_blocks((node.keys, node.values), gather, used)
         return Layer(keys, values, jax.tree.map(gather, node.recent))

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minigpt_jax.errors import UserError
+from minigpt_jax.ops.platform import on_cpu
 
 AXIS = "devices"
 STEPS_PER_EXECUTION = 16
@@ -76,7 +77,7 @@ def compile(function: Callable[..., Any], donate: bool = False) -> Callable[...,
 
     def call(state: Any, batch: Any, *others: Any) -> Any:
         out = mapped(len(others))(state, batch, *others)
-        if jax.default_backend() == "cpu":
+        if on_cpu():
             # Simulated devices share a few threads. If programs were queued, the collectives could not get a thread.
             jax.block_until_ready(out)
         return out
@@ -122,7 +123,7 @@ def steps_per_execution(periods: Iterable[int]) -> int:
 
     On accelerators as many as divide the periods of whatever looks at the state between steps: one program does.
     """
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return 1
     common = math.gcd(*periods)
     return max(size for size in range(1, STEPS_PER_EXECUTION + 1) if common % size == 0)
