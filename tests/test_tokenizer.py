@@ -221,13 +221,13 @@ def test_a_small_text_gives_what_pieces_it_can(kind):
 def test_a_text_of_many_characters_has_the_rarest_in_bytes(kind):
     common, rare = "\u5929\u5730", "".join(map(chr, range(0x4E00, 0x4F00)))
     texts = [common * 3, f"{common} cat dog bird"] * 30 + [rare]
-    with pytest.raises(UserError, match=r"--tokenizer\.no-exact, or ask for at least"):
+    with pytest.raises(UserError, match=r"--tokenizer\.no-exact, or give at least"):
         tokenizer.train(TokenizerConfig(kind=kind, vocabulary_size=300), texts)
     fitted = tokenizer.train(TokenizerConfig(kind=kind, vocabulary_size=300, exact=False), texts)
     assert 259 < len(fitted) <= 300  # of unigram fewer, as what is left gives no more
     assert [fitted.decode(ids) for ids in fitted.encode_batch(texts)] == texts
     assert len(fitted.encode_batch([common])[0]) < 6
-    with pytest.raises(UserError, match=r"259 is too few .*; ask for at least"):
+    with pytest.raises(UserError, match=r"259 is too small .*; give at least"):
         tokenizer.train(TokenizerConfig(kind=kind, vocabulary_size=259, exact=False), texts)
 
 

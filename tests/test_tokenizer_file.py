@@ -28,8 +28,8 @@ def test_vocabulary_file_of_the_users_own(tmp_path, monkeypatch):
     [
         ("wordpiece", None, "cannot be read: No such file"),
         ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\nfianc\xe9\n", "not UTF-8"),
-        ("wordpiece", b"the\ncat\n", r"piece 0 .* must be \[PAD\], and here is 'the'"),
-        ("wordpiece", b"[PAD]\n[UNK]\n", r"piece 2 .* must be \[BOS\], and here is nothing"),
+        ("wordpiece", b"the\ncat\n", r"piece 0 .* must be \[PAD\], but it is 'the'"),
+        ("wordpiece", b"[PAD]\n[UNK]\n", r"piece 2 .* must be \[BOS\], but it is nothing"),
         ("wordpiece", b"", r"piece 0 .* nothing"),
         ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\na\nb\na\n", "pieces 3 and 5 .* both 'a'"),
         ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\n\nb\n", "piece 3 .* empty"),

@@ -1,5 +1,5 @@
-"""What this project is measured against, and how: other implementations with the same weights, timed in turns.
+"""Other implementations with the same weights, and timing in turns, for benchmarks and for tests of equality.
 
-`kerashub` and `huggingface` need those libraries (`pip install minigpt_jax[compare]`), the rest of the package does not
-know of them. The benchmarks themselves are files in `experiments/`; tests compare with the same models.
+`kerashub` and `huggingface` need these libraries (`pip install minigpt_jax[compare]`); the rest of the package does
+not. The benchmarks themselves are files in `experiments/`.
 """

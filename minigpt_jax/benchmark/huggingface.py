@@ -1,4 +1,4 @@
-"""Our weights in Hugging Face's GPT-2, whose form the model has with `GPT2_FORM`."""
+"""Copies this project's weights into Hugging Face's GPT-2. A model configured as `GPT2_FORM` has the same form."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ GPT2_FORM = ModelConfig(num_heads=4, norm_position="pre", activation="gelu", tie
 
 
 def to_gpt2(experiment: Experiment, params: Any) -> GPT2LMHeadModel:
-    """A GPT-2 with the weights of `minigpt_jax.model.GPT`; the two have the same logits.
+    """A GPT-2 with the weights of `minigpt_jax.model.GPT`, which gives the same logits.
 
     Args:
-        experiment: its model in GPT-2's form, of any size.
-        params: the parameter tree; its output bias, which GPT-2 has not, must be 0.
+        experiment: an experiment whose model has GPT-2's form; its size may differ.
+        params: the parameter tree. Its output bias has to be 0, as GPT-2 has none.
     """
     config = experiment.model
     form = (config.norm_position, config.activation, config.norm, config.positions, config.tied_embeddings)

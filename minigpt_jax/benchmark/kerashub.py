@@ -1,7 +1,7 @@
-"""The KerasHub tutorial's model, its weights as our parameter tree, and its three ways of sampling.
+"""The model of the KerasHub tutorial, its weights as this project's parameter tree, and three ways to sample from it.
 
-Keras takes JAX as its backend where nothing else is chosen. Letters: B rows, S positions of a prompt and its text,
-which KerasHub keeps in one array.
+Keras uses the JAX backend unless another is chosen. Letters: B rows, S positions of a prompt and the generated text,
+which KerasHub keeps in the same array.
 """
 
 import functools
@@ -21,16 +21,16 @@ from keras import ops
 VOCAB_SIZE, SEQ_LEN, EMBED_DIM, FEED_FORWARD_DIM, NUM_HEADS, NUM_LAYERS = 5000, 128, 256, 128, 3, 2
 
 Generate = Callable[[Any], Any]
-"""Prompts [B, S], their first `index` tokens given -> the same with the rest filled in."""
+"""A function from prompts [B, S], of which the first `index` tokens are given, to texts [B, S]."""
 
 
 def allow_rank_promotion() -> Any:
-    """KerasHub's layers add arrays of different ranks, which the tests otherwise forbid."""
+    """Allows adding arrays of different ranks, which KerasHub's layers do and the tests otherwise forbid."""
     return jax.numpy_rank_promotion("allow")
 
 
 def tutorial_model(seed: int) -> Any:
-    """The tutorial's model, compiled as the tutorial compiles it."""
+    """The tutorial's model, compiled as in the tutorial."""
     keras.utils.set_random_seed(seed)
     with allow_rank_promotion():
         inputs = keras.layers.Input(shape=(None,), dtype="int32")
@@ -51,8 +51,8 @@ def tutorial_model(seed: int) -> Any:
 def from_keras(model: Any) -> dict[str, Any]:
     """Copies the weights of `tutorial_model` into the tree of `minigpt_jax.model.GPT`.
 
-    Keras keeps heads apart: the kernels of query, key and value are [D, N, H] and that of the output [N, H, D]; ours
-    are the flattened matrices [D, N·H] and [N·H, D].
+    In Keras, the kernels of query, key and value are [D, N, H], and that of the output is [N, H, D]. Here they are
+    matrices, [D, N·H] and [N·H, D].
     """
     _, embedding, *decoders, output = model.layers
     tree = {
@@ -82,7 +82,7 @@ def from_keras(model: Any) -> dict[str, Any]:
 
 
 def tutorial_generate(model: Any, sampler: Any, index: int) -> Generate:
-    """The tutorial's own way: the whole model over all positions for each token, nothing compiled ahead."""
+    """The tutorial's way: each token takes a full pass over all positions, without compiling."""
 
     def next_token(prompt: Any, cache: Any, index: Any) -> Any:
         return model(prompt)[:, index - 1, :], None, cache
@@ -95,12 +95,12 @@ def tutorial_generate(model: Any, sampler: Any, index: int) -> Generate:
 
 
 def uncached_generate(model: Any, sampler: Any, index: int) -> Generate:
-    """The tutorial's way in one compiled program, which is kept: what a user gains who wraps it in `jax.jit`."""
+    """The tutorial's way wrapped in `jax.jit`, as one compiled program."""
     return _compiled(model, sampler, tutorial_generate(model, sampler, index))
 
 
 def cached_generate(model: Any, sampler: Any, index: int) -> Generate:
-    """KerasHub's way with a cache, compiled, as in `keras_hub.models.CausalLM.generate`, for the tutorial's layers."""
+    """KerasHub's compiled way with a cache, as in `keras_hub.models.CausalLM.generate`, for the tutorial's layers."""
     _, embedding, *decoders, output = model.layers
 
     def step(tokens: Any, cache: Any, position: Any) -> Any:
@@ -126,7 +126,7 @@ def cached_generate(model: Any, sampler: Any, index: int) -> Generate:
 
 
 def _compiled(model: Any, sampler: Any, generate: Generate) -> Generate:
-    """`generate` under jit, with the weights and the sampler's generator as arguments, as KerasHub compiles it."""
+    """`generate` under jit, with the weights and the sampler's seeds as arguments, as KerasHub compiles it."""
 
     @functools.partial(jax.jit, static_argnames="shape")
     def call(weights: Any, generators: Any, prompt: Any, shape: Any) -> Any:

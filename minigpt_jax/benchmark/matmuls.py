@@ -1,4 +1,4 @@
-"""What a train step cannot do without: its matrix products, alone."""
+"""The matmuls of a train step alone, as a lower bound of its time."""
 
 import functools
 from typing import Any
@@ -11,9 +11,9 @@ from minigpt_jax.config import Experiment
 
 
 def of_train_step(experiment: Experiment) -> functools.partial[Any]:
-    """A call that makes the products of one train step, in float32 on one device, each from arrays at hand.
+    """A function that computes the matmuls of one train step, in float32 on one device, from random arrays.
 
-    Every product y = x w of the forward pass is there three times: itself, and the gradients of x and w.
+    Every matmul y = x w of the forward pass comes with two more, for the gradients of x and w.
     """
     model, tokens = experiment.model, experiment.train.batch_size * experiment.data.sequence_length
     queries, keys = model.head_width * model.num_heads, model.head_width * model.kv_heads

@@ -1,7 +1,7 @@
-"""Timing side by side: all contenders in turns, medians of several rounds, and the table that comes of it.
+"""Times contenders in turns, takes medians over several rounds, and writes tables.
 
-On a machine that others use too, figures taken one after another compare hours of the day; figures taken in turns, and
-their ratios, compare programs.
+On a shared machine, timings that are taken one after another depend on the load at the time. Timings that are taken in
+turns, and their ratios, compare the programs.
 """
 
 import json
@@ -24,11 +24,11 @@ from minigpt_jax.trial.environment import versions
 
 @dataclass
 class Timing:
-    """Seconds that a contender took.
+    """The seconds that the calls of a contender took.
 
     Attributes:
-        first: the first call, compilation included.
-        rounds: each later one.
+        first: the first call, which includes compilation.
+        rounds: each later call.
     """
 
     first: float
@@ -40,9 +40,9 @@ class Timing:
 
 
 def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
-    """Times each contender's first call, then all of them in turn, `rounds` times over, with a bar.
+    """Times the first call of each contender, then `rounds` rounds of calls in turns. Shows a progress bar.
 
-    A contender returns what it has made; the clock stops once JAX's arrays in it are there.
+    The time of a call ends when the JAX arrays in its result are ready.
     """
     timings = {name: Timing(seconds(call)) for name, call in contenders.items()}
     console = display.console
@@ -53,23 +53,23 @@ def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes, until JAX's arrays in what it returns are there."""
+    """The time that a call takes, until the JAX arrays in its result are ready."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
 def peak_memory() -> float:
-    """Most memory that this process has held, in megabytes."""
+    """The peak memory of this process, in megabytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's peak is taken over from the parent process
+    if status.exists():  # the peak of getrusage is inherited from the parent process
         [peak] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         return int(peak.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts in bytes
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on: processor, cores, accelerator, versions."""
+    """The machine and software that timings depend on: processor, cores, accelerator and versions."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -85,14 +85,14 @@ def machine() -> dict[str, Any]:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown; numbers are aligned right."""
+    """A table in Markdown. All columns but the first are aligned to the right."""
     rows = [[f"{cell:,.3g}" if isinstance(cell, float) else f"{cell}" for cell in row] for row in rows]
     aligns = ["---" if i == 0 else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), aligns, *rows]) + "\n"
 
 
 def write(folder: Path, name: str, title: str, tables: Mapping[str, str], figures: Any) -> Path:
-    """Writes NAME.md and NAME.json into the folder, the machine with them; returns the former's path."""
+    """Writes NAME.md and NAME.json, with a description of the machine, into the folder. Returns the path of NAME.md."""
     folder.mkdir(parents=True, exist_ok=True)
     about = machine()
     described = f"{about['cores']} cores of {about['processor']}, {about['devices']}, "

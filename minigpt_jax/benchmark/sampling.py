@@ -1,6 +1,6 @@
-"""Ways of sampling to time: this project, KerasHub with and without a cache, and Hugging Face, with the same weights.
+"""Implementations of sampling to time: this project, KerasHub with and without a cache, and Hugging Face.
 
-Each goes from an empty prompt to 127 tokens. A library that is not installed is left out.
+All use the same weights and generate 127 tokens from an empty prompt. Libraries that are not installed are skipped.
 """
 
 import functools
@@ -30,7 +30,7 @@ Contenders = dict[str, Callable[[], Any]]
 
 
 def language_model(experiment: Experiment, params: Any) -> LanguageModel:
-    """A model with made-up words for a vocabulary, and weights in the place of trained ones."""
+    """A model with these weights and an artificial vocabulary."""
     size = experiment.tokenizer.vocabulary_size
     pieces = [*RESERVED_PIECES, *(f"w{i}" for i in range(size - len(RESERVED_PIECES)))]
     return LanguageModel(experiment, WordPiece(pieces), jax.tree.map(jnp.asarray, params))
@@ -56,7 +56,7 @@ def kerashub_model() -> Any:
 
 
 def contenders(reference: LanguageModel, method: str, batch: int) -> Contenders:
-    """What to time, by name; "ours" comes first, and GPT-2's form is a group of its own."""
+    """The contenders by name. Those in GPT-2's form share weights, and all others share other weights."""
     calls: Contenders = {"minigpt_jax": functools.partial(ours, reference, method, batch)}
     if importlib.util.find_spec("keras_hub") is not None:
         calls |= of_kerashub(method, batch)
@@ -84,7 +84,7 @@ def of_kerashub(method: str, batch: int) -> Contenders:
     prompts = np.zeros((batch, WINDOW), np.int32)
     prompts[:, 0] = BOS_ID
     ways = {"KerasHub, cached": kerashub.cached_generate}
-    if batch == 1 and method != "contrastive 4":  # the tutorial's callback hands on no hidden states
+    if batch == 1 and method != "contrastive 4":  # the tutorial's callback does not return hidden states
         ways |= {"KerasHub, the tutorial's way": kerashub.tutorial_generate}
         ways |= {"KerasHub, the tutorial's way, jitted": kerashub.uncached_generate}
     return {
@@ -95,7 +95,7 @@ def of_kerashub(method: str, batch: int) -> Contenders:
 
 @functools.cache
 def gpt2_pair() -> tuple[LanguageModel, Any]:
-    """Ours and theirs in GPT-2's form, with the same weights."""
+    """This project's model and Hugging Face's, both in GPT-2's form and with the same weights."""
     from minigpt_jax.benchmark import huggingface
 
     experiment = Experiment("gpt2", model=huggingface.GPT2_FORM)

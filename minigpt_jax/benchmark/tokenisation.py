@@ -1,4 +1,4 @@
-"""Our side of the comparison of tokenisers, in a module that other processes can import."""
+"""This project's side of the comparison of tokenizers, in a module that worker processes can import."""
 
 import itertools
 from collections.abc import Iterable
@@ -9,5 +9,5 @@ from minigpt_jax.tokenizer import Tokenizer
 
 
 def flat_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
-    """Ids of all texts, one after another: an array, which goes to another process at next to no cost."""
+    """The ids of all texts in one array, which is cheap to send to another process."""
     return np.fromiter(itertools.chain.from_iterable(tokenizer.encode_batch(texts)), np.uint16)

@@ -1,4 +1,4 @@
-"""What stands before and around the tutorial's model: its vocabulary, its input pipeline, its `fit` and `evaluate`."""
+"""The rest of the KerasHub tutorial around its model: the vocabulary, the input pipeline, `fit` and `evaluate`."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,27 +15,27 @@ import tensorflow
 from minigpt_jax.benchmark.kerashub import SEQ_LEN, VOCAB_SIZE, allow_rank_promotion
 from minigpt_jax.config import BOS_ID, RESERVED_PIECES
 
-tf: Any = tensorflow  # whose own types are incomplete
+tf: Any = tensorflow  # its type annotations are incomplete
 tf.config.set_visible_devices([], "GPU")
 
 BATCH_SIZE, MIN_STRING_LEN = 64, 512
 
 
 def write_lines(texts: Iterable[str], path: Path) -> Path:
-    """A text file of one document a line, which the tutorial's pipeline starts from."""
+    """Writes a text file with one document per line, as input of the tutorial's pipeline."""
     with path.open("w") as file:
         file.writelines(text + "\n" for text in texts)
     return path
 
 
 def long_lines(path: Path) -> Any:
-    """The tutorial's raw data set: batches of the lines that are long enough."""
+    """The tutorial's raw dataset: batches of the lines that are long enough."""
     lines = tf.data.TextLineDataset(str(path))
     return lines.filter(lambda line: tf.strings.length(line) > MIN_STRING_LEN).batch(BATCH_SIZE)
 
 
 def vocabulary(path: Path) -> list[str]:
-    """The pieces that KerasHub's trainer makes of the long lines of a file."""
+    """The vocabulary that KerasHub's trainer computes from the long lines of a file."""
     trained: Any = keras_hub.tokenizers.compute_word_piece_vocabulary(
         long_lines(path).shuffle(256),
         vocabulary_size=VOCAB_SIZE,
@@ -46,14 +46,14 @@ def vocabulary(path: Path) -> list[str]:
 
 
 def tokenise(path: Path, pieces: Sequence[str]) -> int:
-    """Tokenises every line of a file, as fast as tf.data goes; returns the number of tokens."""
+    """Tokenises every line of a file as fast as tf.data can. Returns the number of tokens."""
     tokenizer = keras_hub.tokenizers.WordPieceTokenizer(vocabulary=list(pieces), lowercase=True)
     lines = tf.data.TextLineDataset(str(path)).batch(1024).map(tokenizer, num_parallel_calls=tf.data.AUTOTUNE)
     return sum(int(batch.flat_values.shape[0]) for batch in lines)
 
 
 def batches(path: Path, pieces: Sequence[str]) -> Iterator[Any]:
-    """One epoch of the tutorial's (features, labels): whole batches shuffled, tokenised on the way."""
+    """One epoch of the tutorial's pairs (features, labels): whole batches are shuffled, then tokenised."""
     tokenizer = keras_hub.tokenizers.WordPieceTokenizer(
         vocabulary=list(pieces), sequence_length=SEQ_LEN, lowercase=True
     )
@@ -68,13 +68,13 @@ def batches(path: Path, pieces: Sequence[str]) -> Iterator[Any]:
 
 
 def fit(model: Any, rows: np.ndarray) -> None:
-    """Keras's own training loop, once over rows [steps · 64, 129] of features and labels in their order."""
+    """Trains by Keras's training loop for one epoch, over rows [steps · 64, 129] of features and labels in order."""
     with allow_rank_promotion():
         model.fit(rows[:, :-1], rows[:, 1:], batch_size=BATCH_SIZE, epochs=1, shuffle=False, verbose=0)
 
 
 def perplexity(model: Any, rows: np.ndarray) -> float:
-    """What Keras's evaluation reports: exp(total negative log-likelihood / labels that are not [PAD])."""
+    """The perplexity that Keras reports: exp(total negative log-likelihood / labels that are not [PAD])."""
     with allow_rank_promotion():
         figures = model.evaluate(rows[:, :-1], rows[:, 1:], batch_size=BATCH_SIZE, verbose=0, return_dict=True)
     return float(figures["perplexity"])

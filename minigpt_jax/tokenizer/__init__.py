@@ -1,7 +1,8 @@
-"""Tokenizers behind one small interface: WordPiece, and SentencePiece (unigram or byte-pair).
+"""Tokenizers with one small interface: WordPiece, and SentencePiece (unigram or byte-pair encoding).
 
-Both turn texts to ids without reserved ones (`encode_batch`), tell how far into the text each token reaches, in UTF-8
-bytes (`encode_batch_with_ends`), and turn ids back into text (`decode`). Equal fingerprints mean equal ids.
+Both encode texts as ids without special tokens (`encode_batch`), also with the number of UTF-8 bytes of text up to the
+end of each token (`encode_batch_with_ends`), and decode ids (`decode`). Tokenizers with equal fingerprints give equal
+ids.
 """
 
 import os
@@ -22,12 +23,12 @@ Tokenizer = WordPiece | SentencePiece
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Trains a tokenizer of `config.vocabulary_size` pieces; the same texts give the same tokenizer.
+    """Trains a tokenizer with `config.vocabulary_size` pieces, or possibly fewer unless `config.exact` is set.
 
-    There may be fewer where `config.exact` is not set.
+    The same texts give the same tokenizer.
 
     Raises:
-        UserError: the texts cannot fill, or do not fit, so many pieces.
+        UserError: the texts have too few words, or too many characters, for this number of pieces.
     """
     if config.kind == "wordpiece":
         return wordpiece.train(texts, config.vocabulary_size, config.lowercase, config.exact)
@@ -35,15 +36,15 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 def from_file(config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer of `config.file`: WordPiece's pieces, one a line, or a SentencePiece `.model`.
+    """Loads the tokenizer of `config.file`: WordPiece pieces, one per line, or a SentencePiece `.model`.
 
     Raises:
-        UserError: the file cannot be read, is malformed, or has more pieces than the model has rows.
+        UserError: the file cannot be read, is malformed, or has more pieces than `config.vocabulary_size`.
     """
     assert config.file is not None, "from_file needs config.file"
     path = Path(os.path.expanduser(config.file))
-    if path.exists() and not path.is_file():  # a pipe would wait for a writer, and a device need not end
-        raise UserError(f"--tokenizer.file {config.file} is a folder, a pipe or a device; name a file")
+    if path.exists() and not path.is_file():  # reading a pipe would block, and a device may have no end
+        raise UserError(f"--tokenizer.file {config.file} is a folder, a pipe or a device; give a file")
     try:
         if config.kind == "wordpiece":
             check_encoding(path.read_bytes(), "it")
@@ -54,7 +55,7 @@ def from_file(config: TokenizerConfig) -> Tokenizer:
         raise UserError(f"--tokenizer.file {config.file} cannot be read: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"--tokenizer.file {config.file} is not UTF-8 text; give one piece a line, "
+            f"--tokenizer.file {config.file} is not UTF-8 text; give a file with one piece per line, "
             "or --tokenizer.kind unigram or bpe if it is a SentencePiece model"
         ) from error
     except UserError as error:
@@ -62,16 +63,16 @@ def from_file(config: TokenizerConfig) -> Tokenizer:
     if len(tokenizer) > config.vocabulary_size:
         raise UserError(
             f"--tokenizer.file {config.file} has {len(tokenizer)} pieces, more than --tokenizer.vocabulary-size "
-            f"{config.vocabulary_size} leaves rows for; give --tokenizer.vocabulary-size {len(tokenizer)} or more"
+            f"{config.vocabulary_size}; give --tokenizer.vocabulary-size {len(tokenizer)} or more"
         )
     return tokenizer
 
 
 def load(folder: str | Path) -> Tokenizer:
-    """The tokenizer that `save` wrote into the folder.
+    """Loads the tokenizer that `save` wrote into the folder.
 
     Raises:
-        UserError: something of it is missing, damaged or not what was saved.
+        UserError: a file is missing or damaged, or the tokenizer is not the one that was saved.
     """
     try:
         settings = read_settings(folder)
@@ -82,9 +83,11 @@ def load(folder: str | Path) -> Tokenizer:
             tokenizer = SentencePiece(Path(folder, sentencepiece.MODEL_FILE))
         intact = tokenizer.fingerprint == settings["fingerprint"]
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); a saved tokenizer needs it") from error
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}); restore this file of the saved tokenizer"
+        ) from error
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{folder}: the saved tokenizer is damaged ({error}); restore the folder") from error
     if not intact:
-        raise UserError(f"{folder}: the tokenizer's fingerprint is not the one it was saved with; restore the folder")
+        raise UserError(f"{folder}: the tokenizer differs from the one that was saved; restore the folder")
     return tokenizer

@@ -1,19 +1,21 @@
-"""The Unicode rules of KerasHub's `WordPieceTokenizer`: split the text first, fold case word by word afterwards.
+"""The Unicode rules of KerasHub's `WordPieceTokenizer`: the text is split first, then case is folded word by word.
 
-In KerasHub's own words (RE2 and ICU run by TensorFlow):
+KerasHub implements these rules by RE2 and ICU in TensorFlow:
 
-1. Blanks (space, control `Cc` and format `Cf` characters) separate words and are dropped. A no-break space is neither.
-2. ASCII that is no letter or digit, Unicode punctuation `P`, and CJK ideographs are words of one character.
+1. Blanks (spaces, control characters `Cc` and format characters `Cf`) separate words and are dropped. A no-break space
+   is not a blank.
+2. ASCII characters other than letters and digits, Unicode punctuation `P`, and CJK ideographs are words of one
+   character.
 3. Each word is then mapped by Unicode's NFKC_Casefold, which also deletes default-ignorable characters.
 
-A word's fold is never split again: "½" is the one word "1⁄2", "…" the one word "...". Normalising the text first, as
-Hugging Face's BERT parts do, would cut those up. Accents are kept, as the tutorial keeps them. One difference is left:
-TensorFlow Text loses what follows a NUL, which is a blank here as rule 1 has it.
+A folded word is not split again: "½" becomes the single word "1⁄2", and "…" the single word "...". Normalising the text
+first, as Hugging Face's BERT normaliser does, would split these. Accents are kept, as in the tutorial. There is one
+difference to KerasHub: TensorFlow Text drops the text after a NUL, which is a blank here, by rule 1.
 """
 
 import unicodedata
 
-# The blocks of ideographs that BERT split into single characters; later extensions are ordinary letters to it.
+# The blocks of ideographs that BERT splits into single characters. It treats later extensions as ordinary letters.
 _CJK_RANGES = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -25,7 +27,7 @@ _CJK_RANGES = (
     (0x2F800, 0x2FA1F),
 )
 
-# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), which unicodedata does not know.
+# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), which unicodedata does not provide.
 _IGNORABLE_RANGES = (
     (0x00AD, 0x00AD),
     (0x034F, 0x034F),
@@ -46,7 +48,7 @@ _IGNORABLE_RANGES = (
     (0xE0000, 0xE0FFF),
 )
 
-_CUT = "\0"  # marks the cuts; a NUL of the text itself is a blank, and stands as a space from here on
+_CUT = "\0"  # marks where the text is cut; a NUL in the text itself is a blank, and is replaced by a space
 
 
 def is_blank(char: str) -> bool:
@@ -55,31 +57,31 @@ def is_blank(char: str) -> bool:
 
 
 def is_single(char: str) -> bool:
-    """Whether the character is a word of its own, whatever its neighbours."""
+    """Whether the character is always a word by itself."""
     if char.isascii():
         return "!" <= char <= "~" and not char.isalnum()
     return unicodedata.category(char).startswith("P") or _within(char, _CJK_RANGES)
 
 
 def split(text: str) -> list[str]:
-    """Cuts the text into chunks whose concatenation has the text's UTF-8 length.
+    """Cuts the text into chunks, the concatenation of which has as many UTF-8 bytes as the text.
 
-    A chunk is empty, one blank, a word, or one blank and a word. An unpaired surrogate, which no UTF-8 text holds,
-    becomes U+FFFD (three bytes, as it would be itself).
+    A chunk is empty, a blank, a word, or a blank followed by a word. An unpaired surrogate, which cannot be encoded in
+    UTF-8, becomes U+FFFD (which has three bytes, as the surrogate would have).
     """
     return text.translate(_SPLIT).split(_CUT)
 
 
 def word_of(chunk: str) -> str:
-    """The word of a chunk made by `split`; empty if there is none."""
+    """The word of a chunk made by `split`, which is empty if the chunk has none."""
     return chunk[1:] if chunk and is_blank(chunk[0]) else chunk
 
 
 def fold(word: str) -> str:
-    """Unicode's toNFKC_Casefold (The Unicode Standard, section 3.13, R5): map each character, then compose.
+    """Unicode's toNFKC_Casefold (The Unicode Standard, section 3.13, R5): maps each character, then composes.
 
-    Folding the whole string with `str.casefold` between two normalisations would differ: it reorders combining marks
-    before the ignorable characters that kept them apart are gone.
+    Applying `str.casefold` to the whole string between two normalisations would give other results: it would reorder
+    combining marks before the ignorable characters between them are removed.
     """
     return unicodedata.normalize("NFC", word.translate(_FOLD))
 
@@ -89,7 +91,7 @@ def _within(char: str, ranges: tuple[tuple[int, int], ...]) -> bool:
 
 
 class _Split(dict[int, str]):
-    """A table for `str.translate` that puts cuts around characters; filled as characters are met."""
+    """A table for `str.translate` that inserts cuts around characters. It is filled on demand."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -103,7 +105,7 @@ class _Split(dict[int, str]):
 
 
 class _Fold(dict[int, str]):
-    """A table for `str.translate`: Unicode's NFKC_Casefold of each character; filled as characters are met."""
+    """A table for `str.translate` with Unicode's NFKC_Casefold of each character. It is filled on demand."""
 
     def __missing__(self, code: int) -> str:
         char = unicodedata.normalize("NFKC", chr(code)).casefold()

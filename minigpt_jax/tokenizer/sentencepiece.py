@@ -1,7 +1,7 @@
 """SentencePiece (Kudo and Richardson 2018): unigram or byte-pair pieces of raw text, spaces included.
 
-Models trained here are lossless: no normalisation, every space kept, and bytes where no piece fits, so that any text
-comes back exactly. A model of the user's own is run as it is.
+Models trained here are lossless: text is not normalised, all spaces are kept, and characters without a piece are
+encoded as bytes, so that decoding gives any text back exactly. A model from a file of the user's is used as it is.
 """
 
 import functools
@@ -24,23 +24,23 @@ from minigpt_jax.tokenizer.settings import write_settings
 
 MODEL_FILE = "sentencepiece.model"
 
-_SPACE = "\u2581"  # how pieces write a space
+_SPACE = "\u2581"  # represents a space in pieces
 _LEAST = len(RESERVED_PIECES) + 256  # the reserved pieces and the bytes
-_SENTENCE = re.compile(r"[^\n]{1,1000}(?!\S)|[^\n]{1,1000}")  # at most 1,000 characters, cut between words if it can be
-_MAX_SENTENCES = 200_000  # some 40 MB of English; unigram training takes 20 times that in memory
-_THREADS = 4  # of the unigram trainer; a constant, since its sums and so its pieces depend on it
+_SENTENCE = re.compile(r"[^\n]{1,1000}(?!\S)|[^\n]{1,1000}")  # at most 1,000 characters, cut between words if possible
+_MAX_SENTENCES = 200_000  # about 40 MB of English; unigram training takes 20 times as much memory
+_THREADS = 4  # of the unigram trainer; constant, as the order of its sums, and so its pieces, depend on it
 Found = re.Match[str] | None
 _LOSSLESS_PROBE = f"  A\u00bd\u212be\u0301{_SPACE}\n\t\U0010fffd  z "
 
 
 class SentencePiece:
-    """A SentencePiece model whose padding, unknown and beginning pieces have this project's ids.
+    """A SentencePiece model whose padding, unknown and beginning-of-sequence pieces have this project's ids.
 
     Args:
-        model_file: path of a `.model` file.
+        model_file: the path of a `.model` file.
 
     Raises:
-        UserError: the file cannot be read, is no model, or has other ids.
+        UserError: the file cannot be read, is not a model, or has other ids for these pieces.
     """
 
     def __init__(self, model_file: str | Path):
@@ -55,7 +55,7 @@ class SentencePiece:
 
     @classmethod
     def from_bytes(cls, model: bytes) -> "SentencePiece":
-        """From the bytes of a `.model` file."""
+        """Makes a tokenizer from the contents of a `.model` file."""
         self = cls.__new__(cls)
         self._load(model)
         return self
@@ -68,15 +68,15 @@ class SentencePiece:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the model."""
+        """The SHA-256 of the model."""
         return hashlib.sha256(b"sentencepiece" + self._model).hexdigest()
 
     def piece(self, token: int) -> str | None:
-        """The piece of an id, or None where the model has a row but the vocabulary no piece."""
+        """The piece of an id, or None if the vocabulary has no piece with this id."""
         return self._processor.id_to_piece(token) if 0 <= token < len(self) else None
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """Ids of each text, without reserved ones."""
+        """The ids of each text, without special tokens."""
         texts = list(map(_without_surrogates, texts))
         encoded = self._processor.encode(texts)
         if self._lossless:
@@ -86,7 +86,7 @@ class SentencePiece:
         return encoded
 
     def encode_batch_with_ends(self, texts: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids (int32) of each text, and the UTF-8 bytes (int64) of the text up to the end of each token."""
+        """The ids of each text (int32), and the number of UTF-8 bytes of text up to the end of each token (int64)."""
         texts = list(map(_without_surrogates, texts))
         if self._lossless:
             rows = [np.array(ids, np.int32) for ids in self.encode_batch(texts)]
@@ -97,15 +97,15 @@ class SentencePiece:
         ]
 
     def decode(self, ids: Iterable[int], tidy: bool = True) -> str:
-        """Text of the ids; [PAD], [BOS] and ids without a piece are skipped. Spacing is exact, so `tidy` does nothing.
+        """The text of the ids. [PAD], [BOS] and ids without a piece are skipped.
 
-        Bytes that make up no character become U+FFFD.
+        Invalid sequences of bytes become U+FFFD. `tidy` has no effect, as spacing is exact.
         """
         ids = [int(token) for token in ids]
         return self._processor.decode([token for token in ids if 0 <= token < len(self)])
 
     def save(self, folder: str | Path) -> None:
-        """Writes what `load` needs into the folder, which is made if need be."""
+        """Saves the tokenizer into the folder, from which `load` reads it. The folder is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, MODEL_FILE).write_bytes(self._model)
         write_settings(folder, kind="sentencepiece", fingerprint=self.fingerprint)
@@ -116,7 +116,7 @@ class SentencePiece:
         except RuntimeError:
             processor = None
         if processor is None:
-            raise UserError("not a SentencePiece model; give a .model file that its trainer wrote")
+            raise UserError("not a SentencePiece model; give a .model file that SentencePiece's trainer wrote")
         ids = (processor.pad_id(), processor.unk_id(), processor.bos_id())
         if ids != (PAD_ID, UNK_ID, BOS_ID):
             raise UserError(
@@ -130,7 +130,7 @@ class SentencePiece:
         self._lossless = self.decode(self._encode_apart(_LOSSLESS_PROBE)) == _LOSSLESS_PROBE
 
     def _bytes_of(self, token: int) -> int:
-        """UTF-8 bytes that a piece of a lossless model stands for."""
+        """The number of UTF-8 bytes that a piece of a lossless model stands for."""
         if self._processor.is_control(token) or self._processor.is_unknown(token):
             return 0
         if self._processor.is_byte(token):
@@ -138,7 +138,7 @@ class SentencePiece:
         return len(self._processor.id_to_piece(token).replace(_SPACE, " ").encode())
 
     def _encode_apart(self, text: str) -> list[int]:
-        """Spells the character that pieces write a space with in bytes, lest it come back as a space."""
+        """Encodes text, with the character that represents spaces in pieces as bytes: else it would become a space."""
         first, *rest = self._processor.encode(text.split(_SPACE))
         return [*first, *(token for part in rest for token in (*self._space_ids, *part))]
 
@@ -146,21 +146,21 @@ class SentencePiece:
 def train(
     texts: Iterable[str], vocabulary_size: int, kind: Literal["unigram", "bpe"], exact: bool = True
 ) -> SentencePiece:
-    """Trains `vocabulary_size` pieces on the texts, or on an even sample where they are many.
+    """Trains `vocabulary_size` pieces on the texts, or on a uniform sample of them if there are many.
 
-    If not `exact`, a text that gives fewer pieces gets those, and one of too many characters has the rarest of them
-    spelled in bytes.
+    Unless `exact`, texts with too few words give fewer pieces, and of texts with too many characters the rarest
+    characters are encoded as bytes.
 
-    The same texts in the same order give the same model in any process. The sample is drawn here: the trainer's own
-    (`input_sentence_size`) differs from process to process, whatever the seed.
+    The same texts in the same order give the same model in any process. The sample is therefore drawn here: that of the
+    trainer (`input_sentence_size`) differs from process to process for any seed.
 
     Raises:
-        UserError: the texts hold no word, or, if `exact`, too many characters for so few pieces or too few words for so
-            many.
+        UserError: the texts contain no word, or, if `exact`, they have too many characters or too few words for this
+            number of pieces.
     """
     sentences = _sample(_sentences(texts), _MAX_SENTENCES)
     if not any(sentence.strip() for sentence in sentences):
-        raise UserError("the training text of the tokenizer holds no word; check --data.corpus and --data.files")
+        raise UserError("the training text of the tokenizer contains no word; check --data.corpus and --data.files")
     return _fit(sentences, vocabulary_size, kind, exact)
 
 
@@ -178,7 +178,7 @@ def _fit(sentences: list[str], vocabulary_size: int, kind: str, exact: bool) -> 
 
 
 def _train(sentences: list[str], vocabulary_size: int, kind: str) -> SentencePiece:
-    """Raises RuntimeError, which is the trainer's own, where the sentences do not give exactly so many pieces."""
+    """Trains a model. The trainer raises RuntimeError if the sentences do not give exactly this number of pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
@@ -198,8 +198,8 @@ def _train(sentences: list[str], vocabulary_size: int, kind: str) -> SentencePie
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
         allow_whitespace_only_pieces=True,
-        split_digits=True,  # so that numbers are spelt alike, whichever of them the corpus happens to hold
-        max_sentence_length=4 * 1000,  # bytes; longer ones would be skipped
+        split_digits=True,  # numbers are encoded digit by digit, whether or not they occur in the corpus
+        max_sentence_length=4 * 1000,  # in bytes; longer sentences would be skipped
         num_threads=_THREADS,
         minloglevel=2,
     )
@@ -212,19 +212,19 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _sample(sentences: Iterable[str], size: int) -> list[str]:
-    """A uniform sample in one pass (Vitter's algorithm R), the same at every call."""
+    """Draws a uniform sample in one pass (Vitter's algorithm R). It is the same at every call."""
     rng = random.Random(0)
-    kept: list[str] = []
+    sample: list[str] = []
     for seen, sentence in enumerate(sentences):
         if seen < size:
-            kept.append(sentence)
+            sample.append(sentence)
         elif (slot := rng.randrange(seen + 1)) < size:
-            kept[slot] = sentence
-    return kept
+            sample[slot] = sentence
+    return sample
 
 
 def _without_rare(sentences: list[str], size: int) -> list[str]:
-    """What is left of the sentences without all characters but the `size` most frequent."""
+    """The parts of the sentences that consist of the `size` most frequent characters."""
     counts = Counter(itertools.chain.from_iterable(sentences))
     common = sorted(counts, key=lambda char: (-counts[char], char))[:size]
     rare = dict.fromkeys(map(ord, counts.keys() - set(common)), "\n")
@@ -232,17 +232,17 @@ def _without_rare(sentences: list[str], size: int) -> list[str]:
 
 
 def _explain(error: RuntimeError, vocabulary_size: int, most: Found, least: Found, exact: bool) -> str:
-    """The trainer's error in a line that names the flag."""
-    ask = "add --tokenizer.no-exact, or ask" if exact else "ask"
+    """Explains an error of the trainer in one line that names the flag."""
+    advice = "add --tokenizer.no-exact, or give" if exact else "give"
     if least:
         return (
-            f"--tokenizer.vocabulary-size {vocabulary_size} is too few for the reserved pieces, the 256 bytes and the "
-            f"characters of the training text; {ask} for at least {least[1]}"
+            f"--tokenizer.vocabulary-size {vocabulary_size} is too small for the reserved pieces, the 256 bytes and "
+            f"the characters of the training text; {advice} at least {least[1]}"
         )
     if most:
         return (
-            f"--tokenizer.vocabulary-size {vocabulary_size} is more than the training text can fill; "
-            f"it gives {most[1]} pieces: {ask} for at most {most[1]}"
+            f"--tokenizer.vocabulary-size {vocabulary_size} is too large for the training text, which gives "
+            f"{most[1]} pieces; {advice} at most {most[1]}"
         )
     return f"SentencePiece cannot be trained on this text ({str(error).strip()}); try --tokenizer.kind wordpiece"
 

@@ -1,4 +1,4 @@
-"""What a saved tokenizer's folder says about itself, beside the file of its pieces."""
+"""The settings that are saved in a tokenizer's folder, beside the file of its pieces."""
 
 import json
 from pathlib import Path
@@ -13,5 +13,5 @@ def write_settings(folder: str | Path, **settings: Any) -> None:
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """Reads what `write_settings` wrote; OSError and ValueError are the caller's to explain."""
+    """Reads what `write_settings` wrote. Callers have to handle OSError and ValueError."""
     return json.loads(Path(folder, _FILE).read_text(encoding="utf-8"))

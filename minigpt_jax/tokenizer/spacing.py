@@ -1,15 +1,15 @@
-"""Spaces around punctuation, guessed back from words alone: `don ' t , " he said` becomes `don't, "he said`.
+"""Guesses the spaces around punctuation from words alone: `don ' t , " he said` becomes `don't, "he said`.
 
-WordPiece forgets where the spaces were. The rules here suit English prose:
+WordPiece does not encode where the spaces were. These rules suit English prose:
 
-- Stops and closing brackets join the word before, opening brackets the word after, dashes both.
-- Straight quotes open and close in turn; curly ones say which they are.
-- An apostrophe joins both sides in contractions (`don't`, `o'clock`), the word after in elisions (`'tis`), the word
-  before in plurals and dropped letters (`boys'`, `goin'`); else a straight one is a single quote.
-- Points, commas and colons join digits; hyphens join words; ideographs stand close.
+- Stops and closing brackets are attached to the word before, opening brackets to the word after, dashes to both.
+- Straight quotes alternate between opening and closing. Curly ones are opening or closing by themselves.
+- An apostrophe is attached to both sides in contractions (`don't`, `o'clock`), to the word after in elisions (`'tis`),
+  and to the word before in plurals and dropped letters (`boys'`, `goin'`). Any other straight one is a single quote.
+- Points, commas and colons are attached to digits, hyphens to words. Ideographs have no spaces between them.
 
-A space goes only where one side is a character that the tokenizer cuts off anyway, so that the text, encoded again, has
-the same ids. A word's spacing depends on the words before it and the one after.
+A space is removed only next to a character that the tokenizer splits off in any case, so that encoding the result gives
+the same ids. The spacing of a word depends on the words before it and on the word after it.
 """
 
 from collections.abc import Sequence
@@ -31,21 +31,21 @@ _ELISIONS = frozenset("tis twas twere twill twould em til cause bout un".split()
 
 @dataclass
 class _Quotes:
-    """Which kinds of straight quote are open."""
+    """The straight quotes that are open."""
 
     toggles: frozenset[str] = frozenset()
     single: bool = False
 
 
 def tidy_join(words: Sequence[str]) -> str:
-    """Joins words and lone punctuation marks to text, with spaces where English prose has them.
+    """Joins words and single punctuation marks to a text, with spaces where English prose has them.
 
     >>> tidy_join(["we", "'", "ll", "see", ",", "she", "said", "."])
     "we'll see, she said."
     """
     quotes = _Quotes()
     text: list[str] = []
-    before, joined = "", True  # the word before, and whether it takes no space after it
+    before, joined = "", True  # the word before, and whether it has no space after it
     for i, word in enumerate(words):
         after = words[i + 1] if i + 1 < len(words) else ""
         joins_before, joins_after = _joins(before, word, after, quotes)
@@ -57,7 +57,7 @@ def tidy_join(words: Sequence[str]) -> str:
 
 
 def _joins(before: str, word: str, after: str, quotes: _Quotes) -> tuple[bool, bool]:
-    """Whether the word stands close to the one before and to the one after; "" is an end of the text."""
+    """Whether the word is attached to the one before, and to the one after. "" is an end of the text."""
     if word in _APOSTROPHES:
         return _apostrophe_joins(before, word, after, quotes)
     if word in _TOGGLES:
@@ -93,11 +93,11 @@ def _is_word(word: str) -> bool:
 
 
 def _stand_close(before: str, word: str) -> bool:
-    """Chinese and Japanese are written without spaces; the tokenizer cuts off each ideograph."""
+    """Whether there is no space between two words of Chinese or Japanese, of which the tokenizer splits ideographs."""
     last, first = before[-1], word[0]
     return _is_wide(last) and _is_wide(first) and (is_single(last) or is_single(first))
 
 
 def _is_wide(char: str) -> bool:
-    """Whether the character is from the East Asian blocks: their punctuation, kana, ideographs."""
+    """Whether the character is in one of the East Asian blocks: punctuation, kana and ideographs."""
     return "\u3000" <= char <= "\u9fff" or "\uf900" <= char <= "\ufaff" or "\U00020000" <= char <= "\U0002fa1f"

@@ -1,8 +1,8 @@
-"""WordPiece (Schuster and Nakajima 2012), with the ids that KerasHub's `WordPieceTokenizer` gives.
+"""WordPiece (Schuster and Nakajima 2012), with the same ids as KerasHub's `WordPieceTokenizer`.
 
-Hugging Face `tokenizers` trains the vocabulary and cuts words into pieces; `characters` cuts text into words. What
-stands between two spaces is mostly one of few strings, so it is cut once and remembered: this is faster on one thread
-than handing whole texts to `tokenizers` is on two.
+Hugging Face `tokenizers` trains the vocabulary and splits words into pieces; `characters` splits text into words. The
+strings between spaces repeat often, so the ids of each are cached. On one thread this is faster than passing whole
+texts to `tokenizers` on two.
 """
 
 import functools
@@ -25,20 +25,20 @@ from minigpt_jax.tokenizer.spacing import tidy_join
 
 VOCABULARY_FILE = "vocabulary.txt"
 
-_CONTINUES = "##"  # begins a piece that goes on with the word before
-_MAX_WORD_BYTES = 100  # a longer word is one [UNK], as in TensorFlow Text
-_REMEMBERED = 1 << 18  # strings of a kind; tens of megabytes when full
+_CONTINUES = "##"  # the prefix of a piece that continues a word
+_MAX_WORD_BYTES = 100  # a longer word becomes one [UNK], as in TensorFlow Text
+_CACHED = 1 << 18  # the most strings in a cache, which then takes tens of megabytes
 
 
 class WordPiece:
-    """Greedy longest-match-first pieces of words; case (if `lowercase`) and spacing are lost.
+    """Splits words into pieces, greedily by the longest match. Spacing is lost, and also case if `lowercase`.
 
     Args:
-        vocabulary: the pieces in the order of their ids, the reserved ones first.
-        lowercase: fold case, as Unicode's NFKC_Casefold does.
+        vocabulary: the pieces in the order of their ids. The reserved pieces come first.
+        lowercase: whether to fold case, by Unicode's NFKC_Casefold.
 
     Raises:
-        UserError: the vocabulary lacks the reserved pieces, or has an empty or repeated one.
+        UserError: the vocabulary does not begin with the reserved pieces, or has an empty or repeated piece.
 
     >>> tokenizer = WordPiece(["[PAD]", "[UNK]", "[BOS]", "the", "king", "##s", "."])
     >>> tokenizer.encode_batch(["The kings.", "the queen"])
@@ -57,12 +57,12 @@ class WordPiece:
             continuing_subword_prefix=_CONTINUES,
             max_input_chars_per_word=_MAX_WORD_BYTES,
         )
-        self._chunks = _Remembered(self._cut)
-        self._ids = _Remembered(self._part_ids)
-        self._ends = _Remembered(self._part_ends)
+        self._chunks = _Cached(self._cut)
+        self._ids = _Cached(self._part_ids)
+        self._ends = _Cached(self._part_ends)
 
     def __reduce__(self):
-        # A process that is sent it again and again, a chunk of text each time, keeps what it has remembered.
+        # A process that receives the tokenizer with every chunk of text unpickles it once, and so keeps its caches.
         return _unpickled, (self._pieces, self.lowercase)
 
     def __len__(self) -> int:
@@ -70,31 +70,31 @@ class WordPiece:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the pieces and settings. (Not of Python's Unicode tables: their yearly additions are rare.)"""
+        """The SHA-256 of the pieces and settings. (Changes of Python's Unicode tables are too rare to be included.)"""
         behaviour = json.dumps(["wordpiece", self.lowercase, self._pieces])
         return hashlib.sha256(behaviour.encode()).hexdigest()
 
     def piece(self, token: int) -> str | None:
-        """The piece of an id, or None where the model has a row but the vocabulary no piece."""
+        """The piece of an id, or None if the vocabulary has no piece with this id."""
         return self._pieces[token] if 0 <= token < len(self) else None
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """Ids of each text, without reserved ones but [UNK]."""
+        """The ids of each text, without special tokens other than [UNK]."""
         return [list(chain.from_iterable(map(self._ids.__getitem__, text.split(" ")))) for text in texts]
 
     def encode_batch_with_ends(self, texts: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids (int32) of each text, and the UTF-8 bytes (int64) of the text up to the end of each token.
+        """The ids of each text (int32), and the number of UTF-8 bytes of text up to the end of each token (int64).
 
-        Blanks count towards the token after them; those after the last token towards none. Inside a word whose fold
-        has another length, ends are in proportion.
+        Blanks belong to the token after them, and those after the last token to none. If folding changes the length of
+        a word, the ends of its tokens are scaled in proportion.
         """
         return [self._encode_with_ends(text) for text in texts]
 
     def decode(self, ids: Iterable[int], tidy: bool = True) -> str:
-        """Text of the ids; [PAD], [BOS] and ids without a piece are skipped.
+        """The text of the ids. [PAD], [BOS] and ids without a piece are skipped.
 
-        With `tidy`, spaces around punctuation are restored as far as they can be guessed; without, words are joined by
-        single spaces, so that text which is written so (folded, every word apart) comes back exactly.
+        With `tidy`, spaces around punctuation are guessed. Without it, words are joined by single spaces, which
+        restores text exactly if it is folded and has a space between all words.
         """
         words: list[str] = []
         for token in ids:
@@ -110,7 +110,7 @@ class WordPiece:
         return tidy_join(words) if tidy else " ".join(words)
 
     def save(self, folder: str | Path) -> None:
-        """Writes what `load` needs into the folder, which is made if need be."""
+        """Saves the tokenizer into the folder, from which `load` reads it. The folder is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, VOCABULARY_FILE).write_text("\n".join(self._pieces) + "\n", encoding="utf-8", newline="\n")
         write_settings(folder, kind="wordpiece", lowercase=self.lowercase, fingerprint=self.fingerprint)
@@ -122,7 +122,7 @@ class WordPiece:
         return self._model.tokenize(word)
 
     def _cut(self, chunk: str) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
-        """Ids of a chunk's word, bytes of the chunk, and of the part of it up to the end of each token."""
+        """The ids of a chunk's word, the bytes of the chunk, and the bytes of the chunk up to the end of each token."""
         size, word, tokens = len(chunk.encode()), word_of(chunk), self._tokens(chunk)
         word_size = len(word.encode())
         folded_size = len(_word(chunk, self.lowercase).encode())
@@ -130,11 +130,11 @@ class WordPiece:
         return tuple(token.id for token in tokens), size, tuple(ends)
 
     def _part_ids(self, part: str) -> tuple[int, ...]:
-        """Ids of what stands between two spaces."""
+        """The ids of a string between two spaces."""
         return tuple(token for chunk in split(part) for token in self._chunks[chunk][0])
 
     def _part_ends(self, part: str) -> tuple[int, tuple[int, ...]]:
-        """Bytes of what stands between two spaces, and of it up to the end of each token."""
+        """The bytes of a string between two spaces, and the bytes of it up to the end of each token."""
         start, ends = 0, []
         for chunk in split(part):
             _, size, chunk_ends = self._chunks[chunk]
@@ -151,14 +151,14 @@ class WordPiece:
         return ids, starts.repeat(tokens_in_part) + np.fromiter(chain.from_iterable(ends), np.int64, len(ids))
 
 
-class _Remembered(dict[str, Any]):
-    """What a function gives for each string, found once; all is forgotten when it grows too large."""
+class _Cached(dict[str, Any]):
+    """A cache of a function's results for strings. It is cleared when it gets too large."""
 
     def __init__(self, function: Callable[[str], Any]) -> None:
         self._function = function
 
     def __missing__(self, text: str) -> Any:
-        if len(self) >= _REMEMBERED:
+        if len(self) >= _CACHED:
             self.clear()
         self[text] = found = self._function(text)
         return found
@@ -170,14 +170,14 @@ def _unpickled(pieces: tuple[str, ...], lowercase: bool) -> WordPiece:
 
 
 def train(texts: Iterable[str], vocabulary_size: int, lowercase: bool, exact: bool = True) -> WordPiece:
-    """Trains `vocabulary_size` pieces on the texts, which are read once and not held.
+    """Trains `vocabulary_size` pieces on the texts, which are read once and not kept in memory.
 
-    The same words give the same vocabulary, in any order and process. Hugging Face's trainer numbers the "##"
-    characters as a randomly ordered hash map yields them, and breaks ties between merges by number; naming all
-    characters beforehand fixes the numbers.
+    The same words give the same vocabulary, in any order and in any process. For this, all characters are given to
+    Hugging Face's trainer as special tokens, in a fixed order: it would number the "##" characters in the random order
+    of a hash map, and it breaks ties between merges by these numbers.
 
     Raises:
-        UserError: the text has too many characters for so few pieces, or, if `exact`, too few words for so many.
+        UserError: the text has too many characters, or, if `exact`, too few words for this number of pieces.
     """
     chunks: Counter[str] = Counter()
     for text in texts:
@@ -188,15 +188,15 @@ def train(texts: Iterable[str], vocabulary_size: int, lowercase: bool, exact: bo
         if word and len(word.encode()) <= _MAX_WORD_BYTES:
             counts[word] += count
     if not counts:
-        raise UserError("the training text of the tokenizer holds no word; check --data.corpus and --data.files")
+        raise UserError("the training text of the tokenizer contains no word; check --data.corpus and --data.files")
 
     first = sorted({char for word in counts for char in word})
     later = sorted({char for word in counts for char in word[1:]})
     named = [*RESERVED_PIECES, *first, *(_CONTINUES + char for char in later)]
     if vocabulary_size < len(named):
         raise UserError(
-            f"--tokenizer.vocabulary-size {vocabulary_size} is too few for the {len(first)} characters of the training "
-            f"text, each a piece at a word's start and inside; ask for at least {len(named)}"
+            f"--tokenizer.vocabulary-size {vocabulary_size} is too small for the {len(first)} characters of the "
+            f"training text, which are pieces at the start of a word and inside it; give at least {len(named)}"
         )
 
     tokenizer = Tokenizer(models.WordPiece(unk_token=RESERVED_PIECES[UNK_ID]))
@@ -206,14 +206,14 @@ def train(texts: Iterable[str], vocabulary_size: int, lowercase: bool, exact: bo
     ids = tokenizer.get_vocab(with_added_tokens=False)
     if exact and len(ids) < vocabulary_size:
         raise UserError(
-            f"--tokenizer.vocabulary-size {vocabulary_size} is more than the training text can fill; "
-            f"it gives {len(ids)} pieces: add --tokenizer.no-exact, or ask for at most {len(ids)}"
+            f"--tokenizer.vocabulary-size {vocabulary_size} is too large for the training text, which gives "
+            f"{len(ids)} pieces; add --tokenizer.no-exact, or give at most {len(ids)}"
         )
     return WordPiece(sorted(ids, key=ids.__getitem__), lowercase)
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """Pieces of a vocabulary file, one a line. OSError and UnicodeDecodeError are the caller's to explain."""
+    """The pieces of a vocabulary file, one per line. Callers have to handle OSError and UnicodeDecodeError."""
     lines = path.read_bytes().decode("utf-8-sig").split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
@@ -223,7 +223,7 @@ def _word(chunk: str, lowercase: bool) -> str:
 
 
 def _repeated(counts: Counter[str]) -> Iterator[str]:
-    """Each word as often as it occurs, since the trainer takes texts and no counts; in texts of bounded length."""
+    """Yields texts in which each word is repeated as often as it occurs, as the trainer does not take counts."""
     for word, count in counts.items():
         for start in range(0, count, 1000):
             yield f"{word}\n" * min(count - start, 1000)
@@ -234,8 +234,8 @@ def _check(pieces: Sequence[str]) -> None:
         found = repr(pieces[token]) if token < len(pieces) else "nothing"
         if found != repr(reserved):
             raise UserError(
-                f"piece {token} of a WordPiece vocabulary must be {reserved}, and here is {found}; "
-                f"begin it with {', '.join(RESERVED_PIECES)}"
+                f"piece {token} of a WordPiece vocabulary must be {reserved}, but it is {found}; "
+                f"begin the vocabulary with {', '.join(RESERVED_PIECES)}"
             )
     first_at: dict[str, int] = {}
     for token, piece in enumerate(pieces):

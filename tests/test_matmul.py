@@ -29,7 +29,7 @@ def exact(x: Any) -> np.ndarray:
 @pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("name", SHAPES)
 def test_values_and_gradients(name: str, turned: tuple[bool, bool]) -> None:
-    """Transposed operands and results are what XLA lays out by columns, where its own product fails or is slow."""
+    """Transposed operands and results are laid out by columns by XLA, whose own matmul then fails or is slow."""
     batch, m, k, n = SHAPES[name]
     shapes = (m, k), (k, n)
     a, b = (draw(*batch, *(shape[::-1] if turn else shape)) for shape, turn in zip(shapes, turned, strict=True))
