@@ -119,9 +119,10 @@ def compile_rows(
 
 
 def steps_per_execution(periods: Iterable[int]) -> int:
-    """How many steps to run by one call where the user does not say: one on CPU, where a call costs little.
+    """The default number of steps per call of the compiled program: 1 on CPU, where calls are cheap.
 
-    On accelerators as many as divide the periods of whatever looks at the state between steps: one program does.
+    On accelerators it is the largest number up to `STEPS_PER_EXECUTION` that divides all periods at which hooks need
+    the state between steps, so that one compiled program suffices.
     """
     if on_cpu():
         return 1
