@@ -34,7 +34,7 @@ def masks() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", masks())
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2), (4, 1)])
-def test_heads_first_is_jaxs(name: str, heads: int, kv_heads: int) -> None:
+def test_heads_first_equals_jax_dot_product_attention(name: str, heads: int, kv_heads: int) -> None:
     mask = masks()[name]
     keys = jax.random.split(jax.random.key(0), 4)
     widths = heads, kv_heads, kv_heads, heads

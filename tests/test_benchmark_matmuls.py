@@ -13,7 +13,7 @@ from minigpt_jax.model import build
 
 
 @pytest.mark.parametrize("name", ["reference", "swiglu", "grouped heads", "head gate", "pointer", "two passes"])
-def test_six_operations_a_weight_and_token(name: str) -> None:
+def test_matmuls_take_six_operations_per_weight_and_token(name: str) -> None:
     """6 N D (Kaplan et al. 2020) for N weights of dense layers and D tokens, and 12 T² a feature of attention.
 
     A pointer has the half of that, as it sums no values, and no sums in the gradient that its sentinel's one column

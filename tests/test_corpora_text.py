@@ -117,7 +117,7 @@ def test_line_ends_of_every_system_are_the_same_text(tmp_path, monkeypatch, end,
     assert set(chain(*found.values())) == set(expected)
 
 
-def test_what_shows_nothing_is_no_document(tmp_path):
+def test_documents_without_visible_characters_are_skipped(tmp_path):
     blank = ["\u200b\u200b", "\ufeff", "\u2060 \u200d", "\xad", "\u3164\ufe0f", "\0\0", "\x1b", "\u2028\u3000"]
     lines = ["a real line", "\u200ba word", "\U0001f642\ufe0f", "nul\0 within"]
     file = write(tmp_path / "a.txt", "\n".join([*blank, *lines, *blank]))
@@ -142,7 +142,7 @@ def test_fingerprints_are_those_of_older_runs(tmp_path):
 
 
 @pytest.mark.parametrize("flag", [["line"], ["file"]])
-def test_a_document_has_a_greatest_length(tmp_path, monkeypatch, flag):
+def test_documents_above_the_length_limit_are_refused(tmp_path, monkeypatch, flag):
     monkeypatch.setattr(corpora_text, "MAX_DOCUMENT", 1 << 20)
     monkeypatch.setattr(base, "MAX_DOCUMENT", 1 << 20)
     bomb = gzip.compress(b"fine\nalso fine\n" + b"x" * 100_000_000)
@@ -173,7 +173,7 @@ def test_a_zip_is_opened_once_for_all_its_members(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("spec", ["", "*", "b.txt"])
-def test_what_is_not_a_file_is_refused_and_never_waited_for(tmp_path, spec):
+def test_pipes_and_devices_are_refused_without_blocking(tmp_path, spec):
     write(tmp_path / "a.txt", "one\ntwo\nthree\n")
     os.mkfifo(tmp_path / "b.txt")
     with pytest.raises(UserError) as error:

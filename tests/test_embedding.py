@@ -28,7 +28,7 @@ def gradients(ids: Any, dtype: Any) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 3, 2)])
-def test_gradient_is_jaxs(shape: tuple[int, ...]) -> None:
+def test_embedding_gradient_equals_that_of_jnp_take(shape: tuple[int, ...]) -> None:
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 4, shape))  # some twice, some never
     product, own, truth = gradients(ids, jnp.float32)
     assert product.dtype == own.dtype == jnp.float32
@@ -37,7 +37,7 @@ def test_gradient_is_jaxs(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 12, 13])
-def test_chunks_are_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_is_independent_of_the_chunk_size(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "LARGEST", rows * V + 1)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 4)))
     product, _, truth = gradients(ids, jnp.float32)
@@ -52,7 +52,7 @@ def test_long_sums_of_bfloat16_are_not_lost() -> None:
     assert wrong["p"] <= 2**-8 * np.abs(truth[3]).max() < wrong["o"]
 
 
-def test_embed_is_flaxs_by_either_way() -> None:
+def test_both_forms_of_embed_equal_flax() -> None:
     ids = jnp.array([[1, 2], [2, 0]])
     modules = [kind(V, D, dtype=jnp.bfloat16) for kind in (embedding.Embed, nn.Embed)]
     params: Any = modules[0].init(jax.random.key(0), ids)

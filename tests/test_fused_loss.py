@@ -65,7 +65,7 @@ def close(got: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-5) -> No
 
 @pytest.mark.parametrize("chunk", [1, 5, 9, B * T, 100, None])  # 36 states: 5 leaves a ragged end
 @pytest.mark.parametrize("name", ["bias", "tied"])
-def test_any_chunk_is_the_plain_loss(name: str, chunk: int | None) -> None:
+def test_fused_loss_equals_the_plain_loss_for_any_chunk_size(name: str, chunk: int | None) -> None:
     layer, params = output_layer(CONFIGS[name])
     fused = functools.partial(fused_loss.cross_entropy, chunk=chunk)
     got = jax.jit(value_and_gradient(fused, layer, 0.3))(params, *inputs())
@@ -74,7 +74,7 @@ def test_any_chunk_is_the_plain_loss(name: str, chunk: int | None) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_any_output_layer(config: ModelConfig) -> None:
+def test_fused_loss_takes_any_output_layer(config: ModelConfig) -> None:
     layer, params = output_layer(config)
     fused = functools.partial(fused_loss.cross_entropy, chunk=7)
     got = jax.jit(value_and_gradient(fused, layer))(params, *inputs())
@@ -82,7 +82,7 @@ def test_any_output_layer(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, None])
-def test_a_mixture_is_that_of_the_probabilities(chunk: int | None) -> None:
+def test_loss_of_a_mixture_equals_that_of_mixed_probabilities(chunk: int | None) -> None:
     """Shares from nearly nothing to nearly all, of labels that the others give everything, or nothing at all."""
     layer, params = output_layer(TINY)
     rng = np.random.default_rng(2)

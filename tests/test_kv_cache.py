@@ -64,7 +64,7 @@ def test_a_prompt_wider_than_the_cache_leaves_its_last_tokens(lengths):
 
 
 @pytest.mark.parametrize("query_heads", [N, 3 * N])
-def test_attend_is_attention(query_heads):
+def test_cached_attention_equals_full_attention(query_heads):
     generator = np.random.default_rng(0)
     query = generator.normal(size=(B, 1, query_heads, H)).astype(np.float32)
     keys, values = generator.normal(size=(2, B, S, N, H)).astype(np.float32)

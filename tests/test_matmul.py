@@ -62,7 +62,7 @@ def test_sums_and_result_are_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_dot_general_is_laxs(dtype: Any) -> None:
+def test_dot_general_equals_lax_dot_general(dtype: Any) -> None:
     x, kernel = (jnp.asarray(draw(*shape), dtype) for shape in ((2, 3, 8), (8, 5)))
     numbers = ((2,), (0,)), ((), ())
     got, expected = (f(x, kernel, numbers) for f in (dot_general, jax.lax.dot_general))

@@ -44,7 +44,7 @@ def quick_compilation() -> Iterator[None]:
 
 
 @each_config
-def test_logits_are_those_of_numpy(config: ModelConfig) -> None:
+def test_logits_equal_the_numpy_model(config: ModelConfig) -> None:
     logits = full_pass(gpt(config), weights(config), RAGGED)
     assert logits.shape == (len(LENGTHS), T, V)
     expected = numpy_gpt.forward(weights(config), config, RAGGED)
@@ -52,7 +52,7 @@ def test_logits_are_those_of_numpy(config: ModelConfig) -> None:
 
 
 @each_config
-def test_prefill_and_steps_are_the_full_pass(config: ModelConfig) -> None:
+def test_prefill_and_steps_equal_the_full_pass(config: ModelConfig) -> None:
     """Ragged prompts, each row at its own position, up to the end of the window."""
     module, params = gpt(config), weights(config)
     text = np.random.default_rng(1).integers(3, V, (len(LENGTHS), T))
@@ -102,7 +102,7 @@ def test_zero_init_starts_every_block_as_the_identity(zero_init: bool) -> None:
     assert np.allclose(hidden, normed, rtol=1e-4, atol=1e-4) == zero_init
 
 
-def test_convolutions_start_as_nothing() -> None:
+def test_convolutions_are_initialised_to_zero() -> None:
     params: Any = gpt(EVERYTHING).init(jax.random.key(0), RAGGED)["params"]
     convolutions = [name for name in params["block_1"] if name.endswith("_convolution")]
     assert [params["block_1"][name]["taps"].shape for name in convolutions] == 2 * [(3, EVERYTHING.width)]

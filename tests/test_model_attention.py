@@ -41,7 +41,7 @@ def quick_compilation() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("name", "lengths"), [("rope", (9, 2, 6)), ("everything", (5, 2, 3))])
-def test_a_rolled_cache_is_a_window(name: str, lengths: tuple[int, ...]) -> None:
+def test_a_rolled_cache_equals_a_window_of_keys(name: str, lengths: tuple[int, ...]) -> None:
     """Past its last slot the cache forgets the oldest token: each token sees the last `slots` tokens.
 
     A prompt may be longer than the cache; through one layer, that is, as what a second layer keeps of it has seen more.
@@ -115,7 +115,7 @@ def test_a_packed_row_is_its_documents(base: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [TINY, CONFIGS["rope"]], ids=["learned", "rope"])
-def test_isolation_is_numpys(config: ModelConfig) -> None:
+def test_isolated_documents_equal_the_numpy_model(config: ModelConfig) -> None:
     config = replace(config, isolate_documents=True)
     tokens = np.array([[5, 9, BOS_ID, 4, 17, BOS_ID, 8, 20, 6, 7, BOS_ID, 13], [BOS_ID, 3, 4, BOS_ID, 6] + [0] * 7])
     logits = full_pass(gpt(config), weights(config), tokens)

@@ -128,7 +128,7 @@ def test_training_ends_in_the_same_weights() -> None:
         assert np.abs(after - theirs_after).mean() < 1e-3 * moved, name
 
 
-def test_adam_is_keras_own() -> None:
+def test_adam_equals_keras() -> None:
     """Twenty steps of `keras.optimizers.Adam`, with gradients on both sides of its epsilon."""
     config = OptimizerConfig()
     size = 10.0 ** -np.array([0, 2, 4, 6, 7.5, 9])

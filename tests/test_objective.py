@@ -46,7 +46,7 @@ def test_caveats(first: Experiment, section: str, fields: dict[str, Any], says: 
     assert says is None or says in found[0]
 
 
-def test_a_corpus_at_two_places_is_one_text():
+def test_equal_corpora_at_different_paths_give_no_caveat():
     moved = [changed("data", archive=Path(name)) for name in ("a.zip", "b.zip")]
     assert objective.caveats(moved) != []
     assert objective.caveats(moved, same_corpus=True) == []

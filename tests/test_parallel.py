@@ -133,7 +133,7 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
-def test_losses_are_those_of_one_device(devices: int) -> None:
+def test_losses_are_independent_of_the_number_of_devices(devices: int) -> None:
     """Over twenty steps, whatever device a row is on; sums over counts, as no device holds its fair share."""
     one, many = trained(1), trained(devices)
     assert many["devices"] == devices
@@ -162,7 +162,7 @@ def test_two_processes_of_two_devices_are_four_devices() -> None:
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_several_steps_a_dispatch_share_out_the_rows(devices: int) -> None:
+def test_several_steps_per_execution_divide_the_rows_among_devices(devices: int) -> None:
     close(trained(devices)["scanned"], trained(1)["losses"])
     assert trained(devices)["step"] == 20
 
@@ -182,7 +182,7 @@ def test_dropout_masks_are_independent_of_devices_and_micro_batches(devices: int
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_memory_of_the_state_is_given_on_where_asked(devices: int) -> None:
+def test_donating_reuses_the_memory_of_the_state(devices: int) -> None:
     assert trained(devices)["donated"]
     assert trained(devices)["kept"]
 
@@ -202,7 +202,7 @@ def test_a_batch_that_does_not_divide_is_refused(
 
 
 @pytest.mark.parametrize(("count", "accumulate", "batch_size"), [(1, 1, 7), (4, 1, 64), (4, 2, 64), (8, 8, 64)])
-def test_a_batch_that_divides_is_taken(
+def test_a_divisible_batch_size_is_accepted(
     count: int, accumulate: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "device_count", lambda: count)
@@ -210,7 +210,7 @@ def test_a_batch_that_divides_is_taken(
 
 
 @pytest.mark.parametrize("row_axis", [0, 1])
-def test_put_batch_shares_out_rows_in_order(row_axis: int) -> None:
+def test_put_batch_divides_rows_in_order(row_axis: int) -> None:
     count = jax.device_count()
     rows = np.arange(2 * count * 2 * count).reshape(2 * count, 2 * count)
     placed = devices.put_batch({"rows": rows}, row_axis)["rows"]

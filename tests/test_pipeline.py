@@ -35,13 +35,13 @@ def test_each_epoch_visits_every_row_once_in_a_new_order(rows: Rows):
     assert (epochs[0][:COUNT] != rows.rows).mean() > 0.5
 
 
-def test_rows_travel_as_they_are_stored(rows: Rows):
+def test_batches_have_the_type_of_the_stored_rows(rows: Rows):
     batch = next(pipeline.batches(rows, SIZE, seed=0))
     assert batch.rows.dtype == np.uint16
     np.testing.assert_array_equal(batch.bytes, batch.rows[:, 0].astype(np.int32) - 1)
 
 
-def test_starting_at_i_gives_batch_i(rows: Rows):
+def test_starting_at_batch_i_gives_the_same_batch_as_drawing_up_to_it(rows: Rows):
     batches = take(rows, 3 * PER_EPOCH)
     for start in (1, PER_EPOCH - 1, PER_EPOCH, 2 * PER_EPOCH + 2):
         for resumed, whole in zip(take(rows, 3, start=start), batches[start:], strict=False):

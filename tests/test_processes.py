@@ -93,7 +93,7 @@ class Bomb:
     "sent",
     [pickle.dumps(Bomb(), 0).decode(), "", "[]", "{}", "3", json.dumps({"error": "SystemExit", "arguments": []})],
 )
-def test_what_a_stranger_puts_into_the_store_runs_no_code(store: Store, monkeypatch: pytest.MonkeyPatch, sent: str):
+def test_messages_from_strangers_run_no_code(store: Store, monkeypatch: pytest.MonkeyPatch, sent: str):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     store.values["minigpt/0"] = sent
     with pytest.raises(UserError, match="message from process 0 of this run cannot be read"):

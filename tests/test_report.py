@@ -56,7 +56,7 @@ def test_every_run_is_in_the_summary_and_in_the_legends(page: Page):
     assert len(legends) == page.source.count("<figure>") == 8
 
 
-def test_summary_against_the_lines(page: Page):
+def test_summary_figures_equal_those_of_metrics_jsonl(page: Page):
     heading, base, wide, _ = page.tables[0]
     said = dict(zip(heading, wide, strict=True))
     assert said["best loss"] == said["final loss"] == "3.5000"
@@ -80,7 +80,7 @@ def test_best_is_not_the_final_where_the_loss_rose(tmp_path: Path):
     assert (run.best["step"], run.best["loss"], run.final["loss"]) == (60, 4.0, 5.0)
 
 
-def test_configurations_that_differ(folder: Path, page: Page):
+def test_the_table_has_the_fields_that_differ(folder: Path, page: Page):
     assert page.tables[1] == [
         ["field", "base", "wide", "_wi<ld>$"],
         ["model.width", "16", "32", "16"],
@@ -91,7 +91,7 @@ def test_configurations_that_differ(folder: Path, page: Page):
     assert "optimizer.b1" not in alone  # the default
 
 
-def test_a_warning_where_tokens_are_not_the_same(folder: Path, page: Page):
+def test_runs_with_different_tokens_give_a_warning(folder: Path, page: Page):
     assert "differ in tokenizer" in page.text
     same = [runs.read(folder / name) for name in ("base", "wide")]
     assert run_page.comparability(same) == []
@@ -138,7 +138,7 @@ def test_of_many_runs_the_best_have_the_colours(tmp_path: Path):
     assert said == [run_page.Text("The runs have the same configuration.")]
 
 
-def test_wild_losses_do_not_squash_the_others(tmp_path: Path):
+def test_outliers_do_not_squash_the_loss_axis(tmp_path: Path):
     fake_sweep.write_run(tmp_path / "good", final=3.0, points=50)
     files = fake_sweep.write_run(tmp_path / "wild", final=3.0, points=50)
     with files.metrics.open("a") as file:
@@ -153,7 +153,7 @@ def test_wild_losses_do_not_squash_the_others(tmp_path: Path):
 @pytest.mark.parametrize(
     "text", ["", None, '{"step": 5, "split": "train", "loss": 5.0', '{"step": 5, "split": "valid", "loss": null}\n']
 )
-def test_a_run_that_has_just_begun(tmp_path: Path, text: str | None):
+def test_a_run_without_metrics_has_a_report(tmp_path: Path, text: str | None):
     files = fake_sweep.write_run(tmp_path / "r")
     shutil.rmtree(files.samples)
     files.metrics.unlink() if text is None else files.metrics.write_text(text)
@@ -246,7 +246,7 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ([], "needs a run directory"),
     ],
 )
-def test_refusals(folder: Path, capsys: pytest.CaptureFixture, arguments: list[str], says: str):
+def test_wrong_paths_are_refused(folder: Path, capsys: pytest.CaptureFixture, arguments: list[str], says: str):
     assert command("report", *(argument.format(run=folder / "base") for argument in arguments)) == 2
     said = capsys.readouterr().err
     assert says in said
@@ -254,6 +254,6 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture, arguments: list[s
     assert not (folder / "base" / "report.html").exists()
 
 
-def test_nothing_to_report():
+def test_a_report_without_runs_is_refused():
     with pytest.raises(UserError, match="give one or more"):
         report.report([])

@@ -45,7 +45,7 @@ def test_runs_on_different_corpora_are_not_ranked(tmp_path: Path):
     assert "differ in corpus and tokenizer: figures of different texts cannot be compared" in parsed.text
 
 
-def test_the_same_corpus_cut_otherwise_is_told(tmp_path: Path):
+def test_different_cuts_of_the_same_corpus_give_a_caveat(tmp_path: Path):
     experiment = fake_sweep.EXPERIMENT
     fake_sweep.write_run(tmp_path / "a", experiment)
     fake_sweep.write_run(tmp_path / "b", changed("data", experiment, evaluation_layout="lines"))

@@ -23,7 +23,7 @@ def synthetic(effects: dict[str, float], number: int = 40) -> tuple[list[Axis], 
     return axes, results.configurations(rows, [axis.field for axis in axes])
 
 
-def test_importances_tell_the_axes_apart():
+def test_the_axis_with_the_largest_effect_has_the_largest_importance():
     for effects, most in (({"rate": 1.0, "kind": 0.1}, "rate"), ({"rate": 0.1, "kind": 1.0}, "kind")):
         shares, reason = importances(*synthetic(effects))
         assert reason == ""
@@ -33,14 +33,14 @@ def test_importances_tell_the_axes_apart():
         assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_importances_see_a_log_axis_as_one():
+def test_importances_use_the_logarithm_of_a_log_range():
     # The loss falls evenly over four decades: on a linear axis nine tenths of the range would look all but flat.
     axes, found = synthetic({"rate": 1.0, "kind": 0.35})
     shares, _ = importances(axes, found)
     assert shares["rate"] == pytest.approx((1 / 12) / (1 / 12 + 0.35**2 / 4), abs=0.12)
 
 
-def test_importances_of_too_little():
+def test_importances_need_enough_different_results():
     axes, found = synthetic({"rate": 1.0, "kind": 0.1}, number=5)
     assert importances(axes, found) == ({}, "Importances need 6 complete configurations; there are 5 so far.")
     axes, found = synthetic({"rate": 0.0, "kind": 0.0}, number=8)

@@ -66,7 +66,7 @@ def test_mean_and_spread_over_seeds(sweep: results.Sweep):
             assert one.spread is None
 
 
-def test_best_first_and_what_lost_a_seed_after_the_others():
+def test_configurations_with_incomplete_seeds_are_ranked_last():
     found = ranked(
         row(0, 0, 3.0),
         row(0, 1, 3.2),
@@ -82,7 +82,7 @@ def test_best_first_and_what_lost_a_seed_after_the_others():
     assert [one.mean for one in found] == pytest.approx([2.9, 3.0, 3.1, 1.0, None, None])
 
 
-def test_rows_cut_short_or_written_twice(tmp_path: Path):
+def test_incomplete_lines_are_skipped_and_later_rows_win(tmp_path: Path):
     first, again = row(0, 0, None, "failed"), row(0, 0, 2.0)
     text = "".join(json.dumps(one) + "\n" for one in (first, row(0, 1, 3.0), again))
     (tmp_path / "results.jsonl").write_text(text + '{"configuration": 1, "tri')
@@ -156,14 +156,14 @@ def test_the_command_trains_the_best_configuration(sweep: results.Sweep, page: P
         ("seed", 3),
     ],
 )
-def test_any_field_as_words(field: str, value: Any):
+def test_the_words_of_any_field_parse_to_its_value(field: str, value: Any):
     assert flatten(parse(["train", QUICKSTART, *results.flag_words(field, value)]).experiment)[field] == value
     if isinstance(value, list):  # as a sweep's results have it
         kept = results.flag_words(field, axes.plain(tuple(value)))
         assert flatten(parse(["train", QUICKSTART, *kept]).experiment)[field] == value
 
 
-def test_items_of_a_tuple_in_one_text():
+def test_a_tuple_given_as_one_string_is_split_like_in_a_shell():
     assert results.flag_words("data.files", "a.txt b.txt") == ["--data.files", "a.txt", "b.txt"]
     assert results.flag_words("data.files", "'my books.txt' it\\'s") == ["--data.files", "my books.txt", "it's"]
     assert results.flag_words("data.files", "it's") == ["--data.files", "it's"]  # of a sweep from before quoting
@@ -280,7 +280,7 @@ def test_curves_of_all_trials_with_the_best_on_top(folder: Path, sweep: results.
     ]
 
 
-def test_a_crowd_of_curves_is_one_picture(folder: Path):
+def test_many_grey_curves_are_rasterised(folder: Path):
     run = runs.read(folder / "trials" / "0000-seed0")
     crowd = [curves.Curve(run, "valid")] * curves.RASTER_FROM
     text = style.inline(style.svg(curves.plot(crowd, "step", "loss")), "crowd", "loss")
@@ -289,7 +289,7 @@ def test_a_crowd_of_curves_is_one_picture(folder: Path):
 
 
 @pytest.mark.parametrize("keep", ["nothing", "what diverged", "no run directories"])
-def test_a_sweep_that_has_just_begun(folder: Path, tmp_path: Path, keep: str):
+def test_a_sweep_without_complete_trials_has_a_report(folder: Path, tmp_path: Path, keep: str):
     copy = shutil.copytree(folder, tmp_path / "rates")
     if keep == "nothing":
         (copy / "results.jsonl").unlink()
@@ -303,7 +303,7 @@ def test_a_sweep_that_has_just_begun(folder: Path, tmp_path: Path, keep: str):
     assert ("No trial is complete yet" in parsed.text) == (keep != "no run directories")
 
 
-def test_a_best_one_at_the_edge_is_told():
+def test_a_best_configuration_at_the_edge_of_an_axis_gives_a_warning():
     rows = [row(i, 0, 3.0 - 0.1 * i, x=float(i)) for i in range(4)]
     about = results.Sweep(Path(), "s", "f.py", (Axis("x", low=0, high=9),), (), "", "", tuple(rows))
     assert sweep_page.at_the_edge(about, about.configurations[0]) == ["x"]
@@ -318,7 +318,7 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture):
     assert (folder / "report.md").read_text().count("\n| ") >= 14
 
 
-def test_refusals(folder: Path, tmp_path: Path):
+def test_wrong_arguments_are_refused_in_one_line(folder: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"has no sweep\.json"):
         report.sweep(tmp_path)
     with pytest.raises(UserError, match="one folder holds one report, but these paths give 2"):
@@ -329,6 +329,6 @@ def test_refusals(folder: Path, tmp_path: Path):
             report.sweep(tmp_path)
 
 
-def test_seed_is_no_axis(tmp_path: Path):
+def test_the_seed_is_not_an_axis(tmp_path: Path):
     (tmp_path / "sweep.json").write_text(json.dumps({"axes": [{"field": "seed", "values": [0, 1]}]}))
     assert results.read(tmp_path).axes == ()

@@ -29,7 +29,7 @@ def test_a_seed_is_the_same_in_every_form(seed):
             assert data(jax.jit(rng.stream, static_argnums=1)(form, "x")) == data(rng.stream(seed, "x"))
 
 
-def test_it_begins_at_the_key_that_jax_makes():
+def test_streams_are_derived_from_jax_random_key():
     key = jax.random.wrap_key_data(jnp.asarray(rng.words(12345)), impl="threefry2x32")
     assert data(key) == data(jax.random.key(12345, impl="threefry2x32"))
     assert rng.stream(0, "x").dtype == jax.random.key(0, impl="threefry2x32").dtype

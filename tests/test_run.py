@@ -122,7 +122,7 @@ def test_going_on_ends_bit_for_bit_as_one_go(tmp_path: Path, whole: Path):
 
 
 @pytest.mark.parametrize("steps_per_execution", [4, 5])
-def test_steps_per_execution_change_nothing(tmp_path: Path, whole: Path, steps_per_execution: int):
+def test_results_are_independent_of_steps_per_execution(tmp_path: Path, whole: Path, steps_per_execution: int):
     run(changed("train", steps_per_execution=steps_per_execution), tmp_path / "run")
     ours, theirs = figures(tmp_path / "run"), figures(whole)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]

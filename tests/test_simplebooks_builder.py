@@ -25,7 +25,7 @@ def load(data_dir: Path, archive: Path | None = None, name: str = "simple_books"
     }
 
 
-def test_it_has_the_four_configurations():
+def test_the_builder_has_the_four_configurations():
     assert tuple(simplebooks_builder.SimpleBooks.builder_configs) == CONFIGURATIONS
     assert simplebooks_builder.SimpleBooks.name == "simple_books"
 

@@ -53,7 +53,7 @@ def refused(cache: Path, server: Server, size: int | None = None) -> str:
     return str(error.value)
 
 
-def test_it_is_fetched_unpacked_and_cached(tmp_path, cache, server, archive, monkeypatch):
+def test_the_archive_is_downloaded_unpacked_and_cached(tmp_path, cache, server, archive, monkeypatch):
     monkeypatch.setattr(
         corpora, "download", lambda cache: simplebooks_download.download(cache, server.url, len(server.data))
     )
@@ -104,7 +104,7 @@ def test_a_silent_server_is_given_up(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [403, 404, 500])
-def test_a_server_that_refuses(cache, server, status):
+def test_a_server_error_is_reported(cache, server, status):
     server.status = status
     assert f"Error {status}" in refused(cache, server)
     assert server.requests == ["HEAD"]
@@ -121,7 +121,7 @@ def test_another_size_is_refused_where_none_is_announced(cache, server):
     assert f"sent {len(server.data):,} bytes, but" in refused(cache, server, size=len(server.data) + 1)
 
 
-def test_a_transfer_cut_short(cache, server):
+def test_a_truncated_download_is_refused(cache, server):
     whole = server.data
     server.data = whole[: len(whole) // 2]
     assert "--data.archive" in refused(cache, server, size=len(whole))
@@ -130,7 +130,7 @@ def test_a_transfer_cut_short(cache, server):
     get(cache, server)
 
 
-def test_something_else_than_a_zip(cache, server):
+def test_a_download_that_is_not_a_zip_file_is_refused(cache, server):
     server.data = b"<html>please log in</html>"
     server.announced = len(server.data)
     assert "not a zip" in refused(cache, server)
@@ -191,20 +191,20 @@ def test_unpacked_files_are_put_back_and_checked(cache, server):
     assert list(corpus.documents("train")) == DOCUMENTS["train"]
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, server):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path, server):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"the cache .* cannot be used.*MINIGPT_CACHE"):
         get(tmp_path / "file", server)
 
 
-def test_a_full_disk_is_told_before_the_download(cache, server, monkeypatch):
+def test_too_little_disk_space_is_reported_before_the_download(cache, server, monkeypatch):
     full = shutil.disk_usage(cache.parent)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     assert "100 bytes free" in refused(cache, server)
     assert server.requests == ["HEAD"]
 
 
-def test_a_record_that_is_no_json_counts_for_nothing(cache, server):
+def test_a_record_that_is_not_json_is_ignored(cache, server):
     kept, _ = get(cache, server)
     record = cache / "simplebooks" / simplebooks_download.RECORD
     record.write_text("{")

@@ -54,7 +54,7 @@ def experiment(
     )
 
 
-def test_lines_are_the_head_of_each_long_document(tmp_path: Path):
+def test_the_lines_layout_has_the_prefix_of_each_long_document(tmp_path: Path):
     corpus = Tales()
     prepared = store.prepare(experiment("lines"), corpus, tmp_path)
     long = [text for text in corpus.texts["train"] if len(text.encode()) > 40]
@@ -165,7 +165,7 @@ def test_packed_bytes_go_with_their_labels(tmp_path: Path):
     np.testing.assert_array_equal(rows.bytes, [len("king dog"), len("was  dead ")] * 40)
 
 
-def test_a_second_use_reads_nothing(tmp_path: Path):
+def test_a_second_use_does_not_read_the_corpus(tmp_path: Path):
     corpus = Tales()
     first = store.prepare(experiment("packed"), corpus, tmp_path)
     reads = corpus.reads

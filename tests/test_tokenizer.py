@@ -111,7 +111,7 @@ def test_ends_never_fall_and_stay_inside_the_text(trained, text):
 # Ids to text
 
 
-def test_decoding_skips_what_is_no_text():
+def test_decoding_skips_special_tokens_and_unknown_ids():
     wordpiece = WordPiece(SMALL)
     un, able, ble = (SMALL.index(piece) for piece in ("un", "##able", "##ble"))
     assert wordpiece.decode(np.array([BOS_ID, un, PAD_ID, able, len(SMALL), 4999, -1])) == "unable"
@@ -233,7 +233,7 @@ def test_a_text_of_many_characters_has_the_rarest_in_bytes(kind):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
 @pytest.mark.parametrize("texts", [[], ["", " \n\t"]])
-def test_training_on_nothing(kind, texts):
+def test_training_without_words_is_refused(kind, texts):
     with pytest.raises(UserError, match="no word"):
         tokenizer.train(TokenizerConfig(kind=kind), texts)
 
@@ -324,7 +324,7 @@ def test_digits_are_pieces_of_their_own(kind):
     assert "".join(trained.piece(token) or "" for token in ids[-4:]) == "1984"
 
 
-def test_half_a_character_is_marked(lossless):
+def test_an_incomplete_character_is_decoded_as_a_replacement_character(lossless):
     first, *rest = lossless.encode_batch(["\U0010fffd"])[0]
     assert len(rest) == 3
     assert lossless.decode([first, *rest[:1]]).strip("\ufffd") == ""
@@ -332,7 +332,7 @@ def test_half_a_character_is_marked(lossless):
     assert lossless.decode([UNK_ID]) == "[UNK]"
 
 
-def test_what_is_sent_to_a_process_again_and_again_is_one_tokenizer():
+def test_a_tokenizer_that_is_unpickled_twice_is_the_same_object():
     """So that it remembers the words of the chunks before; other pieces or settings are another's."""
     pieces = [*RESERVED_PIECES, "a", "##b"]
     sent = [pickle.loads(pickle.dumps(WordPiece(pieces, lowercase=lower))) for lower in (True, True, False)]

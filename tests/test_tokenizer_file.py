@@ -14,7 +14,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import SentencePiece
 
 
-def test_vocabulary_file_of_the_users_own(tmp_path, monkeypatch):
+def test_a_vocabulary_file_is_used_as_it_is(tmp_path, monkeypatch):
     file = tmp_path / "vocabulary.txt"
     file.write_bytes("\ufeff[PAD]\r\n[UNK]\r\n[BOS]\r\nthe\r\ncafé".encode())
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -53,7 +53,7 @@ def test_bad_files_are_named_in_one_line(tmp_path, kind, content, message):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(os.devnull, path)])
-def test_a_tokenizer_file_that_is_no_file_is_refused_and_never_waited_for(tmp_path, kind, make):
+def test_a_pipe_or_device_as_tokenizer_file_is_refused_without_blocking(tmp_path, kind, make):
     make(tmp_path / "pieces")
     with pytest.raises(UserError, match=r"--tokenizer\.file .*pieces is a folder, a pipe or a device"):
         tokenizer.from_file(TokenizerConfig(kind=kind, file=tmp_path / "pieces"))
@@ -67,7 +67,7 @@ def train_foreign(path: Path, **settings) -> Path:
     return path / "foreign.model"
 
 
-def test_model_of_the_users_own(tmp_path):
+def test_a_sentencepiece_model_file_is_used_as_it_is(tmp_path):
     file = train_foreign(tmp_path, pad_id=0, unk_id=1, bos_id=2, eos_id=3)
     config = TokenizerConfig(kind="unigram", file=file, vocabulary_size=60)
     given = tokenizer.from_file(config)
