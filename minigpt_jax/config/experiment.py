@@ -62,6 +62,9 @@ class TokenizerConfig:
     """WordPiece, or SentencePiece by unigram or byte-pair encoding."""
     vocabulary_size: int = option(5000, above=len(RESERVED_PIECES))
     """Pieces to train, the reserved ones included, and rows of the embedding and the output layer."""
+    exact: bool = True
+    """Refuse a text that cannot fill the vocabulary, or has too many characters for it. Otherwise train the pieces that
+    it gives, and spell its rarest characters in bytes (SentencePiece only)."""
     lowercase: bool = True
     """Fold case (WordPiece only; SentencePiece is lossless)."""
     file: Path | None = option(None, resumable=True)  # fingerprinted too
