@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax.corpora import utf8
+from minigpt_jax import utf8
 from minigpt_jax.errors import UserError, printable
 
 METHOD_SETTINGS = ("k", "p", "num_beams", "alpha", "length_penalty", "temperature")
