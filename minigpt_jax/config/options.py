@@ -169,7 +169,11 @@ def _choice_problem(value: Any, choices: tuple[str, ...]) -> str | None:
 
 
 def nearest(value: str, choices: typing.Iterable[str]) -> str:
-    """`; did you mean …?` with the choice that is nearest to a mistyped one, or nothing."""
+    """`; did you mean …?` with the choice that is nearest to a mistyped one, or nothing.
+
+    >>> nearest("rms_norm", ["layernorm", "rmsnorm"])
+    '; did you mean rmsnorm?'
+    """
     spelled = {choice.replace("_", "").replace("-", "").lower(): choice for choice in choices}
     near = difflib.get_close_matches(value.replace("_", "").replace("-", "").lower(), spelled, n=1, cutoff=0.5)
     return f"; did you mean {spelled[near[0]]}?" if near else ""

@@ -89,7 +89,12 @@ class Rows:
 
 
 def line_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A row a document, its head: ids [1, length], and the bytes of text that they stand for, [1]."""
+    """A row a document, its head: ids [1, length], and the bytes of text that they stand for, [1].
+
+    >>> document = np.array([5, 6, 7]), np.array([3, 8, 12]), 12  # ids, where each one's text ends, bytes in all
+    >>> list(line_rows(iter([document]), length=3))  # BOS_ID is 2
+    [(array([[2, 5, 6]]), array([8]))]
+    """
     for ids, ends, _ in encoded:
         if len(ids):
             ids, ends = ids[: length - 1], ends[: length - 1]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from minigpt_jax import model, samplers
 from minigpt_jax.config import PAD_ID
 from minigpt_jax.model import GPT
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Output, Request, Sampler
 from minigpt_jax.train import metrics
@@ -59,15 +60,18 @@ def programs(gpt: GPT, slots: int, room: int, sampler: Any) -> Programs:
     )
 
 
-@functools.cache
 def compiler_options() -> dict[str, Any]:
-    """What makes steps of few rows fast on CPU.
+    """What makes steps of few rows fast on CPU."""
+    return _without_ynnpack() if on_cpu() else {}
+
+
+@functools.cache
+def _without_ynnpack() -> dict[str, Any]:
+    """The options that have XLA use Eigen's matrix products, where it knows them.
 
     YNNPACK's products, which XLA prefers since jaxlib 0.10, take up to twice as long there as Eigen's: they arrange
     the weights anew at each call.
     """
-    if jax.default_backend() != "cpu":
-        return {}
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         jax.jit(lambda: 0, compiler_options=options)()

@@ -18,12 +18,13 @@ from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, Kept, d
 from minigpt_jax.model.pointer import Pointer, Shares
 from minigpt_jax.ops import kv_cache
 from minigpt_jax.ops.embedding import Embed
+from minigpt_jax.ops.platform import on_cpu
 
 
 def compute_dtype(config: ModelConfig) -> Dtype:
     """The type that matrix products run in; "auto" is bfloat16 but on CPU, where few have it."""
     if config.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if on_cpu() else jnp.bfloat16
     return jnp.dtype(config.dtype)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from minigpt_jax.ops.matmul import matmul
+from minigpt_jax.ops.platform import on_cpu
 
 
 def attend(
@@ -14,7 +15,7 @@ def attend(
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
     """Scaled dot-product attention; a query that may see no key sees all of them alike."""
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return heads_first(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
     return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None])
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from minigpt_jax.ops.matmul import matmul
+from minigpt_jax.ops.platform import on_cpu
 
 LARGEST = 1 << 26
 """Entries of one-hot rows at a time: more of them are taken in chunks, so that a large vocabulary fits in memory."""
@@ -19,7 +20,7 @@ class Embed(nn.Embed):
     """
 
     def __call__(self, inputs: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        if jax.default_backend() == "cpu":
+        if on_cpu():
             return super().__call__(inputs)
         return rows(self.embedding.astype(self.dtype), inputs)
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from minigpt_jax.ops.platform import on_cpu
+
 Output = Callable[[Any, Any], Any]
 """Parameters and hidden states [M D] to float32 logits [M V]."""
 
@@ -45,7 +47,7 @@ def cross_entropy(
     hidden_MD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
     rows = len(hidden_MD)
     if chunk is None:
-        logits = CPU_CHUNK if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+        logits = CPU_CHUNK if on_cpu() else ACCELERATOR_CHUNK
         chunk = max(1, logits // jax.eval_shape(output, params, hidden_MD).shape[-1])
     chunks = -(-rows // chunk)
     chunk = -(-rows // chunks)

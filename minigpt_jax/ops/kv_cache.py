@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from minigpt_jax.ops.platform import on_cpu
+
 
 class Layer(NamedTuple):
     """Keys and values of one layer, and the latest inputs of its convolutions if it has any.
@@ -103,7 +105,7 @@ def attend(
     `scale` is 1 / sqrt(H) by default. Scores and softmax are float32.
     """
     slots, parts = layer.keys.shape[2], _PARTS
-    if jax.default_backend() != "cpu" or layer.keys.nbytes < _WORTH_A_CHOICE or slots % parts:
+    if not on_cpu() or layer.keys.nbytes < _WORTH_A_CHOICE or slots % parts:
         return _attend(query, layer, mask, scale)
 
     # Memory bounds it: read the slots up to the last one in use, in steps of a part.
@@ -142,6 +144,9 @@ def visible(position: Int[Array, "B"], slots: int) -> Bool[Array, "B S"]:
     """Which slots the token at `position`, itself just written, may attend to: of the last S positions all there are.
 
     Before the cache is full these are the slots up to the token's own; from then on all of them.
+
+    >>> visible(jnp.array([1, 7]), slots=4).astype(int).tolist()
+    [[1, 1, 0, 0], [1, 1, 1, 1]]
     """
     return jnp.arange(slots)[None] <= position[:, None]
 
@@ -156,7 +161,7 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
     def take(node: Layer | Array) -> Layer | Array:
         if not isinstance(node, Layer):
             return gather(node)
-        if used is None or jax.default_backend() != "cpu" or node.keys.shape[2] % _BLOCK:
+        if used is None or not on_cpu() or node.keys.shape[2] % _BLOCK:
             return Layer(*jax.tree.map(gather, tuple(node)))
         keys, values = _reorder_blocks((node.keys, node.values), gather, used)
         return Layer(keys, values, jax.tree.map(gather, node.recent))

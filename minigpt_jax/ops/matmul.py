@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
+from minigpt_jax.ops.platform import on_cpu
+
 
 def matmul(a: Float[Array, "*B M K"], b: Float[Array, "*B K N"], dtype: Any = None) -> Float[Array, "*B M N"]:
     """`jnp.matmul` of two arrays with the same leading axes; the result is of `dtype`, by default theirs."""
     dtype = dtype or a.dtype
-    if jax.default_backend() == "cpu" and a.dtype == b.dtype == jnp.bfloat16:
+    if on_cpu() and a.dtype == b.dtype == jnp.bfloat16:
         return _in_float32(a, b).astype(dtype)
     return jnp.matmul(a, b).astype(dtype)
 

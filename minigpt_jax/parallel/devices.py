@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minigpt_jax.errors import UserError
+from minigpt_jax.ops.platform import on_cpu
 
 AXIS = "devices"
 STEPS_PER_DISPATCH = 16
@@ -69,7 +70,7 @@ def compile(function: Callable[..., Any], donate: bool = False) -> Callable[...,
 
     def call(state: Any, batch: Any, *others: Any) -> Any:
         out = mapped(len(others))(state, batch, *others)
-        if jax.default_backend() == "cpu":
+        if on_cpu():
             # Simulated devices share a few threads: programs queued behind one another starve the collectives.
             jax.block_until_ready(out)
         return out
@@ -109,7 +110,7 @@ def steps_per_dispatch(periods: Iterable[int]) -> int:
 
     On accelerators as many as divide the periods of whatever looks at the state between steps: one program does.
     """
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return 1
     common = math.gcd(*periods)
     return max(size for size in range(1, STEPS_PER_DISPATCH + 1) if common % size == 0)

@@ -5,11 +5,19 @@ position_B) -> (logits_BV, hidden_BD, cache)`; a method is one of the dataclasse
 a `Request`. All functions here are pure and meant to be traced in a `jax.jit` of the caller's, which takes the model's
 weights as an argument too:
 
->>> @partial(jax.jit, static_argnames="max_new_tokens")
-... def generate(params, sampler, request, max_new_tokens):
-...     prefill, step = ...  # closures over params
-...     return samplers.decode(prefill, step, sampler, request, max_new_tokens)
->>> generate(params, samplers.TopP(p=0.9), samplers.request(prompts, vocabulary_size=5000, max_new_tokens=80), 128)
+>>> V = 10  # a model that counts: after each token comes the next one
+>>> def step(tokens_B, cache, position_B):
+...     logits_BV = 9.0 * jax.nn.one_hot((tokens_B + 1) % V, V)
+...     return logits_BV, logits_BV, cache
+>>> def prefill(tokens_BT, length_B):
+...     last_B = tokens_BT[jnp.arange(len(length_B)), length_B - 1]
+...     logits_BV, hidden_BD, cache = step(last_B, (), length_B)
+...     return logits_BV, hidden_BD[:, None], cache
+>>> @jax.jit
+... def generate(sampler, request):
+...     return decode(prefill, step, sampler, request, max_new_tokens=4)
+>>> generate(Greedy(), request([[1, 2], [7]], vocabulary_size=V, max_new_tokens=4)).tokens.tolist()
+[[[3, 4, 5, 6]], [[8, 9, 0, 1]]]
 
 One program serves all values in sampler and request; only shapes, the class of the sampler and the bucket of its width
 make another. To see the tokens on the way, jit `start` and `advance` in place of `decode`, the latter with its state

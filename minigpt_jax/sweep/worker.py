@@ -12,6 +12,7 @@ import jax
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data.store import BatchSource
 from minigpt_jax.errors import UserError
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.run_dir import RunDir, check_room
 from minigpt_jax.storage.trackers import check_trackers
@@ -62,7 +63,7 @@ def sweep(
         raise UserError(f"--lease {lease}: must be above 0")
     devices.check_types()
     check_trackers(plan.experiment.train.trackers)
-    most = most or (STACK_ON_CPU if jax.default_backend() == "cpu" else STACK)
+    most = most or (STACK_ON_CPU if on_cpu() else STACK)
     files = RunDir(plan.folder)
     weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
     check_room(files, 3 * weights * (1 + plan.experiment.train.keep) * plan.trials * len(plan.seeds))

@@ -62,7 +62,11 @@ def token_sums(nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], byt
 
 
 def repeated_ngrams(tokens: Sequence[int], size: int = 4) -> float:
-    """The share of a text's n-grams that it has had before: 0 where each is new (rep-n of Welleck et al. 2020)."""
+    """The share of a text's n-grams that it has had before: 0 where each is new (rep-n of Welleck et al. 2020).
+
+    >>> repeated_ngrams([1, 2, 1, 2, 1], size=2)  # of four pairs, two are new
+    0.5
+    """
     total = len(tokens) - size + 1
     return 1 - len(_ngrams(tokens, size)) / total if total > 0 else 0.0
 

@@ -16,6 +16,7 @@ from minigpt_jax import model, rng
 from minigpt_jax.config import Experiment, OptimizerConfig, SampleConfig, options
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import Rows
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
 from minigpt_jax.train import evaluate, memory, optim
 from minigpt_jax.train.metrics import Sums
@@ -262,7 +263,7 @@ def stack_inputs(experiments: Sequence[Experiment], streams: Sequence[int], tota
 
 def over_trials(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
     """`function` for each trial, along axis 0 of those arguments whose entry in `in_axes` is 0."""
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return jax.vmap(function, in_axes)
 
     def one_by_one(*arguments: Any) -> Any:
@@ -301,7 +302,7 @@ def memory_needed(compiled: Any, devices: int) -> int:
         return 0
     needed = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     needed -= stats.alias_size_in_bytes
-    return needed * (devices if jax.default_backend() == "cpu" else 1)
+    return needed * (devices if on_cpu() else 1)
 
 
 def _step_spec(experiment: Experiment, axis_name: str | None) -> StepSpec:

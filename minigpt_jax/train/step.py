@@ -14,6 +14,7 @@ from minigpt_jax.config import PAD_ID, OptimizerConfig
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, shares
 from minigpt_jax.ops import fused_loss
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.train import metrics, optim
 from minigpt_jax.train.metrics import Sums
 from minigpt_jax.train.state import TrainState
@@ -161,7 +162,7 @@ def _pieces(spec: StepSpec, batch: Batch) -> int:
     On a CPU a part's activations stay in cache.
     """
     rows, length = len(batch.rows), batch.rows.shape[1] - 1
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return spec.accumulate
     fitting = (n for n in range(spec.accumulate, rows + 1, spec.accumulate) if rows % n == 0)
     return next((n for n in fitting if rows // n * length <= CPU_TOKENS), spec.accumulate)
