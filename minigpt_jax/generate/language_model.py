@@ -15,7 +15,7 @@ from minigpt_jax.cache import keep_compiled_programs
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate.generation import Generation, generations
-from minigpt_jax.generate.programs import bucket, programs, row_bucket, scorer, split
+from minigpt_jax.generate.programs import bucket, programs, row_bucket, scorer
 from minigpt_jax.generate.texts import (
     Stop,
     StopScanner,
@@ -109,6 +109,7 @@ class LanguageModel:
         no_repeat_ngram: int = 0,
         logit_bias: Mapping[int, float] | None = None,
         num_return_sequences: int = 1,
+        processors: Sequence[samplers.Processor] = (),
     ) -> list[Generation]:
         """Goes on from each prompt; prompts of any lengths, the empty one included, share one compiled program.
 
@@ -123,6 +124,8 @@ class LanguageModel:
             logit_bias: added to the logits of these ids; -inf bans one. [PAD], [BOS] and ids without a piece are banned
                 unless they stand here or in `stop`.
             num_return_sequences: texts for each prompt, side by side: independent draws, or the best of beam search.
+            processors: pure functions (logits_BV, tokens_BS, length_B, step_B) -> logits_BV, called after penalties and
+                bias and before the temperature; see `samplers.Processor`.
 
         Raises:
             UserError: a setting that cannot be, or a prompt that leaves no room in the window.
@@ -141,6 +144,7 @@ class LanguageModel:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             no_repeat_ngram=no_repeat_ngram,
+            processors=processors,
         )
         *_, last = chunks
         return last
@@ -219,6 +223,7 @@ class LanguageModel:
         logit_bias: Mapping[int, float] | None = None,
         num_return_sequences: int = 1,
         min_new_tokens: int = 0,
+        processors: Sequence[samplers.Processor] = (),
         **controls: Any,
     ) -> Iterator[list[Generation]]:
         """The texts so far, each time that the host looks at them; the last time they are whole."""
@@ -260,25 +265,23 @@ class LanguageModel:
             min_new_tokens=min_new_tokens,
             **controls,
         )
-        slots = min(width + room, window)
-        compiled = programs(self._stepped.model, slots, room, jax.tree.structure(sampler))  # pyright: ignore[reportArgumentType]
+        slots, extra = min(width + room, window), samplers.checked(processors)
+        compiled = programs(self._stepped.model, slots, room, jax.tree.structure(sampler), extra)  # pyright: ignore[reportArgumentType]
         weights = self._stepped.weights
         scanners = [StopScanner(strings, self.tokenizer.decode, min_new_tokens) for _ in range(rows if strings else 0)]
         finish = functools.partial(
             generations, self.tokenizer.decode, prompts, ids, limits, copies, kept, sequences, scanners
         )
-        shared, by_row = split(request)
+        request = devices.split_rows(request)
         if not streamed and not strings:
-            output = compiled.whole(weights, by_row, shared, sampler)
+            output = compiled.whole(weights, request, sampler)
             yield finish(output)[0]
             return
-        state = compiled.start(weights, by_row, shared, sampler)
+        state = compiled.start(weights, request, sampler)
         done = np.zeros(rows + padding, bool)
         for until in range(TOKENS_A_CHUNK, room + TOKENS_A_CHUNK, TOKENS_A_CHUNK):
-            state = compiled.advance(
-                state, weights, by_row, shared, sampler, jnp.int32(until), devices.split_rows(done)
-            )
-            texts, stopped = finish(compiled.result(state, by_row, shared, sampler))
+            state = compiled.advance(state, weights, request, sampler, jnp.int32(until), devices.split_rows(done))
+            texts, stopped = finish(compiled.result(state, request, sampler))
             yield texts
             done[:rows] = stopped
             if not devices.join_rows(state.running)[~done].any():
