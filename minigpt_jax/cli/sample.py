@@ -69,6 +69,10 @@ class Arguments:
     """No sequence of so many tokens comes twice."""
     step: int | Literal["best"] | None = None
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
+    trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the copies of code of the user's own that the run directory holds, if its model needs any."""
+    code: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """A file of yours to run in place of such a copy; may be given several times."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason."""
 
@@ -88,7 +92,7 @@ def main(arguments: list[str]) -> int:
         methods = samplers.create_all(**method_settings)
     else:
         sampler = samplers.create(chosen.sampler or "top_k", **method_settings)
-    lm = generate.load(chosen.run_dir, chosen.step)
+    lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
     settings: dict[str, Any] = {
         "seed": chosen.seed,
         "stop": [*chosen.stop, *chosen.stop_token, *([lm.end_id] if chosen.stop_at_end else [])],

@@ -46,8 +46,9 @@ def main(arguments: list[str]) -> int:
     jax_setup.prepare()
     from minigpt_jax.trial.run import run
 
+    experiment = config.code.load(chosen.experiment, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
-        result = run(chosen.experiment, chosen.run_dir, resume=chosen.resume)
+        result = run(experiment, chosen.run_dir, resume=chosen.resume)
     if result.interrupted:
         print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
         return cli.INTERRUPTED

@@ -15,8 +15,8 @@ RESERVED_PIECES = ("[PAD]", "[UNK]", "[BOS]")
 class DataConfig:
     """The corpus, and how its text becomes rows of token ids."""
 
-    corpus: Literal["simplebooks", "stories", "text"] = "simplebooks"
-    """SimpleBooks, generated stories, or text files of your own."""
+    corpus: Literal["simplebooks", "stories", "text"] | str = option("simplebooks", code=True)
+    """SimpleBooks, generated stories, text files of your own, or a corpus of your own, FILE.py:Name."""
     archive: Path | None = option(None, resumable=True)  # what it holds is fingerprinted, not where it lies
     """A SimpleBooks archive (.zip) on disk instead of the download."""
     simplebooks: Literal["simplebooks-92-raw", "simplebooks-2-raw", "simplebooks-92", "simplebooks-2"] = (
@@ -86,8 +86,10 @@ class ModelConfig:
     """Key-value heads (grouped-query attention); as many as query heads by default."""
     feed_forward: int = option(128, above=0)
     """Hidden width of the feed-forward layer."""
-    activation: Literal["relu", "gelu", "relu2", "swiglu"] = "relu"
-    """Activation of the feed-forward layer; gelu is GPT-2's tanh form."""
+    block: Literal["transformer"] | str = option("transformer", code=True)
+    """The decoder block: attention and feed-forward, or a Flax module of your own, FILE.py:Name."""
+    activation: Literal["relu", "gelu", "relu2", "swiglu"] | str = option("relu", code=True)
+    """Activation of the feed-forward layer; gelu is GPT-2's tanh form; FILE.py:Name is a function of your own."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation layer."""
     norm_position: Literal["post", "pre"] = "post"
@@ -143,9 +145,9 @@ class ModelConfig:
 class OptimizerConfig:
     """The update rule and its schedule."""
 
-    name: Literal["adam", "adamw", "muon", "normuon", "lion"] = "adam"
+    name: Literal["adam", "adamw", "muon", "normuon", "lion"] | str = option("adam", code=True)
     """adam is Keras's form of it; muon takes the matrices of blocks and pointer and leaves the rest to NAdam; normuon
-    evens out how far each neuron's weights move."""
+    evens out how far each neuron's weights move; FILE.py:Name is an Optax transformation of your own."""
     learning_rate: float = option(1e-3, at_least=0, traced=True)
     """Peak learning rate."""
     muon_learning_rate: float = option(2e-2, at_least=0, traced=True)
@@ -197,13 +199,14 @@ class TrainConfig:
     """End after this many evaluations in a row without a lower validation loss; never by default."""
     keep: int = option(2, above=0, resumable=True)
     """Latest checkpoints to keep, besides the best."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = option(
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"] | str, ...] = option(
         ("tensorboard",),
         resumable=True,
+        code=True,
         aliases=(Alias("tensorboard", bool, lambda on: ("tensorboard",) if on else ()),),
     )
-    """Where the figures of metrics.jsonl go too: tensorboard, wandb (Weights & Biases) or trackio; none by
-    --train.trackers alone."""
+    """Where the figures of metrics.jsonl go too: tensorboard, wandb (Weights & Biases), trackio or a tracker of
+    your own, FILE.py:Name; none by --train.trackers alone."""
 
 
 @accepts_aliases

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from minigpt_jax.errors import UserError
 
 Config = typing.TypeVar("Config", bound=type)
 _INT32_MAX = 2**31 - 1
+CODE = "FILE.py:Name"
+_CODE = re.compile(r".*[^/]\.py:[A-Za-z_]\w*")
 _FLOAT32 = np.finfo(np.float32)
 
 
@@ -52,6 +55,7 @@ class Facts:
         at_least, above, at_most, below: the range of a number; None where it is open.
         traced: the value is an argument of the compiled train step, so trials that differ in it share one program.
         resumable: a run may be resumed with another value.
+        code: the value may also be the name of code of the user's own, FILE.py:Name.
         aliases: earlier names of the field.
     """
 
@@ -61,6 +65,7 @@ class Facts:
     below: float | None = None
     traced: bool = False
     resumable: bool = False
+    code: bool = False
     aliases: tuple[Alias, ...] = ()
 
     def range_problem(self, value: float) -> str | None:
@@ -148,9 +153,11 @@ def problem(kind: Any, value: Any, facts: Facts) -> str | None:
         inner = [one for one in typing.get_args(kind) if one is not type(None)]
         if value is None and len(inner) < len(typing.get_args(kind)):
             return None
-        return problem(inner[0], value, facts)  # every union of an experiment is of one type and None
+        if facts.code:  # the names of what the package has, or a string
+            return None if names_code(value) else _choice_problem(value, (*typing.get_args(inner[0]), CODE))
+        return problem(inner[0], value, facts)  # every other union of an experiment is of one type and None
     if typing.get_origin(kind) is tuple:
-        return _tuple_problem(value, typing.get_args(kind)[0])
+        return _tuple_problem(value, typing.get_args(kind)[0], Facts(code=facts.code))
     if kind is bool:
         return None if isinstance(value, bool) else "must be True or False"
     if kind is str:
@@ -160,6 +167,11 @@ def problem(kind: Any, value: Any, facts: Facts) -> str | None:
     if kind in (int, float):
         return _number_problem(kind, value, facts)
     raise TypeError(f"an experiment's field cannot be of type {kind}")
+
+
+def names_code(value: Any) -> bool:
+    """Whether a field's value is the name of code of the user's own."""
+    return isinstance(value, str) and _CODE.fullmatch(value) is not None
 
 
 def _choice_problem(value: Any, choices: tuple[str, ...]) -> str | None:
@@ -183,12 +195,12 @@ def _listed(choices: tuple[str, ...]) -> str:
     return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
-def _tuple_problem(value: Any, inner: Any) -> str | None:
+def _tuple_problem(value: Any, inner: Any, facts: Facts) -> str | None:
     if isinstance(value, str):
         return f"must be a tuple; write ({value!r},)"
     if not isinstance(value, tuple):
         return "must be a tuple"
-    return next((rule for item in value if (rule := problem(inner, item, Facts())) is not None), None)
+    return next((rule for item in value if (rule := problem(inner, item, facts)) is not None), None)
 
 
 def _number_problem(kind: type, value: Any, facts: Facts) -> str | None:

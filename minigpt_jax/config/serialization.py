@@ -8,6 +8,7 @@ from typing import Any, get_origin
 import cattrs
 
 from minigpt_jax.config.aliases import current_json
+from minigpt_jax.config.code import Code
 from minigpt_jax.config.experiment import Experiment
 from minigpt_jax.config.options import options
 from minigpt_jax.config.validation import validate
@@ -60,6 +61,7 @@ def _structure_field(value: Any, kind: Any) -> Any:
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_unstructure_hook(Path, str)
+_converter.register_unstructure_hook(Code, str)
 _converter.register_structure_hook_func(lambda kind: not is_dataclass(kind), _structure_field)
 for _kind in (bool, int, float, str):  # which cattrs would convert: 64.5 to 64
     _converter.register_structure_hook(_kind, _structure_field)

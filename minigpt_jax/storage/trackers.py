@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from minigpt_jax.config import Experiment, flatten
+from minigpt_jax.config import Experiment, code, flatten
 from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import processes
 from minigpt_jax.storage.run_dir import RunDir
@@ -173,10 +173,17 @@ class Trackers(list[Tracker]):
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """Raises UserError for a tracker whose package is not installed."""
+    """Raises UserError for a tracker whose package is not installed, or of the user's own that lacks a method."""
     for name in names:
         if name in ("wandb", "trackio"):
             _installed(name)
+        elif name not in TRACKERS:
+            made = code.loaded(name)
+            lacking = [method for method in ("log", "sync", "close") if not callable(getattr(made, method, None))]
+            if isinstance(made, type) and lacking:
+                raise UserError(
+                    f"--train.trackers {name}: it has no method {lacking[0]}; a tracker needs log, sync and close"
+                )
 
 
 def open_trackers(names: Iterable[str], files: RunDir, experiment: Experiment, progress: Progress) -> Trackers:
@@ -189,7 +196,7 @@ def open_trackers(names: Iterable[str], files: RunDir, experiment: Experiment, p
     if not processes.is_first():
         return trackers
     try:
-        for make in (MetricsFile, *(TRACKERS[name] for name in names)):
+        for make in (MetricsFile, *(TRACKERS.get(name) or code.loaded(name) for name in names)):
             trackers.append(make(files.path, experiment, progress.step))
     except BaseException:
         trackers.close()

@@ -13,6 +13,7 @@ import shlex
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -40,6 +41,11 @@ class Axis:
     def is_range(self) -> bool:
         return not self.values
 
+    def with_code(self, folders: Sequence[Path]) -> "Axis":
+        """The axis with the code that its values name loaded. Raises UserError as `config.code.load` does."""
+        values = (v if isinstance(v, tuple) else config.code.load_value(self.field, v, folders) for v in self.values)
+        return dataclasses.replace(self, values=tuple(values))
+
     def to_json(self) -> dict[str, Any]:
         """As sweep.json has it."""
         if self.is_range:
@@ -51,7 +57,7 @@ def plain(value: Any) -> Any:
     """A field's value as JSON has it, a text where JSON has no such thing; a tuple's items as words of a shell."""
     if isinstance(value, tuple):
         return shlex.join(map(str, value))
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def parse(texts: Sequence[str]) -> list[Axis]:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,13 +77,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_experiment(experiment: Experiment) -> None:
-    """Raises UserError for settings that cannot work on this machine's devices."""
+def check_experiment(experiment: Experiment) -> Experiment:
+    """The experiment with the code that it names loaded.
+
+    Raises UserError for settings that cannot work, by themselves or on this machine's devices.
+    """
     config.validate(experiment)
+    experiment = config.code.load(experiment, [Path.cwd()])
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
     check_trackers(experiment.train.trackers)
+    return experiment
 
 
 def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:

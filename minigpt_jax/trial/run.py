@@ -62,7 +62,7 @@ def run(
     Raises:
         UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
     """
-    environment.check_experiment(experiment)
+    experiment = environment.check_experiment(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     display.console.quiet = not processes.is_first()
     with contextlib.closing(_open(experiment, files, prepared, resume)) as opened:
