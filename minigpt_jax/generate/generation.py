@@ -8,7 +8,9 @@ from typing import Literal
 import jax
 import numpy as np
 
-from minigpt_jax.generate.texts import Decode, StopScanner, begun
+from minigpt_jax.generate.requests import Row
+from minigpt_jax.generate.settings import GenerationSettings
+from minigpt_jax.generate.texts import Decode, StopScanner, stop_overlap
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Output
 
@@ -44,42 +46,40 @@ class Generation:
 
 def generations(
     decode: Decode,
-    prompts: Sequence[str],
-    ids: Sequence[list[int]],
-    limits: Sequence[int],
-    copies: int,
-    kept: int,
-    sequences: Sequence[Sequence[int]],
+    rows: Sequence[Row],
+    settings: GenerationSettings,
     scanners: Sequence[StopScanner],
     output: Output,
 ) -> tuple[list[Generation], np.ndarray]:
-    """The texts of an output, cut where a stop begins, and which rows a stop string has ended."""
+    """The texts of a program's output, each cut where a stop begins, and which rows a stop string has ended.
+
+    `scanners` has one for each row if there are stop strings, and is empty otherwise.
+    """
     output = jax.tree.map(np.asarray, devices.join_rows(output))
-    generations, found = [], np.zeros(len(prompts) * copies, bool)
-    for row in range(len(found)):
-        prompt = row // copies
-        for k in range(kept):
-            tokens = output.tokens[row, k, : int(output.length[row, k])].tolist()
-            stopped = bool(output.stopped[row, k])
-            if scanners and scanners[row].scan(tokens):
-                found[row] = stopped = True
-                tokens, text = tokens[: scanners[row].tokens], scanners[row].text
+    sequences = settings.stop_sequences
+    generations, found = [], np.zeros(len(rows), bool)
+    for b, row in enumerate(rows):
+        for k in range(row.returned):
+            tokens = output.tokens[b, k, : int(output.length[b, k])].tolist()
+            stopped = bool(output.stopped[b, k])
+            if scanners and scanners[b].scan(tokens):
+                found[b] = stopped = True
+                tokens, text = tokens[: scanners[b].tokens], scanners[b].text
                 # Both decode the same last tokens, so what was cut off stands at the end of the whole text too.
-                full_text = decode(ids[prompt][1:] + tokens).removesuffix(decode(tokens)[len(text) :])
+                full_text = decode(row.ids[1:] + tokens).removesuffix(decode(tokens)[len(text) :])
             else:
-                shown = tokens[: len(tokens) - begun(tokens, sequences)] if stopped else tokens
-                text, full_text = decode(shown), decode(ids[prompt][1:] + shown)
-            logprobs = [float(x) for x in output.logprobs[row, k, : len(tokens)]]
-            score = float(output.score[row, k])
+                shown = tokens[: len(tokens) - stop_overlap(tokens, sequences)] if stopped else tokens
+                text, full_text = decode(shown), decode(row.ids[1:] + shown)
+            logprobs = [float(x) for x in output.logprobs[b, k, : len(tokens)]]
             generations.append(
                 Generation(
-                    prompts[prompt],
-                    text,
-                    full_text,
-                    tokens,
-                    logprobs,
-                    "stop" if stopped else "length" if len(tokens) == limits[prompt] else "banned",
-                    math.fsum(logprobs) if found[row] else score,
+                    prompt=row.prompt,
+                    text=text,
+                    full_text=full_text,
+                    tokens=tokens,
+                    logprobs=logprobs,
+                    finish_reason="stop" if stopped else "length" if len(tokens) == row.limit else "banned",
+                    score=math.fsum(logprobs) if found[b] else float(output.score[b, k]),
                 )
             )
     return generations, found
