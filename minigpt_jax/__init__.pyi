@@ -25,6 +25,7 @@ from .samplers import Contrastive as Contrastive
 from .samplers import Greedy as Greedy
 from .samplers import MinP as MinP
 from .samplers import Random as Random
+from .samplers import Sampler as Sampler
 from .samplers import TopK as TopK
 from .samplers import TopP as TopP
 from .samplers import Typical as Typical

@@ -65,6 +65,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "no_such is not a setting": {"no_such": 1},
     "max_tokens is not a setting of generation; did you mean max_new_tokens?": {"max_tokens": 1},
     "settings 3": {"settings": 3},
+    "processors": {"processors": "x"},
     "--logit-bias 5 'a'": {"logit_bias": {5: "a"}},
     "row_ids 'a'": {"row_ids": "ab"},
     "row_ids: give": {"row_ids": [0, 2**32]},

@@ -54,12 +54,14 @@ def test_stops_are_strings_and_sequences_of_ids(given, strings, sequences):
         ("frequency_penalty", "1", "must be a number"),
         ("no_repeat_ngram", -2, "at least 0"),
         ("num_return_sequences", 0, "at least 1"),
+        ("top_logprobs", -1, "at least 0"),
         ("stop", "", "leave it out"),
         ("stop", [[]], "leave it out"),
         ("stop", 1.5, "whole number"),
         ("logit_bias", [1.0], "must map token ids"),
         ("logit_bias", {"a": 1.0}, "whole number"),
         ("logit_bias", {5: float("nan")}, "must be a number"),
+        ("processors", [3], "is no function"),
     ],
 )
 def test_a_value_that_cannot_be_is_one_line_that_names_the_setting(setting, value, words):

@@ -34,7 +34,23 @@ class MethodFlags:
     length_penalty: float | None = None
     """beam: exponent of the length; a greater one favours longer texts (0.6)."""
     temperature: float | None = None
-    """Methods that draw (random, top_k, top_p, min_p, typical): divides the logits; 0 is greedy (1)."""
+    """random, top_k, top_p, min_p, typical: divides the logits; 0 is greedy (1)."""
+    top_k: int | None = None
+    """random: keep this many of the most probable tokens. The four filters of random combine, in this order; any of
+    them makes random the default method."""
+    top_p: float | None = None
+    """random: keep the fewest tokens whose probabilities reach this."""
+    min_p: float | None = None
+    """random: keep tokens at least this times as probable as the most probable one."""
+    typical_p: float | None = None
+    """random: keep the fewest tokens, those whose surprise is nearest the expected one first, whose probabilities reach
+    this."""
+
+    @property
+    def default_method(self) -> str:
+        """The method where --sampler names none."""
+        filters = (self.top_k, self.top_p, self.min_p, self.typical_p)
+        return "top_k" if all(value is None for value in filters) else "random"
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,8 @@ class Arguments:
     step: int | Literal["best"] | None = None
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason."""
+    """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason and, with
+    --top-logprobs, top_logprobs: for each token the most probable ones as [id, text, logprob]."""
 
 
 def main(arguments: list[str]) -> int:
@@ -81,7 +98,7 @@ def main(arguments: list[str]) -> int:
     if chosen.compare:
         compared = _compared_methods(chosen, prompts)
     else:
-        sampler = methods.parse_one(chosen.sampler or "top_k", settings=vars(chosen.method))
+        sampler = methods.parse_one(chosen.sampler or chosen.method.default_method, settings=vars(chosen.method))
     lm = generate.load(chosen.run_dir, chosen.step)
     settings = chosen.settings.replace(
         stop=[*chosen.settings.stop, *chosen.stop_token, *([lm.end_id] if chosen.stop_at_end else [])],
@@ -99,6 +116,8 @@ def main(arguments: list[str]) -> int:
         if chosen.json_:
             fields = dataclasses.asdict(generation)
             del fields["score"]
+            if fields["top_logprobs"] is None:
+                del fields["top_logprobs"]
             print(json.dumps(fields, ensure_ascii=False))
         else:
             print(printable(generation.full_text.strip()), end="\n\n" if len(prompts) > 1 else "\n")
@@ -157,7 +176,7 @@ def _compared_methods(chosen: Arguments, prompts: list[str]) -> list["Sampler"]:
             )
     if len(prompts) > 1 or chosen.settings.num_return_sequences > 1:
         raise UserError("--compare takes one prompt and one text of each method; give a single --prompt")
-    if chosen.settings.stop and any(isinstance(method, samplers.Beam) for method in compared):
+    if chosen.settings.stop and not all(method.streams for method in compared):
         raise UserError("--compare runs beam search too, which takes no stop strings; give --stop-token ids instead")
     return compared
 
@@ -198,7 +217,5 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
 
 
 def _can_stream(chosen: Arguments, prompts: list[str], sampler: "Sampler") -> bool:
-    from minigpt_jax import samplers
-
     one_text = len(prompts) == 1 and chosen.settings.num_return_sequences == 1
-    return sys.stdout.isatty() and not chosen.json_ and one_text and not isinstance(sampler, samplers.Beam)
+    return sys.stdout.isatty() and not chosen.json_ and one_text and sampler.streams

@@ -55,7 +55,11 @@ def compare(
         tokens = generation.tokens
         yield Compared(
             sampler=method.name,
-            settings={f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init},
+            settings={
+                f.name: value
+                for f in dataclasses.fields(method)
+                if f.init and (value := getattr(method, f.name)) is not None
+            },
             text=generation.text,
             full_text=generation.full_text,
             finish_reason=generation.finish_reason,

@@ -17,7 +17,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate import requests
 from minigpt_jax.generate.generation import Generation, generations
 from minigpt_jax.generate.methods import as_sampler
-from minigpt_jax.generate.programs import bucket, programs, row_bucket, scorer, split
+from minigpt_jax.generate.programs import bucket, programs, row_bucket, scorer
 from minigpt_jax.generate.settings import GenerationSettings, check_row_ids, signature_of_settings
 from minigpt_jax.generate.texts import (
     StopScanner,
@@ -99,7 +99,7 @@ class LanguageModel:
         sampler: Sampler | str | None = None,
         max_new_tokens: int | None = None,
         *,
-        settings: GenerationSettings | None = None,
+        settings: GenerationSettings | Sequence[GenerationSettings] | None = None,
         row_ids: Iterable[int] | None = None,
         **changes: Any,
     ) -> list[Generation]:
@@ -108,7 +108,7 @@ class LanguageModel:
         Args:
             prompts: strings, or one string, which gives a list of one.
             sampler: a method such as `TopP(p=0.9)`, or its text, such as "top_p:p=0.9"; greedy search by default.
-            settings: what else is asked for; a `GenerationSettings` made beforehand.
+            settings: all other settings, for all prompts or a sequence with one for each prompt.
             row_ids: what each prompt's draws depend on besides the seed; 0, 1, 2 … by default.
             changes: fields of `GenerationSettings` by name, such as seed=1, stop=["\n"] or num_return_sequences=3. They
                 take precedence over `settings`.
@@ -119,8 +119,9 @@ class LanguageModel:
         Raises:
             UserError: a setting that cannot be, or a prompt that leaves no room in the window.
         """
-        method, asked = as_sampler(sampler), _settings(settings, max_new_tokens, changes)
-        *_, last = self._chunks(as_texts(prompts, "prompts"), method, asked, row_ids)
+        method, texts = as_sampler(sampler), as_texts(prompts, "prompts")
+        asked = _settings(settings, len(texts), max_new_tokens, changes)
+        *_, last = self._chunks(texts, method, asked, row_ids)
         return last
 
     @signature_of_settings
@@ -143,16 +144,18 @@ class LanguageModel:
         Raises:
             UserError: as `generate` does, and for beam search or several texts.
         """
-        method, asked = as_sampler(sampler), _settings(settings, max_new_tokens, changes)
-        if isinstance(method, samplers.Beam):
-            raise UserError("beam search knows its text only at the end and cannot be streamed; take another sampler")
+        method, [asked] = as_sampler(sampler), _settings(settings, 1, max_new_tokens, changes)
+        if not method.streams:
+            raise UserError(
+                f"{method.name} knows its text only at the end and cannot be streamed; take another sampler"
+            )
         if not isinstance(prompt, str):
             raise UserError(f"prompt: must be one string to be streamed, not {type(prompt).__name__}")
         if asked.num_return_sequences != 1:
-            raise UserError("num_return_sequences: one text is streamed at a time; take generate for several")
+            raise UserError("--num-return-sequences: one text is streamed at a time; take generate for several")
         prompt_ids = self.tokenizer.encode_batch([prompt])[0] if full else []
         yielded = ""
-        for [generation], final in _mark_last(self._chunks([prompt], method, asked, row_ids, streamed=True)):
+        for [generation], final in _mark_last(self._chunks([prompt], method, [asked], row_ids, streamed=True)):
             text = generation.full_text if full else generation.text
             if not final:
                 tokens = generation.tokens
@@ -189,7 +192,7 @@ class LanguageModel:
         self,
         prompts: Sequence[str],
         sampler: Sampler,
-        settings: GenerationSettings,
+        settings: Sequence[GenerationSettings],
         row_ids: Iterable[int] | None,
         streamed: bool = False,
     ) -> Iterator[list[Generation]]:
@@ -197,46 +200,66 @@ class LanguageModel:
         if not prompts:
             yield []
             return
-        pieces, decode = len(self.tokenizer), self.tokenizer.decode
-        sampler.validate(pieces)
-        strings = settings.stop_strings
-        if strings and isinstance(sampler, samplers.Beam):
-            raise UserError("--stop: beam search takes token ids and no strings, whose end it cannot see in its loop")
+        sampler.validate(len(self.tokenizer))
+        if any(one.stop_strings for one in settings) and not sampler.streams:
+            raise UserError(
+                f"--stop: {sampler.name} takes token ids and no strings, whose end it cannot see in its loop"
+            )
+        processors, top_logprobs = self._static(settings)
         ids = [[BOS_ID, *tokens] for tokens in self.tokenizer.encode_batch(prompts)]
         rows = requests.rows(prompts, ids, check_row_ids(row_ids, len(prompts)), sampler, settings, self.model)
         sizes = requests.sizes(rows, self.model.sequence_length)
-        request = requests.request(rows, sizes, settings, pieces, self.model.vocabulary_size)
-        compiled = programs(self._stepped.model, sizes.slots, sizes.room, jax.tree.structure(sampler))  # pyright: ignore[reportArgumentType]
+        request = devices.split_rows(requests.request(rows, sizes, len(self.tokenizer), self.model.vocabulary_size))
+        structure = jax.tree.structure(sampler)
+        compiled = programs(self._stepped.model, sizes.slots, sizes.room, structure, processors, top_logprobs)  # pyright: ignore[reportArgumentType]
         weights = self._stepped.weights
-        scanners = [StopScanner(strings, decode, settings.min_new_tokens) for _ in rows if strings]
-        finish = functools.partial(generations, decode, rows, settings, scanners)
-        shared, by_row = split(request)
-        if not streamed and not strings:
-            output = compiled.whole(weights, by_row, shared, sampler)
-            yield finish(output)[0]
+        scanners = [
+            StopScanner(strings, self.tokenizer.decode, row.settings.min_new_tokens) if strings else None
+            for row in rows
+            for strings in [row.settings.stop_strings]
+        ]
+        finish = functools.partial(generations, self.tokenizer, rows, scanners)
+        if not streamed and not any(scanners):
+            yield finish(compiled.whole(weights, request, sampler))[0]
             return
-        state = compiled.start(weights, by_row, shared, sampler)
+        state = compiled.start(weights, request, sampler)
         done = np.zeros(sizes.rows, bool)
         for until in range(CHUNK_TOKENS, sizes.room + CHUNK_TOKENS, CHUNK_TOKENS):
-            state = compiled.advance(
-                state, weights, by_row, shared, sampler, jnp.int32(until), devices.split_rows(done)
-            )
-            texts, stopped = finish(compiled.result(state, by_row, shared, sampler))
+            state = compiled.advance(state, weights, request, sampler, jnp.int32(until), devices.split_rows(done))
+            texts, stopped = finish(compiled.result(state, request, sampler))
             yield texts
             done[: len(rows)] = stopped
             if not devices.join_rows(state.running)[~done].any():
                 return
 
+    def _static(self, settings: Sequence[GenerationSettings]) -> tuple[tuple[samplers.Processor, ...], int]:
+        """What a compiled program depends on: the processors, and a bucket for the number of most probable tokens."""
+        processors = tuple(settings[0].processors)
+        if any(tuple(one.processors) != processors for one in settings):
+            raise UserError("processors: the prompts of one call share them; make a call for each list of processors")
+        most, vocabulary_size = max(one.top_logprobs for one in settings), self.model.vocabulary_size
+        if most > vocabulary_size:
+            raise UserError(f"--top-logprobs {most}: the vocabulary has {vocabulary_size:,} tokens; ask for fewer")
+        return samplers.checked(processors), bucket(most, 8, vocabulary_size) if most else 0
+
 
 def _settings(
-    settings: GenerationSettings | None, max_new_tokens: int | None, changes: dict[str, Any]
-) -> GenerationSettings:
-    """The settings of a call, of which the keywords take precedence."""
-    if not isinstance(settings, GenerationSettings | None):
-        raise UserError(f"settings {settings!r}: must be a minigpt_jax.GenerationSettings, or its fields as keywords")
+    settings: GenerationSettings | Sequence[GenerationSettings] | None,
+    prompts: int,
+    max_new_tokens: int | None,
+    changes: dict[str, Any],
+) -> list[GenerationSettings]:
+    """The settings of each prompt; the keywords of the call take precedence."""
     if max_new_tokens is not None:
         changes = {"max_new_tokens": max_new_tokens, **changes}
-    return (settings or GenerationSettings()).replace(**changes)
+    given = GenerationSettings() if settings is None else settings
+    if isinstance(given, GenerationSettings):
+        return [given.replace(**changes)] * prompts
+    if not isinstance(given, Sequence) or not all(isinstance(one, GenerationSettings) for one in given):
+        raise UserError(f"settings {settings!r}: must be a minigpt_jax.GenerationSettings, or one for each prompt")
+    if len(given) != prompts:
+        raise UserError(f"settings: {len(given)} given for {prompts} prompts; give one, or one per prompt")
+    return [one.replace(**changes) for one in given]
 
 
 def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:

@@ -1,5 +1,6 @@
 """From prompts and settings to the rows of one compiled program."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ class Row(NamedTuple):
     row_id: int
     copy: int
     """Which of several texts of one prompt the row is."""
+    settings: GenerationSettings
     returned: int
     """How many of the row's hypotheses are returned; above 1 for beam search alone."""
 
@@ -36,7 +38,7 @@ def rows(
     ids: Sequence[list[int]],
     row_ids: Sequence[int],
     sampler: Sampler,
-    settings: GenerationSettings,
+    settings: Sequence[GenerationSettings],
     gpt: GPT,
 ) -> list[Row]:
     """The rows of each prompt side by side.
@@ -44,15 +46,12 @@ def rows(
     Raises:
         UserError: the sampler has no such number of texts, or a prompt leaves no room in the window.
     """
-    copies, returned = _copies(sampler, settings.num_return_sequences)
-    limits = [
-        _limit(prompt, len(tokens), settings.max_new_tokens, gpt) for prompt, tokens in zip(prompts, ids, strict=True)
-    ]
-    return [
-        Row(prompt, tokens, limit, row_id, copy, returned)
-        for prompt, tokens, limit, row_id in zip(prompts, ids, limits, row_ids, strict=True)
-        for copy in range(copies)
-    ]
+    found = []
+    for prompt, tokens, row_id, one in zip(prompts, ids, row_ids, settings, strict=True):
+        copies, returned = _copies(sampler, one.num_return_sequences)
+        limit = _limit(prompt, len(tokens), one.max_new_tokens, gpt)
+        found += [Row(prompt, tokens, limit, row_id, copy, one, returned) for copy in range(copies)]
+    return found
 
 
 class Sizes(NamedTuple):
@@ -74,43 +73,57 @@ def sizes(rows: Sequence[Row], window: int) -> Sizes:
     return Sizes(row_bucket(len(rows), devices.local_devices()), width, room, min(width + room, window))
 
 
-def request(
-    rows: Sequence[Row], sizes: Sizes, settings: GenerationSettings, pieces: int, vocabulary_size: int
-) -> Request:
-    """The request of these rows, filled up with rows that generate nothing.
+def request(rows: Sequence[Row], sizes: Sizes, pieces: int, vocabulary_size: int) -> Request:
+    """The request of these rows, each with its own settings, filled up with rows that generate nothing.
 
     Args:
-        pieces: ids from here on up to `vocabulary_size` have no piece and are banned.
+        pieces: ids from this one up to `vocabulary_size` have no piece and are banned.
     """
-    padded = [*rows, *[Row("", [BOS_ID], 0, 0, 0, 0)] * (sizes.rows - len(rows))]
+    filler = Row("", [BOS_ID], 0, 0, 0, rows[-1].settings, 0)
+    padded = [*rows, *[filler] * (sizes.rows - len(rows))]
+    groups = [list(group) for _, group in itertools.groupby(padded, lambda row: id(row.settings))]
+    requests = [_request(group, sizes.width, pieces, vocabulary_size) for group in groups]
+    return requests[0] if len(requests) == 1 else samplers.concatenate(requests)
+
+
+def _request(rows: Sequence[Row], width: int, pieces: int, vocabulary_size: int) -> Request:
+    """The request of rows that share their settings."""
+    settings = rows[0].settings
     stops = settings.stop_sequences
     return samplers.request(
-        [row.ids for row in padded],
+        [row.ids for row in rows],
         vocabulary_size=vocabulary_size,
-        max_new_tokens=[row.limit for row in padded],
-        width=sizes.width,
-        row_ids=[row.row_id for row in padded],
-        copies=[row.copy for row in padded],
-        seed=settings.seed,
+        max_new_tokens=[row.limit for row in rows],
+        width=width,
+        row_ids=[row.row_id for row in rows],
+        copies=[row.copy for row in rows],
         pad_id=PAD_ID,
         stops=stops,
         logit_bias=_bias(settings.logit_bias, stops, pieces, vocabulary_size),
-        min_new_tokens=settings.min_new_tokens,
-        repetition_penalty=settings.repetition_penalty,
-        presence_penalty=settings.presence_penalty,
-        frequency_penalty=settings.frequency_penalty,
-        no_repeat_ngram=settings.no_repeat_ngram,
+        **{name: getattr(settings, name) for name in _AS_THEY_ARE},
     )
+
+
+_AS_THEY_ARE = (
+    "seed",
+    "min_new_tokens",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram",
+)
+"""Settings that a request takes under the same name."""
 
 
 def _copies(sampler: Sampler, count: int) -> tuple[int, int]:
     """Rows for each prompt, and hypotheses to return of each row."""
-    if isinstance(sampler, samplers.Beam):
-        if count > sampler.num_beams:
-            raise UserError(f"--num-return-sequences {count}: beam search has {sampler.num_beams} beams; widen it")
+    if sampler.ranks:
+        hypotheses = getattr(sampler, "num_beams", sampler.width)
+        if count > hypotheses:
+            raise UserError(f"--num-return-sequences {count}: {sampler.name} has {hypotheses} hypotheses; widen it")
         return 1, count
-    if count > 1 and isinstance(sampler, samplers.Greedy | samplers.Contrastive):
-        raise UserError(f"--num-return-sequences {count}: {sampler.name} search gives one text; take a random sampler")
+    if count > 1 and not sampler.draws:
+        raise UserError(f"--num-return-sequences {count}: {sampler.name} gives one text; take a random sampler")
     return count, 1
 
 

@@ -15,6 +15,9 @@ from minigpt_jax.errors import UserError
 
 Stop = str | int | Sequence[int]
 """A string, a token id, or a sequence of token ids."""
+Processor = Callable[..., Any]
+"""A pure function (logits_BV, tokens_BS, length_B, step_B) -> logits_BV; `samplers.Processor` describes it."""
+
 MAX_NEW_TOKENS = 2**20
 MAX_PENALTY = 1e4  # beyond it a penalised logit overflows float32
 _ROW_ID_END = 2**32
@@ -25,8 +28,8 @@ class GenerationSettings:
     """What is asked of generation, apart from the prompts and the sampler.
 
     Every field is a keyword of `LanguageModel.generate` and a flag of `minigpt sample`. Values are checked and brought
-    to plain Python types when an instance is made: NumPy's numbers are accepted, and a single stop stands for a
-    sequence of one.
+    to plain Python types when an instance is made: NumPy's numbers are accepted, and a single stop or processor stands
+    for a sequence of one.
 
     Raises:
         UserError: a value that cannot be, whatever the model.
@@ -53,10 +56,16 @@ class GenerationSettings:
     unless they are named here or as a stop."""
     num_return_sequences: int = option(1, at_least=1)
     """Texts for each prompt: independent draws, or the best of beam search."""
+    top_logprobs: int = option(0, at_least=0)
+    """For each new token, also return this many of the most probable tokens in its place; 0: none."""
+    processors: Sequence[Processor] = ()
+    """Logit processors of your own: pure functions (logits, tokens, length, step) -> logits, called in this order after
+    penalties and biases and before the temperature."""
 
     def __post_init__(self) -> None:
         self._set("stop", _stops(self.stop))
         self._set("logit_bias", _bias(self.logit_bias))
+        self._set("processors", _processors(self.processors))
         for one in options(self):
             if one.name in _NOT_NUMBERS:
                 continue
@@ -91,7 +100,7 @@ class GenerationSettings:
 SETTINGS = tuple(field.name for field in dataclasses.fields(GenerationSettings))
 """The names of all settings."""
 _LISTED = f"there are {', '.join(SETTINGS)}"
-_NOT_NUMBERS = ("stop", "logit_bias")
+_NOT_NUMBERS = ("stop", "logit_bias", "processors")
 
 
 def as_int(value: Any, name: str) -> int:
@@ -149,6 +158,17 @@ def _bias(bias: Any) -> dict[int, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise UserError(f"--logit-bias {token} {value!r}: must be a number, or -inf to ban the token")
     return plain
+
+
+def _processors(processors: Any) -> tuple[Processor, ...]:
+    found = (processors,) if callable(processors) else processors
+    if not isinstance(found, Iterable) or isinstance(found, str):
+        raise UserError(f"processors {processors!r}: must be functions (logits, tokens, length, step) -> logits")
+    found = tuple(found)
+    for one in found:
+        if not callable(one):
+            raise UserError(f"processors: {one!r} is no function; give functions (logits, tokens, length, step)")
+    return found
 
 
 F = TypeVar("F", bound=Callable[..., Any])
