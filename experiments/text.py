@@ -9,9 +9,9 @@ fallen for three evaluations in a row. Sample the checkpoint of the lowest valid
 
     ./launch.sh sample runs/text --step best --prompt "It was"
 
-For more text take a larger vocabulary (`--tokenizer.vocabulary-size 5000`), more layers and less dropout. Where a text
-cannot fill a vocabulary, or has too many characters for it (as Chinese has for 1,000 pieces), an error names the number
-that does.
+For more text take a larger vocabulary (`--tokenizer.vocabulary-size 5000`), more layers and less dropout. A text that
+cannot fill the vocabulary gets the pieces that it gives; one with too many characters for it, as Chinese has for 1,000
+pieces, gets the rarest of them spelled in bytes.
 """
 
 from minigpt_jax.config import (
@@ -27,7 +27,7 @@ from minigpt_jax.config import (
 experiment = Experiment(
     name="text",
     data=DataConfig(corpus="text", layout="packed", sequence_length=128, held_out=0.05),
-    tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=1000),
+    tokenizer=TokenizerConfig(kind="bpe", vocabulary_size=1000, exact=False),
     model=ModelConfig(
         num_layers=3,
         width=128,

@@ -1,5 +1,6 @@
-"""Writing the files of a corpus, and reading what it makes of them."""
+"""Texts, the files of a corpus, and what it makes of them."""
 
+import random
 from pathlib import Path
 
 from minigpt_jax.corpora import SPLITS
@@ -21,3 +22,11 @@ def assert_one_clear_line(error: UserError, *words: str) -> None:
     assert "\n" not in text
     for word in words:
         assert word in text
+
+
+def tales(seed: int = 0, lines: int = 400) -> list[str]:
+    """Lines of made-up words, so that there is something to merge."""
+    rng = random.Random(seed)
+    syllables = "ka lo mi ster ing un der tha ben cor".split()
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(600)]
+    return [" ".join(rng.choices(words, k=12)) + rng.choice(".,?!") for _ in range(lines)]

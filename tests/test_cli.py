@@ -320,11 +320,16 @@ def test_help_of_sample_names_the_methods_own_defaults(capsys: pytest.CaptureFix
 
 
 def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """As the README has it, with few pieces and steps: what is said of the end names the checkpoint to sample."""
+    """As the README has it, with few steps; the text gives fewer pieces than the experiment asks for."""
     text = tmp_path / "book.txt"
     text.write_text("".join(f"The {i}th of the old kings was as dead as the {i + 1}th .\r\n" for i in range(400)))
     file = next(path for path in EXPERIMENTS if path.name == "text.py")
-    small = ["--tokenizer.vocabulary-size", 300, "--model.num-layers", 1, "--model.width", 32, "--train.steps", 4]
+    small = ["--model.num-layers", 1, "--model.width", 32, "--train.steps", 4]
     assert command(file, "--data.files", text, "--run-dir", tmp_path / "run", "--train.evaluate-every", 2, *small) == 0
+    line = r"^([\d,]+) bytes of text to train on · ([\d,]+) held .* ([\d,]+) for testing"
+    told = re.search(line, capsys.readouterr().out, re.MULTILINE)
+    assert told
+    ends = 2 * 400  # two bytes a line
+    assert sum(int(size.replace(",", "")) for size in told.groups()) == text.stat().st_size - ends
     assert command("sample", tmp_path / "run", "--step", "best", "--prompt", "The 7th", "--max-new-tokens", 5) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("The 7th")

@@ -8,6 +8,7 @@ import pytest
 
 from minigpt_jax import config
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from minigpt_jax.config.options import accepts_aliases, option
 from minigpt_jax.errors import UserError
 from minigpt_jax.train.optim import Hyperparameters
 
@@ -19,7 +20,7 @@ def test_json_round_trip_keeps_every_field():
         tokenizer=TokenizerConfig(kind="bpe", file=Path("pieces.model")),
         model=ModelConfig(num_kv_heads=1, logit_softcap=30.0, norm="rmsnorm"),
         optimizer=OptimizerConfig(name="muon", clip_norm=1.0),
-        train=TrainConfig(steps=7, tensorboard=False),
+        train=TrainConfig(steps=7, trackers=()),
         seed=2**40,
     )
     assert config.from_json(json.loads(config.dumps(config.to_json(experiment)))) == experiment
@@ -148,3 +149,45 @@ def test_traced_options_are_the_traced_hyperparameters():
 
 def test_the_reference_is_valid():
     config.validate(Experiment("reference"))
+
+
+OFF_BY_EARLIER_NAME = TrainConfig(**{"tensorboard": False})
+
+
+def test_an_earlier_name_of_a_field_is_understood_in_files_and_config_json():
+    assert TrainConfig(trackers=()) == OFF_BY_EARLIER_NAME
+    assert TrainConfig(**{"tensorboard": True}).trackers == ("tensorboard",)
+    assert dataclasses.replace(TrainConfig(steps=3), **{"tensorboard": False}) == TrainConfig(steps=3, trackers=())
+    written = config.to_json(Experiment("old"))
+    del written["train"]["trackers"]
+    written["train"]["tensorboard"] = False
+    assert config.from_json(written) == Experiment("old", train=TrainConfig(trackers=()))
+    for wrong in ("maybe", 1, None):
+        written["train"]["tensorboard"] = wrong
+        with pytest.raises(UserError, match=r"--train\.tensorboard .*must be True or False"):
+            config.from_json(written)
+
+
+@pytest.mark.parametrize(
+    ("given", "current"),
+    [
+        ("--train.no-tensorboard", ["--train.trackers"]),
+        ("--train.no_tensorboard", ["--train.trackers"]),
+        ("--train.tensorboard", ["--train.trackers", "tensorboard"]),
+        ("--train.steps=3", ["--train.steps=3"]),
+        ("--no-tensorboard", ["--no-tensorboard"]),
+        ("tensorboard", ["tensorboard"]),
+    ],
+)
+def test_flags_take_the_earlier_names_of_fields(given: str, current: list[str]):
+    assert config.current_flags([given]) == current
+
+
+def test_a_field_that_was_only_renamed_is_read_by_both_names():
+    @accepts_aliases
+    @dataclasses.dataclass(frozen=True)
+    class Section:
+        new: int = option(1, aliases=("old",))
+
+    assert Section(**{"old": 2}) == Section(new=2)
+    assert Section() == Section(new=1)

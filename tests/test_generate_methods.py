@@ -61,7 +61,7 @@ def test_flags_add_settings():
         ("top_p:p=0.5..1/1", "2 to 1,000 values"),
         ("top_p:p=0.5:p=0.6", "given twice"),
         ("top_p:p=0..1/1000:temperature=1,2", "2,000 methods"),
-        ("nowhere.py:Mine", "there is no file nowhere.py"),
+        ("nowhere.py:Mine", "there is no nowhere.py"),
         ("nowhere.py", "nowhere.py:Name"),
     ],
 )
@@ -91,8 +91,8 @@ def test_files_of_the_users_own_that_cannot_be(tmp_path: Path):
     file = tmp_path / "mine.py"
     for source, words in {
         "import nowhere_at_all": "cannot be run: ModuleNotFoundError",
-        "Mime = 3": "defines no 'Mine'; did you mean Mime?",
-        "Mine = 3": "is no sampler; make it a subclass of minigpt_jax.Sampler",
+        "def Mime(): ...": "defines no function or class Mine; did you mean Mime?",
+        "def Mine(): ...": "is no sampler; make it a subclass of minigpt_jax.Sampler",
         "def Mine(": "cannot be run: SyntaxError",
     }.items():
         file.write_text(source)

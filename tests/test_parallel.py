@@ -21,10 +21,12 @@ import functools, json, sys
 import jax, numpy as np
 if sys.argv[1:]:  # this process's number, and where to meet the other
     jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[1]))
-from minigpt_jax import optim, parallel, train
-from minigpt_jax.batch import Batch
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.config import ModelConfig, OptimizerConfig
 from minigpt_jax.model import GPT
+from minigpt_jax.parallel import devices
+from minigpt_jax.train import optim
+from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step, train_steps
 
 STEPS, B, T, V = 20, 16, 8, 50
 rng = np.random.default_rng(0)
@@ -42,11 +44,11 @@ hyper, key = optim.hyperparameters(config, STEPS), jax.random.key(0)
 model = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16), V, T)
 
 def trainer(accumulate=1):
-    return train.Trainer(model, config, True, accumulate, devices.axis_name())
+    return Trainer(model, config, True, accumulate, devices.axis_name())
 
 @jax.jit
 def fresh():
-    return train.init_state(trainer(), hyper, jax.random.key(1))
+    return init_state(trainer(), hyper, jax.random.key(1))
 
 def gone(state):  # was the memory given away?
     return all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
@@ -56,10 +58,10 @@ def compiled(step, accumulate=1):
 
 out = {"devices": jax.device_count()}
 start = devices.put_replicated(fresh())
-evaluate = devices.compile(functools.partial(train.eval_step, model, axis_name=devices.axis_name()))
+evaluate = devices.compile(functools.partial(eval_step, model, axis_name=devices.axis_name()))
 
 state, losses, norms = start, [], []
-step = compiled(train.train_step)
+step = compiled(train_step)
 for i in range(STEPS):
     state, metrics = step(state, devices.put_batch(batch(i)), hyper, key)
     losses.append(float(metrics.objective)); norms.append(float(metrics.grad_norm))
@@ -69,14 +71,14 @@ out["kept"] = not gone(state)  # evaluation donates nothing
 
 modern = ModelConfig(1, 16, 2, feed_forward=16, tied_embeddings=True, convolution=3, head_gate=True, pointer=8)
 modern = GPT(modern, V, T, jax.numpy.bfloat16)
-half = train.Trainer(modern, OptimizerConfig("normuon"), True, 1, devices.axis_name())
-state = devices.put_replicated(train.init_state(half, hyper, jax.random.key(1)))
-step, out["half"] = devices.compile(functools.partial(train.train_step, half), donate=True), []
+half = Trainer(modern, OptimizerConfig("normuon"), True, 1, devices.axis_name())
+state = devices.put_replicated(init_state(half, hyper, jax.random.key(1)))
+step, out["half"] = devices.compile(functools.partial(train_step, half), donate=True), []
 for i in range(4):
     state, metrics = step(state, devices.put_batch(batch(i)), hyper, key)
     out["half"].append(float(metrics.objective))
 
-several = compiled(train.train_steps)
+several = compiled(train_steps)
 state = devices.put_replicated(fresh())
 losses = []
 for i in range(0, STEPS, 5):
@@ -87,14 +89,14 @@ out["scanned"] = losses
 out["step"] = int(state.step)
 
 state = devices.put_replicated(fresh())
-_, metrics = compiled(train.train_step, accumulate=2)(state, devices.put_batch(batch(0)), hyper, key)
+_, metrics = compiled(train_step, accumulate=2)(state, devices.put_batch(batch(0)), hyper, key)
 out["accumulated"] = [float(metrics.objective), float(metrics.grad_norm)]
 
 dropping = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16, dropout=0.3), V, T)
 for accumulate in (1, 2):
-    one = train.Trainer(dropping, config, True, accumulate, devices.axis_name())
-    state = devices.put_replicated(train.init_state(one, hyper, jax.random.key(1)))
-    step, losses = devices.compile(functools.partial(train.train_step, one), donate=True), []
+    one = Trainer(dropping, config, True, accumulate, devices.axis_name())
+    state = devices.put_replicated(init_state(one, hyper, jax.random.key(1)))
+    step, losses = devices.compile(functools.partial(train_step, one), donate=True), []
     for i in range(4):
         state, metrics = step(state, devices.put_batch(batch(i)), hyper, key)
         losses.append(float(metrics.objective))

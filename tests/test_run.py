@@ -169,7 +169,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 from tiny_experiment import changed
-from minigpt_jax.run import run
+from minigpt_jax.trial.run import run
 result = run(changed("train", steps=100_000, checkpoint_every=10_000), {path!r})
 print("interrupted", result.interrupted, result.progress.step)
 """
@@ -209,7 +209,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import itertools, pathlib
 import numpy as np
 from tiny_experiment import changed, EXPERIMENT
-from minigpt_jax import corpora, run
+from minigpt_jax import corpora
+from minigpt_jax.trial import run
 from minigpt_jax.data import store
 cache = pathlib.Path({str(tmp_path / "cache")!r})
 prepared = store.prepare(EXPERIMENT, corpora.open_corpus(EXPERIMENT.data, cache), cache)

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import re
+import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,7 +189,14 @@ DAMAGES = {
     "no meta": lambda folder: (folder / "meta.json").unlink(),
     "cut meta": lambda folder: (folder / "meta.json").write_text('{"description": {'),
     "another's meta": lambda folder: _edit(folder / "meta.json"),
+    "no sums": lambda folder: _without_sums(folder / "meta.json"),
+    "a file": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+    "a partial file": lambda folder: (shutil.rmtree(folder), folder.with_name(folder.name + ".partial").write_text("")),
 }
+
+
+def _without_sums(path: Path) -> None:
+    path.write_text(re.sub('"sha256": {[^}]*}', '"sha256": []', path.read_text()))
 
 
 def _flip(path: Path) -> None:
@@ -220,6 +230,29 @@ def test_a_damaged_tokenizer_is_trained_again(tmp_path: Path):
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:20])
     assert store.prepare(experiment("packed"), corpus, tmp_path).tokenizer.fingerprint == whole
+    shutil.rmtree(folder)
+    folder.write_text("")
+    assert store.prepare(experiment("packed"), corpus, tmp_path).tokenizer.fingerprint == whole
+
+
+@pytest.mark.parametrize("size", [100, 2000])  # neither the tokenizer fits, or the tokenizer alone
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_made(tmp_path: Path, size: int):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(UserError, match=re.escape(f"the cache {tmp_path} cannot be written: File too large")):
+            store.prepare(experiment("packed"), Tales(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    made = [path.parent.name for path in tmp_path.glob("*/*") if path.is_dir()]
+    assert made == (["tokenizers"] if size == 2000 else [])
+    store.prepare(experiment("packed"), Tales(), tmp_path)
+
+
+def test_a_tokenizer_trained_before_the_field_exact_is_found(tmp_path: Path):
+    store.prepare(experiment("packed"), Tales(), tmp_path)
+    (file,) = (tmp_path / "tokenizers").glob("*/description.json")
+    assert "exact" not in json.loads(file.read_text())["tokenizer"]
 
 
 def test_a_store_cut_short_by_a_crash_is_not_taken_for_whole(tmp_path: Path):

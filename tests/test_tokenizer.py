@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
+from corpus_files import tales
 
 from minigpt_jax import tokenizer
 from minigpt_jax.config import BOS_ID, PAD_ID, RESERVED_PIECES, UNK_ID, TokenizerConfig
@@ -32,14 +32,6 @@ NASTY = [
     "\u0301leading mark \u0345\u0301 ᾳ\u0345",
     "broken \ud800 surrogate",
 ]
-
-
-def tales(seed: int = 0, lines: int = 400) -> list[str]:
-    """Lines of made-up words, so that there is something to merge."""
-    rng = random.Random(seed)
-    syllables = "ka lo mi ster ing un der tha ben cor".split()
-    words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(600)]
-    return [" ".join(rng.choices(words, k=12)) + rng.choice(".,?!") for _ in range(lines)]
 
 
 def random_text(rng: random.Random) -> str:
@@ -217,6 +209,29 @@ def test_sizes_out_of_reach_name_the_size_that_works(kind):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
+def test_a_small_text_gives_what_pieces_it_can(kind):
+    texts = ["the cat sat on the mat", "a dog ran to the cat"] * 20
+    with pytest.raises(UserError) as error:
+        tokenizer.train(TokenizerConfig(kind=kind, vocabulary_size=5000), texts)
+    fitted = tokenizer.train(TokenizerConfig(kind=kind, vocabulary_size=5000, exact=False), texts)
+    assert len(fitted) == int(str(error.value).rsplit(" ", 1)[1])
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_text_of_many_characters_has_the_rarest_in_bytes(kind):
+    common, rare = "\u5929\u5730", "".join(map(chr, range(0x4E00, 0x4F00)))
+    texts = [common * 3, f"{common} cat dog bird"] * 30 + [rare]
+    with pytest.raises(UserError, match=r"--tokenizer\.no-exact, or ask for at least"):
+        tokenizer.train(TokenizerConfig(kind=kind, vocabulary_size=300), texts)
+    fitted = tokenizer.train(TokenizerConfig(kind=kind, vocabulary_size=300, exact=False), texts)
+    assert 259 < len(fitted) <= 300  # of unigram fewer, as what is left gives no more
+    assert [fitted.decode(ids) for ids in fitted.encode_batch(texts)] == texts
+    assert len(fitted.encode_batch([common])[0]) < 6
+    with pytest.raises(UserError, match=r"259 is too few .*; ask for at least"):
+        tokenizer.train(TokenizerConfig(kind=kind, vocabulary_size=259, exact=False), texts)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bpe"])
 @pytest.mark.parametrize("texts", [[], ["", " \n\t"]])
 def test_training_on_nothing(kind, texts):
     with pytest.raises(UserError, match="no word"):
@@ -273,40 +288,6 @@ def test_damaged_folders_are_refused(trained, tmp_path, damage):
         tokenizer.load(tmp_path)
 
 
-def test_vocabulary_file_of_the_users_own(tmp_path):
-    file = tmp_path / "vocabulary.txt"
-    file.write_bytes("\ufeff[PAD]\r\n[UNK]\r\n[BOS]\r\nthe\r\ncafé".encode())
-    given = tokenizer.from_file(TokenizerConfig(file=file))
-    assert len(given) == 5  # fewer pieces than rows is well
-    assert given.encode_batch(["The Café x"]) == [[3, 4, UNK_ID]]
-
-
-@pytest.mark.parametrize(
-    ("kind", "content", "message"),
-    [
-        ("wordpiece", None, "cannot be read: No such file"),
-        ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\nfianc\xe9\n", "not UTF-8"),
-        ("wordpiece", b"the\ncat\n", r"piece 0 .* must be \[PAD\], and here is 'the'"),
-        ("wordpiece", b"[PAD]\n[UNK]\n", r"piece 2 .* must be \[BOS\], and here is nothing"),
-        ("wordpiece", b"", r"piece 0 .* nothing"),
-        ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\na\nb\na\n", "pieces 3 and 5 .* both 'a'"),
-        ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\n\nb\n", "piece 3 .* empty"),
-        ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\n" + b"\n".join(b"%d" % i for i in range(8)), "11 pieces, .*-size 10 "),
-        ("unigram", None, "cannot be read"),
-        ("unigram", b"", "not a SentencePiece model"),
-        ("bpe", b"[PAD]\n[UNK]\n[BOS]\n", "not a SentencePiece model"),
-    ],
-)
-def test_bad_files_are_named_in_one_line(tmp_path, kind, content, message):
-    file = tmp_path / "pieces"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        tokenizer.from_file(TokenizerConfig(kind=kind, file=file, vocabulary_size=10))
-    assert str(error.value).startswith(f"--tokenizer.file {file}")
-    assert "\n" not in str(error.value)
-
-
 # SentencePiece
 
 
@@ -349,41 +330,6 @@ def test_half_a_character_is_marked(lossless):
     assert lossless.decode([first, *rest[:1]]).strip("\ufffd") == ""
     assert lossless.decode([first, *rest]) == "\U0010fffd"
     assert lossless.decode([UNK_ID]) == "[UNK]"
-
-
-def train_foreign(path: Path, **settings) -> Path:
-    """A model as the library's defaults make it: normalised, a space put before, no bytes."""
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(tales()), model_prefix=str(path / "foreign"), vocab_size=60, minloglevel=2, **settings
-    )
-    return path / "foreign.model"
-
-
-def test_model_of_the_users_own(tmp_path):
-    file = train_foreign(tmp_path, pad_id=0, unk_id=1, bos_id=2, eos_id=3)
-    config = TokenizerConfig(kind="unigram", file=file, vocabulary_size=60)
-    given = tokenizer.from_file(config)
-    assert given.fingerprint == SentencePiece(file).fingerprint
-    assert given.piece(BOS_ID) == "<s>"
-    text = "  ka  ｍister é"  # the blanks are dropped, the wide letter (three bytes) is normalised, the last unknown
-    ids, ends = given.encode_batch_with_ends([text])[0]
-    assert ids.tolist() == given.encode_batch([text])[0]
-    assert given.decode(ids).startswith("ka mister")
-    assert (np.diff(ends) >= 0).all()
-    assert ends[-1] == len(text.encode())
-    ka = [i for i in range(len(ids)) if given.decode(ids[: i + 1]) == "ka"]
-    assert len(b"  ka") <= ends[ka[0]] <= len(b"  ka  ")
-    with pytest.raises(UserError, match=r"60 pieces, .*-size 59 "):
-        tokenizer.from_file(TokenizerConfig(kind="unigram", file=file, vocabulary_size=59))
-
-
-def test_model_with_other_reserved_ids_is_refused(tmp_path):
-    file = train_foreign(tmp_path)  # the library's defaults: unk 0, bos 1, no pad
-    with pytest.raises(UserError, match="ids -1, 0 and 1") as error:
-        SentencePiece(file)
-    assert str(error.value).startswith(str(file))
-    with pytest.raises(UserError, match="cannot be read"):
-        SentencePiece(tmp_path / "nothing.model")
 
 
 def test_what_is_sent_to_a_process_again_and_again_is_one_tokenizer():

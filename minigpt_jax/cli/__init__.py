@@ -9,6 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from minigpt_jax.config import code
 from minigpt_jax.errors import UserError, printable
 from minigpt_jax.trial import signals
 from minigpt_jax.trial.signals import INTERRUPTED
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:
             if received:  # libraries turn an interrupt into errors of their own
                 return INTERRUPTED
-            if line := _told(error):
+            if line := _told(error) or code.blame(error):
                 return _fail(line)
             raise
 

@@ -79,6 +79,10 @@ class Arguments:
     """A token id never to generate."""
     step: int | Literal["best"] | None = None
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
+    trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the copies of code of the user's own that the run directory holds, if its model needs any."""
+    code: tuple[Path, ...] = ()
+    """A file of yours to run in place of such a copy."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason and, with
     --top-logprobs, top_logprobs: for each token the most probable ones as [id, text, logprob]."""
@@ -99,7 +103,7 @@ def main(arguments: list[str]) -> int:
         compared = _compared_methods(chosen, prompts)
     else:
         sampler = methods.parse_one(chosen.sampler or chosen.method.default_method, settings=vars(chosen.method))
-    lm = generate.load(chosen.run_dir, chosen.step)
+    lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
     settings = chosen.settings.replace(
         stop=[*chosen.settings.stop, *chosen.stop_token, *([lm.end_id] if chosen.stop_at_end else [])],
         logit_bias={**chosen.settings.logit_bias, **dict.fromkeys(chosen.ban, float("-inf"))},

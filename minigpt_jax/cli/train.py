@@ -40,14 +40,15 @@ def main(arguments: list[str]) -> int:
         jax_setup.prepare()
         return defined(flags)
     default = Arguments(defined)
-    chosen = tyro.cli(Arguments, args=flags, prog=f"minigpt train {file}", default=default)
+    chosen = tyro.cli(Arguments, args=config.current_flags(flags), prog=f"minigpt train {file}", default=default)
     config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
     from minigpt_jax.trial.run import run
 
+    experiment = config.code.load(chosen.experiment, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
-        result = run(chosen.experiment, chosen.run_dir, resume=chosen.resume)
+        result = run(experiment, chosen.run_dir, resume=chosen.resume)
     if result.interrupted:
         print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
         return cli.INTERRUPTED

@@ -4,18 +4,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from minigpt_jax.config.options import option
+from minigpt_jax.config.options import Alias, accepts_aliases, option
 
 PAD_ID, UNK_ID, BOS_ID = 0, 1, 2
 RESERVED_PIECES = ("[PAD]", "[UNK]", "[BOS]")
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class DataConfig:
     """The corpus, and how its text becomes rows of token ids."""
 
-    corpus: Literal["simplebooks", "stories", "text"] = "simplebooks"
-    """SimpleBooks, generated stories, or text files of your own."""
+    corpus: Literal["simplebooks", "stories", "text"] | str = option("simplebooks", code=True)
+    """SimpleBooks, generated stories, text files of your own, or a corpus of your own, FILE.py:Name."""
     archive: Path | None = option(None, resumable=True)  # what it holds is fingerprinted, not where it lies
     """A SimpleBooks archive (.zip) on disk instead of the download."""
     simplebooks: Literal["simplebooks-92-raw", "simplebooks-2-raw", "simplebooks-92", "simplebooks-2"] = (
@@ -52,6 +53,7 @@ class DataConfig:
         return self.layout if split == "train" else self.evaluation_layout or self.layout
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How text is cut into pieces."""
@@ -60,12 +62,16 @@ class TokenizerConfig:
     """WordPiece, or SentencePiece by unigram or byte-pair encoding."""
     vocabulary_size: int = option(5000, above=len(RESERVED_PIECES))
     """Pieces to train, the reserved ones included, and rows of the embedding and the output layer."""
+    exact: bool = True
+    """Refuse a text that cannot fill the vocabulary, or has too many characters for it. Otherwise train the pieces that
+    it gives, and spell its rarest characters in bytes (SentencePiece only)."""
     lowercase: bool = True
     """Fold case (WordPiece only; SentencePiece is lossless)."""
     file: Path | None = option(None, resumable=True)  # fingerprinted too
     """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer; the defaults are the KerasHub tutorial's model."""
@@ -80,8 +86,10 @@ class ModelConfig:
     """Key-value heads (grouped-query attention); as many as query heads by default."""
     feed_forward: int = option(128, above=0)
     """Hidden width of the feed-forward layer."""
-    activation: Literal["relu", "gelu", "relu2", "swiglu"] = "relu"
-    """Activation of the feed-forward layer; gelu is GPT-2's tanh form."""
+    block: Literal["transformer"] | str = option("transformer", code=True)
+    """The decoder block: attention and feed-forward, or a Flax module of your own, FILE.py:Name."""
+    activation: Literal["relu", "gelu", "relu2", "swiglu"] | str = option("relu", code=True)
+    """Activation of the feed-forward layer; gelu is GPT-2's tanh form; FILE.py:Name is a function of your own."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation layer."""
     norm_position: Literal["post", "pre"] = "post"
@@ -132,13 +140,14 @@ class ModelConfig:
         return self.num_kv_heads or self.num_heads
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The update rule and its schedule."""
 
-    name: Literal["adam", "adamw", "muon", "normuon", "lion"] = "adam"
+    name: Literal["adam", "adamw", "muon", "normuon", "lion"] | str = option("adam", code=True)
     """adam is Keras's form of it; muon takes the matrices of blocks and pointer and leaves the rest to NAdam; normuon
-    evens out how far each neuron's weights move."""
+    evens out how far each neuron's weights move; FILE.py:Name is an Optax transformation of your own."""
     learning_rate: float = option(1e-3, at_least=0, traced=True)
     """Peak learning rate."""
     muon_learning_rate: float = option(2e-2, at_least=0, traced=True)
@@ -165,6 +174,7 @@ class OptimizerConfig:
     """Keep an exponential moving average of the weights; evaluation and sampling use it."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, how much at once, and what is recorded on the way."""
@@ -189,10 +199,17 @@ class TrainConfig:
     """End after this many evaluations in a row without a lower validation loss; never by default."""
     keep: int = option(2, above=0, resumable=True)
     """Latest checkpoints to keep, besides the best."""
-    tensorboard: bool = option(True, resumable=True)
-    """Write TensorBoard summaries."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"] | str, ...] = option(
+        ("tensorboard",),
+        resumable=True,
+        code=True,
+        aliases=(Alias("tensorboard", bool, lambda on: ("tensorboard",) if on else ()),),
+    )
+    """Where the figures of metrics.jsonl go too: tensorboard, wandb (Weights & Biases), trackio or a tracker of
+    your own, FILE.py:Name; none by --train.trackers alone."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class SampleConfig:
     """The text sampled at each evaluation, by top-k as in the tutorial's callback."""

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from minigpt_jax import display
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import lock as cache_lock
+from minigpt_jax.cache import written_whole
 from minigpt_jax.config import DataConfig, Experiment, to_json
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.batch import Batch
@@ -143,7 +143,8 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
-        "tokenizer": settings["tokenizer"],
+        # Without `exact` where it is set: what was trained before there was such a field is still found.
+        "tokenizer": {k: v for k, v in settings["tokenizer"].items() if (k, v) != ("exact", True)},
         "min_bytes": data.min_bytes if layout == "lines" else None,
     }
     folder = cache / "tokenizers" / _key(description)
@@ -156,7 +157,7 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
                 raise _too_small(data, "train", layout)
             texts = documents(corpus, "train", layout, data.min_bytes)
             texts = track(texts, "training the tokenizer", total)
-            with _written_whole(folder) as partial:
+            with written_whole(folder) as partial:
                 tokenizer = tokenizers.train(config, texts)
                 tokenizer.save(partial)
                 (partial / "description.json").write_text(
@@ -180,7 +181,7 @@ def _build(
 ) -> None:
     length, dtype = description["row_length"], np.dtype(description["dtype"])
     meta: dict[str, Any] = {"description": description, "splits": {}}
-    with _written_whole(folder) as partial:
+    with written_whole(folder) as partial:
         for part, (split, layout) in _parts(config).items():
             total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
             texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", total))
@@ -271,7 +272,7 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
             sizes = np.memmap(folder / f"{part}.bytes", np.int32, mode="r", shape=shape[:1])
             splits[part] = Rows(rows, sizes, about["floor"])
         return splits
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -282,25 +283,3 @@ def _key(description: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _written_whole:
-    """A folder that appears under its name only once all of it is written, in place of what was there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.partial = folder, folder.with_name(folder.name + ".partial")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.partial, ignore_errors=True)  # of a process that was killed; the lock is ours
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            return
-        for path in self.partial.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.partial.rename(self.folder)

@@ -30,6 +30,7 @@ from minigpt_jax.generate.texts import (
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.run_code import trusted_experiment
 from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.tokenizer import Tokenizer
 
@@ -44,13 +45,22 @@ class _Stepped(NamedTuple):
     weights: Any
 
 
-def load(run_dir: str | Path, step: int | Literal["best"] | None = None) -> "LanguageModel":
+def load(
+    run_dir: str | Path,
+    step: int | Literal["best"] | None = None,
+    *,
+    trust_code: bool = False,
+    code: Sequence[str | Path] = (),
+) -> "LanguageModel":
     """The model of a run directory, at its latest checkpoint or at that of `step`.
 
-    Raises UserError where the directory, its checkpoint or their fit is missing.
+    Where the model needs code of the user's own, `trust_code` runs the copy in the run directory, and `code` names
+    files to run in its place; see `storage.run_code`.
+
+    Raises UserError where the directory, its checkpoint or their fit is missing, or code that may not be run.
     """
     files = RunDir(Path(run_dir))
-    experiment = files.experiment()
+    experiment = trusted_experiment(files, trust_code=trust_code, code_files=code)
     keep_compiled_programs()
     pieces = tokenizer.load(files.tokenizer)
     if not files.checkpoints.is_dir():

@@ -11,14 +11,14 @@ import itertools
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minigpt_jax import samplers
-from minigpt_jax.config import nearest
+from minigpt_jax.config import Code, code, nearest
 from minigpt_jax.errors import UserError
-from minigpt_jax.generate import user_code
 from minigpt_jax.samplers import Sampler
 
 RANGE_SIZE = 5
@@ -121,7 +121,8 @@ def _split(text: str, flag: str) -> tuple[str, type[Sampler], list[str]]:
 
 def _load(file: str, name: str, flag: str) -> type[Sampler]:
     """The class of this name in a file of the user's own, which is run."""
-    kind = user_code.load(f"{file}:{name}", flag)
+    value = code.load_value(flag.removeprefix("--"), f"{file}:{name}", [Path()])
+    kind = value.value if isinstance(value, Code) else None
     if not isinstance(kind, type) or not issubclass(kind, Sampler):
         raise UserError(f"{flag} {file}:{name} is no sampler; make it a subclass of minigpt_jax.Sampler")
     return kind

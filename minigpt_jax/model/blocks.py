@@ -1,6 +1,7 @@
 """The transformer block and its parts; the letters of shapes are those of `gpt`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from minigpt_jax import rng
-from minigpt_jax.config import ModelConfig
+from minigpt_jax.config import ModelConfig, code
+from minigpt_jax.errors import UserError
 from minigpt_jax.ops import attention, kv_cache
 from minigpt_jax.ops.matmul import dot_general
 
@@ -172,6 +174,29 @@ class Attention(nn.Module):
         return y_BTD, kept
 
 
+def activation(config: ModelConfig) -> Callable[[Array], Array]:
+    """The configuration's activation, a function of each number alone or at least one that keeps the shape.
+
+    Raises:
+        UserError: it is code of the user's own that has not been run, or that gives another shape.
+    """
+    known = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}
+    if config.activation in known:
+        return known[config.activation]
+    function = code.loaded(config.activation)
+
+    def checked(h: Array) -> Array:
+        out = function(h)
+        if jnp.shape(out) != h.shape:
+            raise UserError(
+                f"--model.activation {config.activation}: it makes {jnp.shape(out)} of an array of {h.shape}; it must "
+                "keep the shape"
+            )
+        return out.astype(h.dtype)
+
+    return checked
+
+
 class FeedForward(nn.Module):
     """Two dense layers with an activation between; SwiGLU (Shazeer 2020) has a third, the gate."""
 
@@ -185,9 +210,7 @@ class FeedForward(nn.Module):
         if config.activation == "swiglu":
             h_BTF = h_BTF * nn.silu(dense(config, config.feed_forward, self.dtype, "gate")(x_BTD))
         else:
-            h_BTF = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}[config.activation](
-                h_BTF
-            )
+            h_BTF = activation(config)(h_BTF)
         return dense(config, config.width, self.dtype, "down", ends_branch=True)(h_BTF)
 
 
@@ -195,6 +218,12 @@ class Block(nn.Module):
     """Attention then feed-forward, each a residual branch normalised before (pre) or after the sum (post).
 
     With `convolution`, each branch takes its input through one.
+
+    This is also what a block of the user's own has to be (`--model.block FILE.py:Name`): a module with the fields
+    `config` and `dtype`, and a call with these arguments. In the full pass (`layer` is None) it returns its output and
+    what a cache starts from, (keys [B T K H], values [B T K H]) and then any [B T D] of whose last positions the next
+    token needs. In a decode step T is 1, and it returns its output and the `kv_cache.Layer` with that token written
+    into it. `Attention` returns the second part in both cases. `deterministic` turns off dropout (see `Dropout`).
     """
 
     config: ModelConfig

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
+from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig, code
 from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, Kept, dense, norm
 from minigpt_jax.model.pointer import Pointer, Shares
 from minigpt_jax.ops import kv_cache
@@ -148,7 +148,9 @@ class GPT(nn.Module):
         if config.embedding_norm:
             self.embedding_norm = nn.RMSNorm(config.norm_epsilon, self.dtype, use_scale=False)
         self.dropout = Dropout(config.dropout)
-        block = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
+        block = Block if config.block == "transformer" else code.loaded(config.block)
+        if config.remat:
+            block = nn.remat(block, static_argnums=(5,))
         self.blocks = [block(config, self.dtype, name=f"block_{i}") for i in range(config.num_layers)]
         if config.norm_position == "pre":
             self.final_norm = norm(config, self.dtype, "final_norm")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal
 
 from minigpt_jax import display
-from minigpt_jax.config import Experiment, dumps, flag_name, flatten, from_json, options, to_json
+from minigpt_jax.config import Experiment, code, dumps, flag_name, flatten, from_json, options, to_json
 from minigpt_jax.errors import UserError
 
 Resume = Literal["auto", "always", "never"]
@@ -34,6 +34,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(os.path.expanduser(path))
         self.config = path / "config.json"
+        self.code = path / "code"
         self.tokenizer = path / "tokenizer"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -186,7 +187,13 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
     differences = [
         f"--{flag_name(name)} is {ours[name]} here and {theirs[name]} there"
         for name in fixed
-        if ours[name] != theirs[name]
+        if code.without_folder(ours[name]) != code.without_folder(theirs[name])
+    ]
+    recorded = run_dir.description().get("code", {})
+    differences += [
+        f"{path} has other contents than the copy in {run_dir.code}, which --{flag_name(name)} may name"
+        for name, path, sha256 in code.sums(experiment)
+        if name in fixed and sha256 != recorded.get(path.name)
     ]
     if fingerprints is not None and not differences:
         recorded = run_dir.description().get("fingerprints", {})
@@ -262,13 +269,18 @@ def write_whole(path: Path, text: str) -> None:
 def write_description(
     run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, str], versions: dict[str, str]
 ) -> None:
-    """Writes config.json: the whole experiment, and what else its result depends on."""
-    description = {
+    """Writes config.json: the whole experiment, and what else its result depends on; and copies of its code."""
+    description: dict[str, Any] = {
         "experiment": to_json(experiment),
         "fingerprints": fingerprints,
         "versions": versions,
         "semantics": SEMANTICS,
     }
+    if files := code.files(experiment):
+        description["code"] = {name: found.sha256 for name, found in files.items()}
+    for name, found in files.items():
+        with whole_file(run_dir.code / name) as file:
+            file.write(found.source)
     write_whole(run_dir.config, dumps(description))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from minigpt_jax import generate
 from minigpt_jax.data.store import Prepared
 from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.recorder import Recorder
 from minigpt_jax.storage.run_dir import drop_records_after, lock, write_whole
-from minigpt_jax.storage.trackers import Recorder
 from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.train import optim
 from minigpt_jax.train.metrics import Sums

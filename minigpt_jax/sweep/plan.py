@@ -71,6 +71,10 @@ class Plan:
             "search": self.search,
             "prune": self.prune,
         }
+        axes = {axis.field: axis.values for axis in self.axes}
+        points = [self.experiment, *(axes_.apply(self.experiment, {field: v}) for field in axes for v in axes[field])]
+        if files := {name: code.sha256 for point in points for name, code in config.code.files(point).items()}:
+            identity["code"] = files
         # Sweeps from before there was a choice name none, and what they told their search was always the loss.
         return identity if self.figure == "loss" else {**identity, "objective": self.figure}
 
@@ -128,7 +132,9 @@ def make(
     Raises:
         UserError: for what cannot work.
     """
-    axes = tuple(axes)
+    folders = [Path.cwd(), Path(asked.get("file", "")).parent]
+    experiment = config.code.load(experiment, folders)
+    axes = tuple(axis.with_code(folders) for axis in axes)
     seeds = next((axis.values for axis in axes if axis.field == SEED), (experiment.seed,))
     varied = tuple(axis for axis in axes if axis.field != SEED)
     if trials is not None and trials < 1:

@@ -16,6 +16,7 @@ from minigpt_jax.data.store import BatchSource
 from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.run_dir import RunDir, check_room
+from minigpt_jax.storage.trackers import check_trackers
 from minigpt_jax.sweep import axes, lockstep, results
 from minigpt_jax.sweep.lane import Lane
 from minigpt_jax.sweep.lockstep import Corpus, Lockstep
@@ -62,6 +63,7 @@ def sweep(
     if lease <= 0:
         raise UserError(f"--lease {lease}: must be above 0")
     devices.check_types()
+    check_trackers(plan.experiment.train.trackers)
     most = most or (STACK_ON_CPU if jax.default_backend() == "cpu" else STACK)
     files = RunDir(plan.folder)
     weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))

@@ -4,6 +4,7 @@ Both turn texts to ids without reserved ones (`encode_batch`), tell how far into
 bytes (`encode_batch_with_ends`), and turn ids back into text (`decode`). Equal fingerprints mean equal ids.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from minigpt_jax.tokenizer import sentencepiece, wordpiece
 from minigpt_jax.tokenizer.sentencepiece import SentencePiece
 from minigpt_jax.tokenizer.settings import read_settings
 from minigpt_jax.tokenizer.wordpiece import WordPiece
+from minigpt_jax.utf8 import check_encoding
 
 __all__ = ["SentencePiece", "Tokenizer", "WordPiece", "from_file", "load", "train"]
 
@@ -20,14 +22,16 @@ Tokenizer = WordPiece | SentencePiece
 
 
 def train(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Trains a tokenizer of exactly `config.vocabulary_size` pieces; the same texts give the same tokenizer.
+    """Trains a tokenizer of `config.vocabulary_size` pieces; the same texts give the same tokenizer.
+
+    There may be fewer where `config.exact` is not set.
 
     Raises:
         UserError: the texts cannot fill, or do not fit, so many pieces.
     """
     if config.kind == "wordpiece":
-        return wordpiece.train(texts, config.vocabulary_size, config.lowercase)
-    return sentencepiece.train(texts, config.vocabulary_size, config.kind)
+        return wordpiece.train(texts, config.vocabulary_size, config.lowercase, config.exact)
+    return sentencepiece.train(texts, config.vocabulary_size, config.kind, config.exact)
 
 
 def from_file(config: TokenizerConfig) -> Tokenizer:
@@ -37,11 +41,15 @@ def from_file(config: TokenizerConfig) -> Tokenizer:
         UserError: the file cannot be read, is malformed, or has more pieces than the model has rows.
     """
     assert config.file is not None, "from_file needs config.file"
+    path = Path(os.path.expanduser(config.file))
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer, and a device need not end
+        raise UserError(f"--tokenizer.file {config.file} is a folder, a pipe or a device; name a file")
     try:
         if config.kind == "wordpiece":
-            tokenizer = WordPiece(wordpiece.read_vocabulary(config.file), config.lowercase)
+            check_encoding(path.read_bytes(), "it")
+            tokenizer = WordPiece(wordpiece.read_vocabulary(path), config.lowercase)
         else:
-            tokenizer = SentencePiece.from_bytes(config.file.read_bytes())
+            tokenizer = SentencePiece.from_bytes(path.read_bytes())
     except OSError as error:
         raise UserError(f"--tokenizer.file {config.file} cannot be read: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:

@@ -7,8 +7,10 @@ comes back exactly. A model of the user's own is run as it is.
 import functools
 import hashlib
 import io
+import itertools
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -23,9 +25,11 @@ from minigpt_jax.tokenizer.settings import write_settings
 MODEL_FILE = "sentencepiece.model"
 
 _SPACE = "\u2581"  # how pieces write a space
+_LEAST = len(RESERVED_PIECES) + 256  # the reserved pieces and the bytes
 _SENTENCE = re.compile(r"[^\n]{1,1000}(?!\S)|[^\n]{1,1000}")  # at most 1,000 characters, cut between words if it can be
 _MAX_SENTENCES = 200_000  # some 40 MB of English; unigram training takes 20 times that in memory
 _THREADS = 4  # of the unigram trainer; a constant, since its sums and so its pieces depend on it
+Found = re.Match[str] | None
 _LOSSLESS_PROBE = f"  A\u00bd\u212be\u0301{_SPACE}\n\t\U0010fffd  z "
 
 
@@ -139,45 +143,66 @@ class SentencePiece:
         return [*first, *(token for part in rest for token in (*self._space_ids, *part))]
 
 
-def train(texts: Iterable[str], vocabulary_size: int, kind: Literal["unigram", "bpe"]) -> SentencePiece:
-    """Trains exactly `vocabulary_size` pieces on the texts, or on an even sample where they are many.
+def train(
+    texts: Iterable[str], vocabulary_size: int, kind: Literal["unigram", "bpe"], exact: bool = True
+) -> SentencePiece:
+    """Trains `vocabulary_size` pieces on the texts, or on an even sample where they are many.
+
+    If not `exact`, a text that gives fewer pieces gets those, and one of too many characters has the rarest of them
+    spelled in bytes.
 
     The same texts in the same order give the same model in any process. The sample is drawn here: the trainer's own
     (`input_sentence_size`) differs from process to process, whatever the seed.
 
     Raises:
-        UserError: the text has too many characters for so few pieces, or too few words for so many.
+        UserError: the texts hold no word, or, if `exact`, too many characters for so few pieces or too few words for so
+            many.
     """
     sentences = _sample(_sentences(texts), _MAX_SENTENCES)
     if not any(sentence.strip() for sentence in sentences):
         raise UserError("the training text of the tokenizer holds no word; check --data.corpus and --data.files")
-    model = io.BytesIO()
+    return _fit(sentences, vocabulary_size, kind, exact)
+
+
+def _fit(sentences: list[str], vocabulary_size: int, kind: str, exact: bool) -> SentencePiece:
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocabulary_size,
-            pad_id=PAD_ID,
-            unk_id=UNK_ID,
-            bos_id=BOS_ID,
-            eos_id=-1,
-            pad_piece=RESERVED_PIECES[PAD_ID],
-            unk_piece=RESERVED_PIECES[UNK_ID],
-            bos_piece=RESERVED_PIECES[BOS_ID],
-            unk_surface=RESERVED_PIECES[UNK_ID],
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,  # so that numbers are spelt alike, whichever of them the corpus happens to hold
-            max_sentence_length=4 * 1000,  # bytes; longer ones would be skipped
-            num_threads=_THREADS,
-            minloglevel=2,
-        )
+        return _train(sentences, vocabulary_size, kind)
     except RuntimeError as error:
-        raise UserError(_explain(str(error), vocabulary_size)) from error
+        most = re.search(r"Please set it to a value <= (\d+)", str(error))
+        least = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        if most and not exact:
+            return _fit(sentences, int(most[1]), kind, exact)
+        if least and not exact and (characters := (vocabulary_size - _LEAST) // 2) > 0:
+            return _fit(_without_rare(sentences, characters), vocabulary_size, kind, exact)
+        raise UserError(_explain(error, vocabulary_size, most, least, exact)) from error
+
+
+def _train(sentences: list[str], vocabulary_size: int, kind: str) -> SentencePiece:
+    """Raises RuntimeError, which is the trainer's own, where the sentences do not give exactly so many pieces."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=vocabulary_size,
+        pad_id=PAD_ID,
+        unk_id=UNK_ID,
+        bos_id=BOS_ID,
+        eos_id=-1,
+        pad_piece=RESERVED_PIECES[PAD_ID],
+        unk_piece=RESERVED_PIECES[UNK_ID],
+        bos_piece=RESERVED_PIECES[BOS_ID],
+        unk_surface=RESERVED_PIECES[UNK_ID],
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,  # so that numbers are spelt alike, whichever of them the corpus happens to hold
+        max_sentence_length=4 * 1000,  # bytes; longer ones would be skipped
+        num_threads=_THREADS,
+        minloglevel=2,
+    )
     return SentencePiece.from_bytes(model.getvalue())
 
 
@@ -198,19 +223,28 @@ def _sample(sentences: Iterable[str], size: int) -> list[str]:
     return kept
 
 
-def _explain(error: str, vocabulary_size: int) -> str:
+def _without_rare(sentences: list[str], size: int) -> list[str]:
+    """What is left of the sentences without all characters but the `size` most frequent."""
+    counts = Counter(itertools.chain.from_iterable(sentences))
+    common = sorted(counts, key=lambda char: (-counts[char], char))[:size]
+    rare = dict.fromkeys(map(ord, counts.keys() - set(common)), "\n")
+    return [part for sentence in sentences for part in sentence.translate(rare).split("\n") if part]
+
+
+def _explain(error: RuntimeError, vocabulary_size: int, most: Found, least: Found, exact: bool) -> str:
     """The trainer's error in a line that names the flag."""
-    if least := re.search(r"required_chars\. \d+ vs (\d+)", error):
+    ask = "add --tokenizer.no-exact, or ask" if exact else "ask"
+    if least:
         return (
             f"--tokenizer.vocabulary-size {vocabulary_size} is too few for the reserved pieces, the 256 bytes and the "
-            f"characters of the training text; ask for at least {least[1]}"
+            f"characters of the training text; {ask} for at least {least[1]}"
         )
-    if most := re.search(r"Please set it to a value <= (\d+)", error):
+    if most:
         return (
             f"--tokenizer.vocabulary-size {vocabulary_size} is more than the training text can fill; "
-            f"it gives {most[1]} pieces: ask for at most {most[1]}"
+            f"it gives {most[1]} pieces: {ask} for at most {most[1]}"
         )
-    return f"SentencePiece cannot be trained on this text ({error.strip()}); try --tokenizer.kind wordpiece"
+    return f"SentencePiece cannot be trained on this text ({str(error).strip()}); try --tokenizer.kind wordpiece"
 
 
 def _without_surrogates(text: str) -> str:

@@ -163,15 +163,15 @@ def _unpickled(pieces: tuple[str, ...], lowercase: bool) -> WordPiece:
     return WordPiece(pieces, lowercase)
 
 
-def train(texts: Iterable[str], vocabulary_size: int, lowercase: bool) -> WordPiece:
-    """Trains exactly `vocabulary_size` pieces on the texts, which are read once and not held.
+def train(texts: Iterable[str], vocabulary_size: int, lowercase: bool, exact: bool = True) -> WordPiece:
+    """Trains `vocabulary_size` pieces on the texts, which are read once and not held.
 
     The same words give the same vocabulary, in any order and process. Hugging Face's trainer numbers the "##"
     characters as a randomly ordered hash map yields them, and breaks ties between merges by number; naming all
     characters beforehand fixes the numbers.
 
     Raises:
-        UserError: the text has too many characters for so few pieces, or too few words for so many.
+        UserError: the text has too many characters for so few pieces, or, if `exact`, too few words for so many.
     """
     chunks: Counter[str] = Counter()
     for text in texts:
@@ -198,10 +198,10 @@ def train(texts: Iterable[str], vocabulary_size: int, lowercase: bool) -> WordPi
     trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=named, show_progress=False)
     tokenizer.train_from_iterator(_repeated(counts), trainer)
     ids = tokenizer.get_vocab(with_added_tokens=False)
-    if len(ids) < vocabulary_size:
+    if exact and len(ids) < vocabulary_size:
         raise UserError(
             f"--tokenizer.vocabulary-size {vocabulary_size} is more than the training text can fill; "
-            f"it gives {len(ids)} pieces: ask for at most {len(ids)}"
+            f"it gives {len(ids)} pieces: add --tokenizer.no-exact, or ask for at most {len(ids)}"
         )
     return WordPiece(sorted(ids, key=ids.__getitem__), lowercase)
 

@@ -82,6 +82,8 @@ def matrices(experiment: Experiment) -> list[Part]:
     """The model's matrices, with their numbers of entries; biases and norms are left out."""
     config, length = experiment.model, experiment.data.sequence_length
     width, layers, vocabulary = config.width, config.num_layers, experiment.tokenizer.vocabulary_size
+    if config.block != "transformer":  # nobody knows here what is in it
+        layers = 0
     heads = 2 * config.head_width * (config.num_heads + config.kv_heads)
     feed_forward = (3 if config.activation == "swiglu" else 2) * config.feed_forward
     blocks = ("model.num_layers", "model.width")
@@ -106,7 +108,7 @@ def matrices(experiment: Experiment) -> list[Part]:
 def _bytes_per_parameter(experiment: Experiment) -> int:
     """Of the parameter itself, its gradient, the optimiser's moments and the average, all float32."""
     optimizer = experiment.optimizer
-    return 4 * (2 + MOMENTS[optimizer.name] + (optimizer.ema_decay is not None))
+    return 4 * (2 + MOMENTS.get(optimizer.name, 0) + (optimizer.ema_decay is not None))
 
 
 def free() -> float:

@@ -24,6 +24,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate.texts import abbreviated
 from minigpt_jax.parallel import devices, processes
 from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.recorder import Recorder
 from minigpt_jax.storage.run_dir import (
     Resume,
     RunDir,
@@ -39,7 +40,7 @@ from minigpt_jax.storage.run_dir import (
     write_tokenizer,
     write_whole,
 )
-from minigpt_jax.storage.trackers import Recorder
+from minigpt_jax.storage.trackers import check_trackers
 from minigpt_jax.tokenizer import Tokenizer
 from minigpt_jax.train import evaluate, memory, optim
 from minigpt_jax.train.loop import Hook, NonFiniteLossError, fit, plan
@@ -98,9 +99,11 @@ def run(
         UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
     """
     config.validate(experiment)
+    experiment = config.code.load(experiment, [Path.cwd()])
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
+    check_trackers(experiment.train.trackers)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
 
@@ -133,7 +136,13 @@ def run(
 
 def _prepare(experiment: Experiment) -> tuple[Prepared, str]:
     corpus = corpora.open_corpus(experiment.data, cache_dir())
-    return store.prepare(experiment, corpus, cache_dir(), display.track), corpus.fingerprint
+    prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
+    sizes = {part: int(rows.bytes.sum()) for part, rows in prepared.splits.items()}
+    display.console.print(
+        f"{sizes['train'] + sizes.get('finish', 0):,} bytes of text to train on · {sizes['valid']:,} held out for "
+        f"validation · {sizes['test']:,} for testing"
+    )
+    return prepared, corpus.fingerprint
 
 
 def describe(files: RunDir, experiment: Experiment, prepared: Prepared, fingerprints: dict[str, str]) -> None:
