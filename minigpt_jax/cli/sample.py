@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax.corpora import utf8
+from minigpt_jax import utf8
 from minigpt_jax.errors import UserError, printable
 from minigpt_jax.generate.settings import GenerationSettings, Stop
 

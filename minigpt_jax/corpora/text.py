@@ -21,8 +21,8 @@ import numpy as np
 
 from minigpt_jax.corpora.base import MAX_DOCUMENT, Split, read_lines, readable
 from minigpt_jax.corpora.simplebooks import holdings, open_zip
-from minigpt_jax.corpora.utf8 import check_encoding, decode
 from minigpt_jax.errors import UserError
+from minigpt_jax.utf8 import check_encoding, decode
 
 ALLOWED = ".txt, .jsonl, .txt.gz, .jsonl.gz or .zip"
 
@@ -58,12 +58,6 @@ class Text:
         json_field: str = "text",
         held_out: float = 0.02,
     ):
-        if not files or not all(spec.strip() for spec in files):
-            raise UserError("--data.corpus text needs --data.files: files, globs or folders of " + ALLOWED)
-        if not 0 < held_out < 0.5:
-            raise UserError(
-                f"--data.held-out {held_out:g} must be above 0 and below 0.5: a share for each of two splits"
-            )
         self.name = "text"
         self._document = document
         self._json_field = json_field
