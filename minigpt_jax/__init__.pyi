@@ -17,6 +17,7 @@ from .config import TokenizerConfig as TokenizerConfig
 from .config import TrainConfig as TrainConfig
 from .errors import UserError as UserError
 from .generate import Generation as Generation
+from .generate import GenerationSettings as GenerationSettings
 from .generate import LanguageModel as LanguageModel
 from .generate import load as load
 from .samplers import Beam as Beam

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig
+from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig, options
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
@@ -180,6 +180,40 @@ def test_another_corpus_or_setting_has_a_store_of_its_own(tmp_path: Path):
         prepared = store.prepare(experiment(layout, length), corpus, tmp_path)
         assert prepared.splits["train"].rows.shape[1] == length + 1
     assert len([path for path in (tmp_path / "stores").iterdir() if path.is_dir()]) == 3
+
+
+def test_every_field_of_text_and_tokenizer_is_in_a_cache_key_or_in_a_fingerprint():
+    of_the_text = {"corpus", "archive", "simplebooks", "files", "document", "json_field", "held_out"}
+    by_fingerprint = {f"data.{name}" for name in {*of_the_text, "stories", "stories_seed"}} | {"tokenizer.file"}
+    for option in options(Experiment("x")):
+        if option.name.startswith(("data.", "tokenizer.")):
+            assert bool(option.facts.caches) != (option.name in by_fingerprint), option.name
+
+
+SAME_STORE = {
+    "evaluated as trained": ({"layout": "packed"}, {"layout": "packed", "evaluation_layout": "packed"}),
+    "no document is dropped": ({"layout": "packed", "min_bytes": 9}, {"layout": "packed"}),
+    "a longer finish": (
+        {"layout": "packed", "evaluation_layout": "lines", "finish": 0.1},
+        {"layout": "packed", "evaluation_layout": "lines", "finish": 0.2},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAME_STORE)
+def test_values_that_mean_the_same_rows_share_a_store(case: str):
+    one, other = (Experiment("x", data=DataConfig(**fields)) for fields in SAME_STORE[case])
+    assert store.keyed(one, "store") == store.keyed(other, "store")
+
+
+def test_a_finish_has_rows_of_its_own_and_a_vocabulary_is_made_for_the_long_documents():
+    plain = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines"))
+    finished = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines", finish=0.1))
+    longer = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines", min_bytes=9))
+    assert store.keyed(plain, "store") != store.keyed(finished, "store")
+    assert store.keyed(plain, "tokenizer") == store.keyed(finished, "tokenizer")
+    for cache in ("store", "tokenizer"):
+        assert store.keyed(plain, cache) != store.keyed(longer, cache)
 
 
 DAMAGES = {

@@ -35,17 +35,17 @@ class DataConfig:
     """For stories: how many tales to generate for training."""
     stories_seed: int = option(0, at_least=0)
     """For stories: the seed of the tales."""
-    layout: Literal["lines", "packed"] = "lines"
+    layout: Literal["lines", "packed"] = option("lines", caches=("store",))
     """lines: the head of each long document, padded; packed: all the text, cut into full windows."""
-    evaluation_layout: Literal["lines", "packed"] | None = None
+    evaluation_layout: Literal["lines", "packed"] | None = option(None, caches=("store",))
     """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
     default."""
-    finish: float = option(0.0, at_least=0, at_most=1)
+    finish: float = option(0.0, at_least=0, at_most=1, caches=("store",))
     """For packed, evaluated as lines: train the last share of the steps on the heads of the long documents, and the
     others on what these leave of the text."""
-    min_bytes: int = option(512, at_least=0)
+    min_bytes: int = option(512, at_least=0, caches=("tokenizer", "store"))
     """For lines: keep documents of more UTF-8 bytes than this."""
-    sequence_length: int = option(128, above=0)
+    sequence_length: int = option(128, above=0, caches=("store",))
     """Tokens in a window."""
 
     def layout_of(self, split: str) -> Literal["lines", "packed"]:
@@ -58,14 +58,14 @@ class DataConfig:
 class TokenizerConfig:
     """How text is cut into pieces."""
 
-    kind: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
+    kind: Literal["wordpiece", "unigram", "bpe"] = option("wordpiece", caches=("tokenizer",))
     """WordPiece, or SentencePiece by unigram or byte-pair encoding."""
-    vocabulary_size: int = option(5000, above=len(RESERVED_PIECES))
+    vocabulary_size: int = option(5000, above=len(RESERVED_PIECES), caches=("tokenizer",))
     """Pieces to train, the reserved ones included, and rows of the embedding and the output layer."""
     exact: bool = True
     """Refuse a text that cannot fill the vocabulary, or has too many characters for it. Otherwise train the pieces that
     it gives, and spell its rarest characters in bytes (SentencePiece only)."""
-    lowercase: bool = True
+    lowercase: bool = option(True, caches=("tokenizer",))
     """Fold case (WordPiece only; SentencePiece is lossless)."""
     file: Path | None = option(None, resumable=True)  # fingerprinted too
     """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""

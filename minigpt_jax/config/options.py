@@ -55,6 +55,8 @@ class Facts:
         at_least, above, at_most, below: the range of a number; None where it is open.
         traced: the value is an argument of the compiled train step, so trials that differ in it share one program.
         resumable: a run may be resumed with another value.
+        caches: what is kept on disk for later runs and depends on the value: `tokenizer` (trained pieces), `store`
+            (tokenised rows). What determines the text itself is in the corpus' fingerprint instead.
         code: the value may also be the name of code of the user's own, FILE.py:Name.
         aliases: earlier names of the field.
     """
@@ -65,6 +67,7 @@ class Facts:
     below: float | None = None
     traced: bool = False
     resumable: bool = False
+    caches: tuple[Literal["tokenizer", "store"], ...] = ()
     code: bool = False
     aliases: tuple[Alias, ...] = ()
 

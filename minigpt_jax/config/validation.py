@@ -54,6 +54,12 @@ def _check_data(experiment: Experiment) -> None:
         "needs --data.files, the files, globs or folders to read",
     )
     _require(
+        all(file.strip() for file in data.files),
+        "data.files",
+        " ".join(map(repr, data.files)),
+        "one of them is blank; name a file, a glob or a folder",
+    )
+    _require(
         data.corpus == "text" or names_code(data.corpus) or not data.files,
         "data.files",
         " ".join(data.files),

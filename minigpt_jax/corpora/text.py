@@ -58,12 +58,6 @@ class Text:
         json_field: str = "text",
         held_out: float = 0.02,
     ):
-        if not files or not all(spec.strip() for spec in files):
-            raise UserError("--data.corpus text needs --data.files: files, globs or folders of " + ALLOWED)
-        if not 0 < held_out < 0.5:
-            raise UserError(
-                f"--data.held-out {held_out:g} must be above 0 and below 0.5: a share for each of two splits"
-            )
         self.name = "text"
         self._document = document
         self._json_field = json_field

@@ -1,5 +1,6 @@
 """The token store: a corpus tokenised once, as a matrix of rows on disk for each split. No TensorFlow here."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -16,7 +17,7 @@ from minigpt_jax import display
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.cache import written_whole
-from minigpt_jax.config import DataConfig, Experiment, to_json
+from minigpt_jax.config import DataConfig, Experiment, flatten, options
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_heads
@@ -83,10 +84,8 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
         "format": FORMAT,
         "corpus": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,
-        "row_length": data.sequence_length + 1,
         "dtype": np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).name,
-        "layouts": [layout for _, layout in _parts(data).values()],
-        "min_bytes": data.min_bytes if "lines" in (data.layout, data.layout_of("valid")) else None,
+        **keyed(experiment, "store"),
     }
     folder = cache / "stores" / _key(description)
     with cache_lock(folder):
@@ -98,6 +97,24 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
             splits = _open(folder, description, data)
         assert splits is not None, f"the store that was just written to {folder} is damaged"
     return Prepared(tokenizer, splits)
+
+
+def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[str, Any]:
+    """The fields that something kept in the cache depends on, by dotted name, as `Facts.caches` has it.
+
+    Where different values mean the same, one of them stands for all.
+    """
+    data = experiment.data
+    held_out = data.layout_of("valid")
+    by_length = "lines" in ((held_out,) if cache == "tokenizer" else (data.layout, held_out))
+    data = dataclasses.replace(
+        data,
+        evaluation_layout=held_out,
+        finish=1.0 if data.finish else 0.0,
+        min_bytes=data.min_bytes if by_length else 0,
+    )
+    values = flatten(dataclasses.replace(experiment, data=data))
+    return {option.name: values[option.name] for option in options(experiment) if cache in option.facts.caches}
 
 
 def _parts(data: DataConfig) -> dict[Part, tuple[Split, Layout]]:
@@ -138,14 +155,11 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
     config = experiment.tokenizer
     if config.file is not None:
         return tokenizers.from_file(config)
-    settings = to_json(experiment)
     data, layout = experiment.data, experiment.data.layout_of("valid")
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
-        # Without `exact` where it is set: what was trained before there was such a field is still found.
-        "tokenizer": {k: v for k, v in settings["tokenizer"].items() if (k, v) != ("exact", True)},
-        "min_bytes": data.min_bytes if layout == "lines" else None,
+        **keyed(experiment, "tokenizer"),
     }
     folder = cache / "tokenizers" / _key(description)
     with cache_lock(folder):
@@ -179,7 +193,7 @@ def _open_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer | No
 def _build(
     folder: Path, description: dict[str, Any], config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, track: Track
 ) -> None:
-    length, dtype = description["row_length"], np.dtype(description["dtype"])
+    length, dtype = config.sequence_length + 1, np.dtype(description["dtype"])
     meta: dict[str, Any] = {"description": description, "splits": {}}
     with written_whole(folder) as partial:
         for part, (split, layout) in _parts(config).items():
@@ -267,7 +281,7 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
             about = meta["splits"][part]
             if any(_sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
                 return None
-            shape = (about["rows"], description["row_length"])
+            shape = (about["rows"], data.sequence_length + 1)
             rows = np.memmap(folder / f"{part}.rows", np.dtype(description["dtype"]), mode="r", shape=shape)
             sizes = np.memmap(folder / f"{part}.bytes", np.int32, mode="r", shape=shape[:1])
             splits[part] = Rows(rows, sizes, about["floor"])

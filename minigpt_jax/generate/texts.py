@@ -1,13 +1,11 @@
-"""What generation does with text on the host: arguments, stop strings, and the part of a text that is settled."""
+"""What generation does with text on the host: prompts, stops, and the part of a text that is settled."""
 
-import operator
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from minigpt_jax.errors import UserError
 
-Stop = str | int | Sequence[int]
 Decode = Callable[[list[int]], str]
 
 
@@ -22,30 +20,6 @@ def as_texts(texts: Any, name: str) -> list[str]:
         if not isinstance(text, str):
             raise UserError(f"{name}: {text!r} is no string; give strings, such as ['once upon a time']")
     return found
-
-
-def as_int(value: Any, name: str) -> int:
-    """A whole number, NumPy's included. Raises UserError for anything else."""
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise UserError(f"{name} {value!r}: must be a whole number") from error
-
-
-def sorted_stops(stop: Any) -> tuple[list[str], list[list[int]]]:
-    """Stop strings, and stop sequences of ids. Raises UserError for an empty string or what is neither."""
-    if isinstance(stop, str) or not isinstance(stop, Iterable):
-        stop = [stop]
-    stops = list(stop)
-    strings = [str(one) for one in stops if isinstance(one, str)]
-    if "" in strings:
-        raise UserError("--stop '': an empty string stops nothing; leave it out")
-    sequences = [
-        [as_int(token, "stop") for token in (one if isinstance(one, Iterable) else [one])]
-        for one in stops
-        if not isinstance(one, str)
-    ]
-    return strings, sequences
 
 
 class StopScanner:
@@ -80,7 +54,7 @@ class StopScanner:
         return self.tokens is not None
 
 
-def before_stop(text: str, strings: Sequence[str]) -> str:
+def without_partial_stop(text: str, strings: Sequence[str]) -> str:
     """The part of an unfinished text that cannot belong to a stop string which is complete only later."""
     for length in range(min(max(map(len, strings), default=0), len(text)), 0, -1):
         if any(one.startswith(text[-length:]) for one in strings):
@@ -88,7 +62,7 @@ def before_stop(text: str, strings: Sequence[str]) -> str:
     return text
 
 
-def begun(tokens: Sequence[int], sequences: Sequence[Sequence[int]]) -> int:
+def stop_overlap(tokens: Sequence[int], sequences: Sequence[Sequence[int]]) -> int:
     """How many of the last tokens begin, or are, one of the stop sequences of ids."""
     longest = min(max(map(len, sequences), default=0), len(tokens))
     return next((n for n in range(longest, 0, -1) if any(list(one[:n]) == list(tokens[-n:]) for one in sequences)), 0)
@@ -108,6 +82,6 @@ def settled(text: str) -> str:
     return ""
 
 
-def head(text: str) -> str:
-    """A text's first words, for a message."""
+def abbreviated(text: str) -> str:
+    """A text's first characters, for a message."""
     return text if len(text) <= 40 else text[:37] + "…"

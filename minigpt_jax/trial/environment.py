@@ -15,7 +15,7 @@ from minigpt_jax.config import Experiment
 from minigpt_jax.data import store
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
-from minigpt_jax.generate.texts import head
+from minigpt_jax.generate.texts import abbreviated
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.trackers import check_trackers
 from minigpt_jax.tokenizer import Tokenizer
@@ -98,13 +98,13 @@ def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
         length = 1 + len(ids)
         if length > window:
             raise UserError(
-                f"--sample.prompts {head(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; "
+                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; "
                 "shorten it"
             )
         room = window + 1 - length  # the last new token is never read, so it needs no position
         if experiment.model.positions == "learned" and (settings.max_new_tokens or 0) > room:
             raise UserError(
-                f"--sample.max-new-tokens {settings.max_new_tokens}: the prompt {head(prompt)!r} leaves room "
+                f"--sample.max-new-tokens {settings.max_new_tokens}: the prompt {abbreviated(prompt)!r} leaves room "
                 f"for {room}, since learned positions end at {window}; ask for fewer, or take --model.positions rope"
             )
 
