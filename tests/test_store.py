@@ -184,10 +184,24 @@ def test_another_corpus_or_setting_has_a_store_of_its_own(tmp_path: Path):
 
 def test_every_field_of_text_and_tokenizer_is_in_a_cache_key_or_in_a_fingerprint():
     of_the_text = {"corpus", "archive", "simplebooks", "files", "document", "json_field", "held_out"}
-    by_fingerprint = {f"data.{name}" for name in {*of_the_text, "stories", "stories_seed"}} | {"tokenizer.file"}
+    by_fingerprint = {f"data.{name}" for name in {*of_the_text, "stories", "stories_seed"}}
     for option in options(Experiment("x")):
         if option.name.startswith(("data.", "tokenizer.")):
             assert bool(option.facts.caches) != (option.name in by_fingerprint), option.name
+
+
+def test_keys_are_those_of_earlier_caches():
+    lines = Experiment("x")
+    assert store.keyed(lines, "tokenizer") == {
+        "tokenizer": {"kind": "wordpiece", "vocabulary_size": 5000, "lowercase": True, "file": None},
+        "min_bytes": 512,
+    }
+    rows = {"row_length": 129, "dtype": "uint16", "layouts": ["lines"] * 3, "min_bytes": 512}
+    assert store.keyed(lines, "store") == rows
+    packed = Experiment("x", DataConfig(layout="packed"), TokenizerConfig(exact=False, vocabulary_size=200))
+    assert store.keyed(packed, "tokenizer")["tokenizer"]["exact"] is False
+    rows = {"row_length": 129, "dtype": "uint8", "layouts": ["packed"] * 3, "min_bytes": None}
+    assert store.keyed(packed, "store") == rows
 
 
 SAME_STORE = {

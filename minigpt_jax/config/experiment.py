@@ -60,14 +60,14 @@ class TokenizerConfig:
 
     kind: Literal["wordpiece", "unigram", "bpe"] = option("wordpiece", caches=("tokenizer",))
     """WordPiece, or SentencePiece by unigram or byte-pair encoding."""
-    vocabulary_size: int = option(5000, above=len(RESERVED_PIECES), caches=("tokenizer",))
+    vocabulary_size: int = option(5000, above=len(RESERVED_PIECES), caches=("tokenizer", "store"))
     """Pieces to train, the reserved ones included, and rows of the embedding and the output layer."""
-    exact: bool = True
+    exact: bool = option(True, caches=("tokenizer",), newer=True)
     """Refuse a text that cannot fill the vocabulary, or has too many characters for it. Otherwise train the pieces that
     it gives, and spell its rarest characters in bytes (SentencePiece only)."""
     lowercase: bool = option(True, caches=("tokenizer",))
     """Fold case (WordPiece only; SentencePiece is lossless)."""
-    file: Path | None = option(None, resumable=True)  # fingerprinted too
+    file: Path | None = option(None, resumable=True, caches=("tokenizer",))  # fingerprinted too
     """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""
 
 

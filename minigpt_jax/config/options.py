@@ -57,6 +57,7 @@ class Facts:
         resumable: a run may be resumed with another value.
         caches: what is kept on disk for later runs and depends on the value: `tokenizer` (trained pieces), `store`
             (tokenised rows). What determines the text itself is in the corpus' fingerprint instead.
+        newer: the field came after such caches: at its default it is not part of their keys, so that they are found.
         code: the value may also be the name of code of the user's own, FILE.py:Name.
         aliases: earlier names of the field.
     """
@@ -68,6 +69,7 @@ class Facts:
     traced: bool = False
     resumable: bool = False
     caches: tuple[Literal["tokenizer", "store"], ...] = ()
+    newer: bool = False
     code: bool = False
     aliases: tuple[Alias, ...] = ()
 
@@ -112,12 +114,13 @@ def accepts_aliases(cls: Config) -> Config:
 
 
 class Option(NamedTuple):
-    """One field of an experiment: its dotted name, its type, its value in this experiment, and its facts."""
+    """One field of an experiment: its dotted name, its type, its value in this experiment, its facts and default."""
 
     name: str
     type: Any
     value: Any
     facts: Facts
+    default: Any = None
 
 
 def options(config: Any, prefix: str = "") -> Iterator[Option]:
@@ -130,7 +133,7 @@ def options(config: Any, prefix: str = "") -> Iterator[Option]:
     for field in dataclasses.fields(config):
         name, kind, value = prefix + field.name, hints[field.name], getattr(config, field.name)
         if not dataclasses.is_dataclass(kind):
-            yield Option(name, kind, value, field.metadata.get("facts", Facts()))
+            yield Option(name, kind, value, field.metadata.get("facts", Facts()), field.default)
         elif isinstance(value, typing.cast(type, kind)):
             yield from options(value, f"{name}.")
         else:

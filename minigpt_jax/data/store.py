@@ -1,6 +1,5 @@
 """The token store: a corpus tokenised once, as a matrix of rows on disk for each split. No TensorFlow here."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -84,7 +83,6 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
         "format": FORMAT,
         "corpus": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,
-        "dtype": np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).name,
         **keyed(experiment, "store"),
     }
     folder = cache / "stores" / _key(description)
@@ -100,21 +98,28 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
 
 
 def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[str, Any]:
-    """The fields that something kept in the cache depends on, by dotted name, as `Facts.caches` has it.
+    """What something kept in the cache depends on beside the text: the fields that say so (`Facts.caches`).
 
-    Where different values mean the same, one of them stands for all.
+    Values that mean the same rows look the same. Names are those of the first caches, so that these are still found.
     """
-    data = experiment.data
+    data, values = experiment.data, flatten(experiment)
+    fields = {
+        option.name: values[option.name]
+        for option in options(experiment)
+        if cache in option.facts.caches and not (option.facts.newer and option.value == option.default)
+    }
     held_out = data.layout_of("valid")
-    by_length = "lines" in ((held_out,) if cache == "tokenizer" else (data.layout, held_out))
-    data = dataclasses.replace(
-        data,
-        evaluation_layout=held_out,
-        finish=1.0 if data.finish else 0.0,
-        min_bytes=data.min_bytes if by_length else 0,
-    )
-    values = flatten(dataclasses.replace(experiment, data=data))
-    return {option.name: values[option.name] for option in options(experiment) if cache in option.facts.caches}
+    if "lines" not in ((held_out,) if cache == "tokenizer" else (data.layout, held_out)):
+        fields["data.min_bytes"] = None
+    if cache == "tokenizer":
+        pieces = {name.partition(".")[2]: fields.pop(name) for name in list(fields) if name.startswith("tokenizer.")}
+        return {"tokenizer": pieces} | {name.partition(".")[2]: value for name, value in fields.items()}
+    del fields["data.layout"], fields["data.evaluation_layout"], fields["data.finish"]
+    return {
+        "layouts": [layout for _, layout in _parts(data).values()],
+        "row_length": fields.pop("data.sequence_length") + 1,
+        "dtype": np.min_scalar_type(fields.pop("tokenizer.vocabulary_size") - 1).name,
+    } | {name.partition(".")[2]: value for name, value in fields.items()}
 
 
 def _parts(data: DataConfig) -> dict[Part, tuple[Split, Layout]]:
@@ -193,7 +198,7 @@ def _open_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer | No
 def _build(
     folder: Path, description: dict[str, Any], config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, track: Track
 ) -> None:
-    length, dtype = config.sequence_length + 1, np.dtype(description["dtype"])
+    length, dtype = description["row_length"], np.dtype(description["dtype"])
     meta: dict[str, Any] = {"description": description, "splits": {}}
     with written_whole(folder) as partial:
         for part, (split, layout) in _parts(config).items():
@@ -281,7 +286,7 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
             about = meta["splits"][part]
             if any(_sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
                 return None
-            shape = (about["rows"], data.sequence_length + 1)
+            shape = (about["rows"], description["row_length"])
             rows = np.memmap(folder / f"{part}.rows", np.dtype(description["dtype"]), mode="r", shape=shape)
             sizes = np.memmap(folder / f"{part}.bytes", np.int32, mode="r", shape=shape[:1])
             splits[part] = Rows(rows, sizes, about["floor"])
