@@ -1,7 +1,10 @@
 """`minigpt sample RUN_DIR`: text from a checkpoint, by any method."""
 
 import dataclasses
+import itertools
 import json
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from minigpt_jax import utf8
 from minigpt_jax.errors import UserError, printable
 
 METHOD_SETTINGS = ("k", "p", "num_beams", "alpha", "length_penalty", "temperature")
+_LIKE_A_FLAG = re.compile(r"--?[^\s\d-]\S*|--")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Samples; returns the exit status."""
+    _check_dashes(arguments)
     chosen = tyro.cli(Arguments, args=arguments, prog="minigpt sample")
     prompts = _prompts(chosen)
     from minigpt_jax.cli import jax_setup
@@ -122,6 +127,15 @@ def main(arguments: list[str]) -> int:
         else:
             print(printable(generation.full_text.strip()), end="\n\n" if len(prompts) > 1 else "\n")
     return 0
+
+
+def _check_dashes(arguments: list[str]) -> None:
+    """Raises UserError for a prompt or stop string that the parser would take for a flag."""
+    for flag, text in itertools.pairwise(arguments):
+        if flag in ("--prompt", "--stop") and _LIKE_A_FLAG.fullmatch(text):
+            raise UserError(
+                f"{flag} {text}: a text that begins with a dash would be a flag; write {flag}={shlex.quote(text)}"
+            )
 
 
 def _prompts(chosen: Arguments) -> list[str]:
