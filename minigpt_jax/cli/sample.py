@@ -1,7 +1,10 @@
 """`minigpt sample RUN_DIR`: text from a checkpoint, by any method."""
 
 import dataclasses
+import itertools
 import json
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +19,7 @@ from minigpt_jax.generate.settings import GenerationSettings, Stop
 
 if TYPE_CHECKING:
     from minigpt_jax.samplers import Sampler
+_LIKE_A_FLAG = re.compile(r"--?[^\s\d-]\S*|--")
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Samples; returns the exit status."""
+    _check_dashes(arguments)
     # Flags that take several values are given once for each.
     chosen = tyro.cli(tyro.conf.UseAppendAction[Arguments], args=arguments, prog="minigpt sample", registry=_FLAG_TYPES)
     prompts = _prompts(chosen)
@@ -143,6 +148,15 @@ def _stop_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.P
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [value],
     )
+
+
+def _check_dashes(arguments: list[str]) -> None:
+    """Raises UserError for a prompt or stop string that the parser would take for a flag."""
+    for flag, text in itertools.pairwise(arguments):
+        if flag in ("--prompt", "--stop") and _LIKE_A_FLAG.fullmatch(text):
+            raise UserError(
+                f"{flag} {text}: a text that begins with a dash would be a flag; write {flag}={shlex.quote(text)}"
+            )
 
 
 def _prompts(chosen: Arguments) -> list[str]:

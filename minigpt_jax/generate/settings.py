@@ -27,9 +27,9 @@ _ROW_ID_END = 2**32
 class GenerationSettings:
     """What is asked of generation, apart from the prompts and the sampler.
 
-    Every field is a keyword of `LanguageModel.generate` and, except for `processors`, a flag of `minigpt sample`. Values
-    are checked and converted to plain Python types when an instance is made: NumPy's numbers are accepted, and a single
-    stop or processor stands for a sequence of one.
+    Every field is a keyword of `LanguageModel.generate` and, except for `processors`, a flag of `minigpt sample`.
+    Values are checked and converted to plain Python types when an instance is made: NumPy's numbers are accepted, and a
+    single stop or processor stands for a sequence of one.
 
     Raises:
         UserError: a value that cannot be, whatever the model.
