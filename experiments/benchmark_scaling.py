@@ -186,9 +186,8 @@ def _worker() -> None:
 
 
 def _table(rows: list[dict[str, float]]) -> str:
+    from minigpt_jax.benchmark.rounds import markdown_table
+
     names = list(rows[0])
-    lines = [names, ["---:"] * len(names)]
-    lines += [
-        [f"{row[name]:,.2f}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
-    ]
-    return "".join(f"| {' | '.join(cell.replace('_', ' ') for cell in line)} |\n" for line in lines)
+    cells = [[f"{row[name]:,.2f}" if isinstance(row[name], float) else row[name] for name in names] for row in rows]
+    return markdown_table([name.replace("_", " ") for name in names], cells)

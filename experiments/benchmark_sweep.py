@@ -16,7 +16,6 @@ still to be made.
 import dataclasses
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +111,7 @@ def main(arguments: list[str]) -> int:
     chosen = tyro.cli(Arguments, args=arguments, prog="benchmark_sweep.py")
     import jax
 
+    from minigpt_jax.benchmark import rounds
     from minigpt_jax.parallel import devices
 
     devices.use_all_cores()  # as the sweep command does
@@ -126,9 +126,7 @@ def main(arguments: list[str]) -> int:
             seconds: dict[str, list[float]] = {way: [] for way in both}
             for _ in range(chosen.rounds):
                 for way, run in both.items():
-                    start = time.perf_counter()
-                    run()
-                    seconds[way].append(time.perf_counter() - start)
+                    seconds[way].append(rounds.seconds(run))
             medians = {way: statistics.median(values) for way, values in seconds.items()}
             hourly = {way: 3600 / (s / chosen.steps * chosen.trial_steps / trials) for way, s in medians.items()}
             gain = statistics.median(

@@ -107,10 +107,7 @@ class Bench:
     @functools.cached_property
     def their_vocabulary_seconds(self) -> float:
         """How long KerasHub trains its vocabulary."""
-        lines = self.lines
-        start = time.perf_counter()
-        tutorial.vocabulary(lines)
-        return time.perf_counter() - start
+        return rounds.seconds(functools.partial(tutorial.vocabulary, self.lines))
 
     @functools.cached_property
     def pieces(self) -> list[str]:
@@ -188,9 +185,7 @@ def _row(stage: str, unit: str, timings: dict[str, rounds.Timing], work: float =
 
 def _vocabulary(bench: Bench) -> Iterator[Row]:
     texts = [text for text in bench.corpus.documents("train") if len(text.encode()) > tutorial.MIN_STRING_LEN]
-    start = time.perf_counter()
-    tokenizer.train(bench.experiment.tokenizer, texts)
-    ours = time.perf_counter() - start
+    ours = rounds.seconds(functools.partial(tokenizer.train, bench.experiment.tokenizer, texts))
     theirs = bench.their_vocabulary_seconds
     yield Row("vocabulary training", "s", theirs, ours, theirs / ours)
 
@@ -285,9 +280,10 @@ def _cold(bench: Bench) -> Iterator[Row]:
     sample = ["-m", "minigpt_jax", "sample", str(run_dir), "--sampler", "top_k", "--k", "10", "--json"]
 
     def seconds(words: list[str], cache: str) -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *words], check=True, env=bench.environment(cache), stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
+        command, environment = [sys.executable, *words], bench.environment(cache)
+        return rounds.seconds(
+            functools.partial(subprocess.run, command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        )
 
     theirs, cold, warm = [], [], []
     for i in range(bench.arguments.rounds):
@@ -370,9 +366,8 @@ def _sooner(bench: Bench, theirs: float, seconds: float) -> Iterator[Row]:
             words += [f"--data.{flag_name(name)}", *map(str, value if isinstance(value, tuple) else [value])]
     seconds += bench.their_vocabulary_seconds
     corpora.open_corpus(data, bench.folder / "empty")  # a download is nobody's time
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-P", "-m", "minigpt_jax", *words], check=True, env=bench.environment("empty"))
-    ours = time.perf_counter() - start
+    command, environment = [sys.executable, "-P", "-m", "minigpt_jax", *words], bench.environment("empty")
+    ours = rounds.seconds(functools.partial(subprocess.run, command, check=True, env=environment))
     reached = [line for line in read_metrics(files) if line["split"] == "valid"][-1]["perplexity"]
     yield Row(f"validation perplexity, {fast.stem}", "ours / theirs", theirs, reached, reached / theirs)
     yield Row("wall-clock to it, vocabulary and compilation included", "s", seconds, ours, seconds / ours)

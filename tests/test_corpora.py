@@ -43,7 +43,6 @@ def test_lines_are_those_of_text_line_dataset(tmp_path):
 
 def test_simplebooks_streams_the_archives_lines_in_order(tmp_path):
     corpus = open_corpus(DataConfig(archive=make_archive(tmp_path / "a.zip")), tmp_path / "cache")
-    assert corpus.name == "simplebooks-92-raw"
     assert everything(corpus) == DOCUMENTS
     assert everything(corpus) == DOCUMENTS  # as often as asked
     assert corpus.floor("valid") is None

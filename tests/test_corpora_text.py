@@ -208,7 +208,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     for spec in ("~/texts", "~/texts/*.txt", "~/texts/a.txt"):
         assert sum(map(len, everything(Text([spec])).values())) == 3
     make_archive(tmp_path / "a.zip")
-    assert open_corpus(DataConfig(archive=Path("~/a.zip")), tmp_path).name == "simplebooks-92-raw"
+    assert any(open_corpus(DataConfig(archive=Path("~/a.zip")), tmp_path).documents("valid"))
     with pytest.raises(UserError, match="no such file or folder"):
         Text(["~nobody-of-this-name/a.txt"])
     with pytest.raises(UserError, match="no such file"):

@@ -56,7 +56,8 @@ def test_two_processes_cannot_take_one_folder(tmp_path: Path):
     files = RunDir(tmp_path / "r")
     with run_dir.lock(files), pytest.raises(UserError, match="another process is training"):
         run_dir.lock(files)
-    run_dir.lock(files).close()
+    with run_dir.lock(files):
+        pass
 
 
 class Usage(NamedTuple):

@@ -73,7 +73,7 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
     if not path.is_file():
         raise UserError(f"{file}: there is no such experiment file; name one such as experiments/quickstart.py")
     if path.suffix != ".py":
-        raise UserError(f"{file} is no .py file that defines an experiment: {cli.text_hint(file).rstrip('; ')}")
+        raise UserError(f"{file} is no .py file that defines an experiment{cli.text_hint(file)}")
     try:
         defined = _run_file(path)
     except UserError:

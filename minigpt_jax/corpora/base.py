@@ -1,12 +1,10 @@
 """What a corpus is: three splits of documents, streamed in order, and a fingerprint of all that determines them."""
 
 import contextlib
-import hashlib
 import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Literal, Protocol, get_args
 
 from minigpt_jax.errors import UserError
@@ -21,9 +19,6 @@ _CHUNK = 1 << 18
 
 class Corpus(Protocol):
     """Documents of text in three splits. Lengths are not filtered here: the token store does that."""
-
-    @property
-    def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str:
@@ -84,9 +79,3 @@ def readable(source: str) -> Iterator[None]:
         # An OSError's own text repeats the path, which the source has already named.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{source} cannot be read: {reason}; get the file again, or check its permissions") from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

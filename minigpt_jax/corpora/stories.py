@@ -282,8 +282,6 @@ class Stories:
         seed: draws other tales from the same grammar.
     """
 
-    name = "stories"
-
     def __init__(self, num_train: int, seed: int):
         held_out = min(MAX_HELD_OUT, math.ceil(num_train / 10))
         self.sizes: dict[Split, int] = {"train": num_train, "valid": held_out, "test": held_out}

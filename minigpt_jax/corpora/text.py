@@ -58,7 +58,6 @@ class Text:
         json_field: str = "text",
         held_out: float = 0.02,
     ):
-        self.name = "text"
         self._document = document
         self._json_field = json_field
         self._sources = _sources(files, "--data.files")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import joblib
 import numpy as np
 
-from minigpt_jax import display
+from minigpt_jax import display, files
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.cache import written_whole
@@ -223,7 +223,7 @@ def _build(
             meta["splits"][part] = {
                 "rows": count,
                 "floor": corpus.floor(split) if layout == "packed" and not headless else None,
-                "sha256": {kind: _sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
+                "sha256": {kind: files.sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 
@@ -284,7 +284,7 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
         splits: dict[Part, Rows] = {}
         for part in _parts(data):
             about = meta["splits"][part]
-            if any(_sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
+            if any(files.sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
                 return None
             shape = (about["rows"], description["row_length"])
             rows = np.memmap(folder / f"{part}.rows", np.dtype(description["dtype"]), mode="r", shape=shape)
@@ -297,8 +297,3 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
 
 def _key(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

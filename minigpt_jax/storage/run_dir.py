@@ -1,7 +1,6 @@
 """A run directory: the files of a run by name, its lock, and whether it is this experiment's."""
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -10,7 +9,9 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
+
+import filelock
 
 from minigpt_jax import display
 from minigpt_jax.config import Experiment, code, dumps, flag_name, flatten, from_json, options, to_json
@@ -108,8 +109,8 @@ def check_contents(folder: Path) -> None:
                     raise UserError(f"{path} is neither a file nor a folder; remove it")
 
 
-def lock(run_dir: RunDir) -> IO[str]:
-    """Makes the folder and takes it for this process until the returned file is closed or the process ends.
+def lock(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
+    """Makes the folder and takes it for this process, until the returned context or the process ends.
 
     Raises UserError if another process has it, or if the path holds something that is not a run.
     """
@@ -124,16 +125,14 @@ def lock(run_dir: RunDir) -> IO[str]:
             )
     run_dir.path.mkdir(parents=True, exist_ok=True)
     check_contents(run_dir.path)
-    file = (run_dir.path / ".lock").open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        held = filelock.FileLock(run_dir.path / ".lock").acquire(blocking=False)
+    except filelock.Timeout as error:
         raise UserError(
             f"--run-dir {run_dir.path}: another process is training in it; wait for it or name another folder"
         ) from error
     _remove_partial(run_dir.path)
-    return file
+    return held
 
 
 def _remove_partial(folder: Path) -> None:
