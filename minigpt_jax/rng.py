@@ -28,7 +28,7 @@ def words(seed: int) -> np.ndarray:
     return np.array([(seed >> 32) & _WORD, seed & _WORD], np.uint32)
 
 
-def stream(seed: int | Array | np.ndarray, name: str) -> Key[Array, ""]:
+def stream(seed: int | np.integer | Array | np.ndarray, name: str) -> Key[Array, ""]:
     """The key of the stream `name` under a seed.
 
     `seed` is a Python integer, an integer scalar (traced ones included) or the pair that `words` makes; equal numbers

@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(page, "write_whole", refuse)
+    monkeypatch.setattr(page, "write_atomic", refuse)
     with pytest.raises(UserError, match="name another folder for the report with --output"):
         report.report([tmp_path / "r"])
 

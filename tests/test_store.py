@@ -93,26 +93,26 @@ def test_finish_is_the_heads_and_train_what_they_leave(tmp_path: Path):
     corpus.texts["train"] += ["the king is dead"] * 9  # too short for a line
     lines = store.prepare(experiment("lines"), corpus, tmp_path)
     finished = store.prepare(experiment("packed", evaluation_layout="lines", finish=0.3), corpus, tmp_path)
-    heads, rest = finished.splits["finish"], finished.splits["train"]
-    np.testing.assert_array_equal(heads.rows, lines.splits["train"].rows)
-    np.testing.assert_array_equal(heads.bytes, lines.splits["train"].bytes)
+    prefixes, rest = finished.splits["finish"], finished.splits["train"]
+    np.testing.assert_array_equal(prefixes.rows, lines.splits["train"].rows)
+    np.testing.assert_array_equal(prefixes.bytes, lines.splits["train"].bytes)
     expected = [BOS_ID]
     for text in corpus.texts["train"]:
         [ids] = finished.tokenizer.encode_batch([text])
-        ids = ids[heads.rows.shape[1] - 1 :] if len(text.encode()) > 40 else ids
+        ids = ids[prefixes.rows.shape[1] - 1 :] if len(text.encode()) > 40 else ids
         expected += [*ids, BOS_ID] if ids else []
     stream = [*rest.rows[:, :-1].ravel(), rest.rows[-1, -1]]
     np.testing.assert_array_equal(stream[: len(expected)], expected)
     assert not np.any(stream[len(expected) :])
-    assert heads.bytes.sum() + rest.bytes.sum() == sum(len(text.encode()) for text in corpus.texts["train"])
+    assert prefixes.bytes.sum() + rest.bytes.sum() == sum(len(text.encode()) for text in corpus.texts["train"])
     assert rest.floor is None
 
 
-def test_heads_that_leave_nothing(tmp_path: Path):
+def test_prefixes_that_leave_no_text_for_other_steps_are_refused(tmp_path: Path):
     settings = experiment("packed", length=1000, evaluation_layout="lines", finish=0.3)
     corpus = Tales()
     corpus.texts["train"] = [text for text in corpus.texts["train"] if len(text.encode()) > 40]
-    with pytest.raises(UserError, match=r"--data.finish 0.3: .*; drop it"):
+    with pytest.raises(UserError, match=r"--data.finish 0.3: .*; set it to 0"):
         store.prepare(settings, corpus, tmp_path)
 
 

@@ -20,7 +20,7 @@ from minigpt_jax.errors import UserError, without_password
 from minigpt_jax.sweep import storage as storage_
 from minigpt_jax.sweep.group import pruned_configurations, score
 from minigpt_jax.sweep.study import Study, survivors
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 
 RATES = "optimizer.learning_rate=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3"
 
@@ -194,7 +194,7 @@ def test_tokenizers_are_told_apart_by_bits_per_byte(tmp_path: Path):
 @pytest.mark.parametrize(("axis", "pruned"), [(TOKENIZERS, {0}), ("model.width=8,16", {1})])
 def test_pruning_is_by_what_compares(tmp_path: Path, axis: str, pruned: set[int]):
     sweep_plan = plan(tmp_path, axis, "seed=0")
-    sums = [Sums(nats=200.0, tokens=100, bytes=190), Sums(nats=180.0, tokens=60, bytes=210)]
+    sums = [LossSums(nats=200.0, tokens=100, bytes=190), LossSums(nats=180.0, tokens=60, bytes=210)]
     scores = {i: [score(sweep_plan.figure, one)] for i, one in enumerate(sums)}
     reported: list[float] = []
     study: Any = SimpleNamespace(

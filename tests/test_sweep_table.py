@@ -13,10 +13,10 @@ from rich.console import Console
 from minigpt_jax import display, sweep
 from minigpt_jax.sweep import results
 from minigpt_jax.sweep.table import Table
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 
-GOOD, BAD = Sums(300.0, 100, 400), Sums(200.0, 100, 100)
+GOOD, BAD = LossSums(300.0, 100, 400), LossSums(200.0, 100, 100)
 """The first has more nats per token, and fewer bits per byte."""
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from minigpt_jax.train import loop
 from minigpt_jax.train.loop import CountedTrial, Hook, NonFiniteLossError, Training, fit, plan_dispatches
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 from minigpt_jax.train.step import StepMetrics
 
@@ -84,7 +84,7 @@ class Machine:
         def columns(values: Iterable[float]) -> np.ndarray:
             return np.tile(np.array(list(values)), (self.count, 1))
 
-        sums = Sums(columns(2.0 * i for i in steps), columns(steps), columns(3 * i for i in steps))
+        sums = LossSums(columns(2.0 * i for i in steps), columns(steps), columns(3 * i for i in steps))
         objective = columns(float(i) for i in steps)
         objective[-1] = [self.bad.get(i, float(i)) for i in steps]  # of the last trial
         return StepMetrics(sums, objective, columns(float(i) for i in steps))
@@ -128,7 +128,7 @@ def test_every_step_is_counted_once_and_logged_in_order(size: int) -> None:
     progress = machine.trials[0].progress
     assert machine.named("log") == [("log", i, float(i)) for i in range(1, 7)]
     assert (progress.step, progress.tokens) == (6, 21)
-    assert progress.since_log == Sums(nats=42.0, tokens=21, bytes=63)
+    assert progress.since_log == LossSums(nats=42.0, tokens=21, bytes=63)
     assert progress.seconds > 0
 
 
@@ -251,7 +251,7 @@ def test_progress_continues_where_it_was_saved() -> None:
     first.fit(4, cut)
     resumed = Progress.from_json(json.loads(json.dumps(cut.to_json())))
     assert resumed == cut
-    assert isinstance(resumed.since_log, Sums)
+    assert isinstance(resumed.since_log, LossSums)
     second = Machine()
     second.fit(7, resumed)
     assert first.named("log") + second.named("log") == whole.named("log")

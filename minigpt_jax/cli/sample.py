@@ -205,7 +205,7 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
     from rich.text import Text
 
     from minigpt_jax.display import console
-    from minigpt_jax.storage.run_dir import RunDir, write_whole
+    from minigpt_jax.storage.run_dir import RunDir, write_atomic
 
     rows: list[dict[str, Any]] = []
     for one in compared:
@@ -229,7 +229,7 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
             table.add_row("\n".join(figures), Text(printable(row["full_text"])))
         console.print(table)
     try:
-        write_whole(RunDir(chosen.run_dir).samples / "compare.json", json.dumps(record, ensure_ascii=False, indent=2))
+        write_atomic(RunDir(chosen.run_dir).samples / "compare.json", json.dumps(record, ensure_ascii=False, indent=2))
     except OSError:  # someone else's run, to be read only
         print(f"{chosen.run_dir} cannot be written: its report will not show this comparison", file=sys.stderr)
 

@@ -5,7 +5,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Literal, Protocol, get_args
+from typing import IO, Literal, Protocol, get_args, runtime_checkable
 
 from minigpt_jax.errors import UserError
 from minigpt_jax.utf8 import check_encoding, decode
@@ -17,6 +17,7 @@ MAX_DOCUMENT = 16 << 20
 _CHUNK = 1 << 18
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Documents of text in three splits. Lengths are not filtered here: the token store does that."""
 

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from minigpt_jax import display
 from minigpt_jax.errors import UserError
 from minigpt_jax.report import style
-from minigpt_jax.storage.run_dir import write_whole
+from minigpt_jax.storage.run_dir import write_atomic
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def write(page: Page, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".report.lock"):  # several workers may finish a sweep at once
             for name, text in files.items():
-                write_whole(folder / name, display.printable(text))
+                write_atomic(folder / name, display.printable(text))
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

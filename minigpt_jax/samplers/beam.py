@@ -182,7 +182,7 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
     stuck = finished(stuck_BK, state.texts, step_B1, jnp.zeros(stuck_BK.shape, bool))
     kept = _merge(allowed_K, state.finished, stopping, limited, stuck)
 
-    # Sums only fall, and the divisor changes one way with length: the best score to come is at one of its two ends.
+    # LossSums only fall, and the divisor changes one way with length: the best score to come is at one of its two ends.
     shortest_B, longest_B = (
         length_divisor(length_B, sampler.length_penalty) for length_B in (length_B1[:, 0] + 1, request.limit)
     )

@@ -259,7 +259,7 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Writes a file so that it is there whole or not at all."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
@@ -280,7 +280,7 @@ def write_description(
     for name, found in files.items():
         with whole_file(run_dir.code / name) as file:
             file.write(found.source)
-    write_whole(run_dir.config, dumps(description))
+    write_atomic(run_dir.config, dumps(description))
 
 
 def write_tokenizer(run_dir: RunDir, save: Callable[[Path], None]) -> None:
@@ -313,4 +313,4 @@ def drop_records_after(run_dir: RunDir, step: int) -> None:
         if number.isdecimal() and int(number) > step:
             path.unlink()
     lines = [line for line in read_metrics(run_dir) if line["step"] <= step]
-    write_whole(run_dir.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomic(run_dir.metrics, "".join(json.dumps(line) + "\n" for line in lines))

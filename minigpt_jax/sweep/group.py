@@ -17,7 +17,7 @@ from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.sweep.study import Study, survivors
 from minigpt_jax.train import program
 from minigpt_jax.train.loop import Hook, Training, fit
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.trial.environment import Corpus
 from minigpt_jax.trial.open_run import OpenRun
 
@@ -30,7 +30,7 @@ _COMPACT_AT = 0.75
 class SweepListener(Protocol):
     """Who is told how the trials of a sweep get on, for a person to see."""
 
-    def step(self, trial: Trial, step: int, total_steps: int, sums: Sums) -> None: ...
+    def step(self, trial: Trial, step: int, total_steps: int, sums: LossSums) -> None: ...
     def ended(self, row: dict[str, Any], step: int, total_steps: int) -> None: ...
 
 
@@ -44,14 +44,14 @@ class _TrialListener:
 
     def advanced(self, step: int) -> None: ...
 
-    def logged(self, step: int, sums: Sums, tokens_per_second: float) -> None:
+    def logged(self, step: int, sums: LossSums, tokens_per_second: float) -> None:
         self.listener.step(self.trial, step, self.total_steps, sums)
 
-    def evaluated(self, step: int, sums: Sums) -> None:
+    def evaluated(self, step: int, sums: LossSums) -> None:
         self.listener.step(self.trial, step, self.total_steps, sums)
 
 
-def score(figure: Figure, sums: Sums) -> float:
+def score(figure: Figure, sums: LossSums) -> float:
     """What a trial is ranked by; inf where it is not a number, so that it comes last."""
     value = getattr(sums, figure)
     return value if math.isfinite(value) else math.inf

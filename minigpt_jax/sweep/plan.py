@@ -10,7 +10,7 @@ from minigpt_jax.config import Experiment, dumps
 from minigpt_jax.errors import UserError
 from minigpt_jax.report import objective
 from minigpt_jax.report.objective import Figure
-from minigpt_jax.storage.run_dir import RunDir, write_whole
+from minigpt_jax.storage.run_dir import RunDir, write_atomic
 from minigpt_jax.sweep import axes as axes_
 from minigpt_jax.sweep.axes import SEED, Axis
 
@@ -91,7 +91,7 @@ class Plan:
             "caveats": self.caveats,
             "command": self.command,
         }
-        write_whole(self.folder / "sweep.json", dumps(description))
+        write_atomic(self.folder / "sweep.json", dumps(description))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.parallel import devices
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.program import Program, TrialInputs
 from minigpt_jax.train.state import Progress, TrainState
 from minigpt_jax.train.step import StepMetrics
@@ -185,7 +185,7 @@ def _count(
             trial = training.trials[i]
             if trial.ended:
                 continue
-            trial.progress.count(Sums(nats[i][k], tokens[i][k], sizes[i][k]), seconds)
+            trial.progress.count(LossSums(nats[i][k], tokens[i][k], sizes[i][k]), seconds)
             if not finite[i, k]:
                 on_divergence(training, i)
             elif due:

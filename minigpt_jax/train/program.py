@@ -19,7 +19,7 @@ from minigpt_jax.data.rows import Rows
 from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
 from minigpt_jax.train import evaluate, memory, optim
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
 from minigpt_jax.train.step import StepMetrics, StepSpec, eval_step, init_state, train_step, train_steps
 
@@ -62,7 +62,7 @@ class Program(Protocol):
         """Each trial's learning rate in the update after `step` steps."""
         ...
 
-    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[Sums]:
+    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[LossSums]:
         """Each trial's sums over all labels of the rows."""
         ...
 
@@ -114,7 +114,7 @@ class DataParallel:
     def learning_rates(self, inputs: TrialInputs, step: int) -> list[float]:
         return [float(_learning_rate(inputs.hyper, step))]
 
-    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[Sums]:
+    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[LossSums]:
         return [evaluate.evaluate(self.model, weights, rows, batch_size)]
 
     def states(self, state: TrainState) -> Callable[[int], TrainState]:
@@ -179,7 +179,7 @@ class Stack:
         state, metrics = train_step(self._spec, state, jax.tree.map(lambda x: x[0], own), *rest)
         return state, jax.tree.map(lambda x: x[None], metrics)
 
-    def _evaluate(self, weights: Any, batch: Batch) -> Sums:
+    def _evaluate(self, weights: Any, batch: Batch) -> LossSums:
         return eval_step(self._spec.model, weights, batch)
 
     def compiled(self, inputs: TrialInputs, batches: Batch) -> Any:
@@ -205,13 +205,13 @@ class Stack:
     def learning_rates(self, inputs: TrialInputs, step: int) -> Any:
         return np.asarray(self._rates(self.joined(inputs.hyper), step))
 
-    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[Sums]:
+    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[LossSums]:
         queued = [self._evaluate_program(weights, batch) for batch in rows.in_order(batch_size)]
-        totals: list[Sums] = []
+        totals: list[LossSums] = []
         for sums in queued:
             figures = (np.asarray(x).tolist() for x in self.joined(sums))
-            parts = [Sums(*trial) for trial in zip(*figures, strict=True)]
-            totals = [total.plus(part) for total, part in zip(totals or [Sums()] * len(parts), parts, strict=True)]
+            parts = [LossSums(*trial) for trial in zip(*figures, strict=True)]
+            totals = [total.plus(part) for total, part in zip(totals or [LossSums()] * len(parts), parts, strict=True)]
         return totals
 
     def states(self, state: TrainState) -> Callable[[int], TrainState]:

@@ -12,11 +12,11 @@ from jaxtyping import Array
 from minigpt_jax import rng
 from minigpt_jax.config import PAD_ID, OptimizerConfig
 from minigpt_jax.data.batch import Batch
-from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, shares
+from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, pointer_mixture
 from minigpt_jax.ops import fused_loss
 from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.train import metrics, optim
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
 
 CPU_TOKENS = 512
@@ -44,7 +44,7 @@ class StepSpec:
 class StepMetrics(NamedTuple):
     """Scalars of one step: label sums, the trained objective in nats, and the gradient's norm before clipping."""
 
-    sums: Sums
+    sums: LossSums
     objective: Any
     grad_norm: Any
 
@@ -127,7 +127,7 @@ def train_steps(
     return jax.lax.scan(lambda state, batch: train_step(spec, state, batch, hyper, key, dropout_rate), state, batches)
 
 
-def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:
+def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> LossSums:
     """Label sums of one batch, with no dropout; of all devices' rows under `axis_name`."""
     hidden_BTD, counted_BT = hidden(model, params, batch.features), batch.labels != PAD_ID
     _, nats_BT = _cross_entropy(model, params, hidden_BTD, batch, counted_BT)
@@ -137,7 +137,7 @@ def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = Non
 
 def _objective_sum(
     spec: StepSpec, params: Any, batch: Batch, key: Array, dropout: DropoutCall | None = None
-) -> tuple[Array, tuple[Sums, Array, Array]]:
+) -> tuple[Array, tuple[LossSums, Array, Array]]:
     features_BT, labels_BT = batch.features, batch.labels
     hidden_BTD = hidden(spec.model, params, features_BT, key, dropout)
     trained_BT = features_BT != PAD_ID
@@ -151,8 +151,8 @@ def _objective_sum(
 def _cross_entropy(model: GPT, params: Any, hidden_BTD: Array, batch: Batch, counted_BT: Array) -> tuple[Array, Array]:
     layer, of_layer = functools.partial(output, model), output_parameters(model, params)
     weight_BT = counted_BT.astype(jnp.float32)
-    pointed = shares(model, params, hidden_BTD, batch.features)
-    mixture = None if pointed is None else (pointed.output, pointed.of_labels(batch.labels))
+    pointed = pointer_mixture(model, params, hidden_BTD, batch.features)
+    mixture = None if pointed is None else (pointed.output, pointed.copied(batch.labels))
     return fused_loss.cross_entropy(layer, of_layer, hidden_BTD, batch.labels, weight_BT, mixture)
 
 

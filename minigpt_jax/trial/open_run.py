@@ -16,12 +16,12 @@ from minigpt_jax.storage.run_dir import (
     lock,
     read_metrics,
     whole_file,
+    write_atomic,
     write_description,
     write_tokenizer,
-    write_whole,
 )
 from minigpt_jax.storage.trackers import Trackers, open_trackers
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress, TrainState
 from minigpt_jax.trial.environment import Corpus, versions
 
@@ -33,11 +33,11 @@ class ProgressListener(Protocol):
         """The metrics of all steps up to this one are known."""
         ...
 
-    def logged(self, step: int, sums: Sums, tokens_per_second: float) -> None:
+    def logged(self, step: int, sums: LossSums, tokens_per_second: float) -> None:
         """A training line was recorded: the sums since the line before."""
         ...
 
-    def evaluated(self, step: int, sums: Sums) -> None:
+    def evaluated(self, step: int, sums: LossSums) -> None:
         """A validation line was recorded."""
         ...
 
@@ -46,8 +46,8 @@ class Silent:
     """A ProgressListener that shows nothing."""
 
     def advanced(self, step: int) -> None: ...
-    def logged(self, step: int, sums: Sums, tokens_per_second: float) -> None: ...
-    def evaluated(self, step: int, sums: Sums) -> None: ...
+    def logged(self, step: int, sums: LossSums, tokens_per_second: float) -> None: ...
+    def evaluated(self, step: int, sums: LossSums) -> None: ...
 
 
 class OpenRun:
@@ -73,7 +73,7 @@ class OpenRun:
         self.total_steps = corpus.total_steps(experiment)
         self.progress = Progress()
         self.losses: dict[int, float] = {}
-        self.valid: Sums | None = None
+        self.valid: LossSums | None = None
         self.ended = False
         self.planned_steps: int | None = None
         self.listener: ProgressListener = Silent()
@@ -128,14 +128,14 @@ class OpenRun:
     def log(self, learning_rate: float, grad_norm: float) -> None:
         """Records a training line: the mean since the line before."""
         progress = self.progress
-        sums, progress.since_log = progress.since_log, Sums()
+        sums, progress.since_log = progress.since_log, LossSums()
         rate = sums.tokens / max(progress.seconds - self._seconds_logged, 1e-9)
         self._seconds_logged = progress.seconds
         extra = {"learning_rate": learning_rate, "grad_norm": grad_norm, "tokens_per_second": rate}
         self._record("train", sums, extra)
         self.listener.logged(progress.step, sums, rate)
 
-    def evaluated(self, sums: Sums) -> None:
+    def evaluated(self, sums: LossSums) -> None:
         """Records a validation line."""
         self.valid = sums
         self.losses[self.progress.step] = sums.loss if math.isfinite(sums.loss) else math.inf
@@ -158,7 +158,7 @@ class OpenRun:
         plain = dataclasses.replace(self.experiment, model=dataclasses.replace(self.experiment.model, dropout=0.0))
         tokenizer = self.corpus.prepared.tokenizer
         texts = sample(plain, generate.LanguageModel(plain, tokenizer, devices.local_copy(weights)))
-        write_whole(self.files.sample(self.progress.step), "\n\n".join(texts) + "\n")
+        write_atomic(self.files.sample(self.progress.step), "\n\n".join(texts) + "\n")
         return texts
 
     def close(self) -> None:
@@ -166,7 +166,7 @@ class OpenRun:
         self.ended = True
         self._open.close()
 
-    def _record(self, split: str, sums: Sums, extra: dict[str, float]) -> None:
+    def _record(self, split: str, sums: LossSums, extra: dict[str, float]) -> None:
         progress = self.progress
         counts = {"tokens": progress.tokens, "seconds": round(progress.seconds, 3)}
         self._trackers.log(progress.step, split, {**sums.summary(), **extra, **counts})

@@ -14,7 +14,7 @@ from minigpt_jax.parallel import processes
 from minigpt_jax.storage.run_dir import Resume, RunDir, check_resume, check_room, check_same
 from minigpt_jax.train import evaluate
 from minigpt_jax.train.loop import Hook, NonFiniteLossError, Training, fit
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.program import DataParallel
 from minigpt_jax.train.state import Progress, TrainState
 from minigpt_jax.trial import environment
@@ -37,7 +37,7 @@ class Result:
     state: TrainState
     progress: Progress
     interrupted: bool
-    valid: Sums | None
+    valid: LossSums | None
     best_step: int | None = None
 
 

@@ -1,0 +1,26 @@
+"""The run-time check of the package's signatures that conftest.py installs: beartype, with jaxtyping's shapes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jaxtyping
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+
+# As users may, tests pass NumPy's arrays and numbers where a signature names JAX's arrays and Python's numbers.
+_CONF = BeartypeConf(hint_overrides=FrozenDict({int: int | np.integer, float: float | int | np.floating | np.integer}))
+
+
+def install() -> None:
+    """Checks the arguments and the result of every call of the package's functions, from its first import on."""
+    jaxtyping.Array = jax.Array | np.ndarray  # pyright: ignore
+    jaxtyping.install_import_hook("minigpt_jax", f"{__name__}.{typechecked.__name__}")
+
+
+def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The check of one function; the hook adds that the axes of one letter have one length in a call.
+
+    The constructors of dataclasses are left out: JAX calls them with tracers and placeholders when it unflattens them.
+    """
+    return function if function.__name__ == "__init__" else beartype(conf=_CONF)(function)
