@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_experiment import changed
+from tiny_experiment import EXPERIMENT, changed
 
-from minigpt_jax import config, corpora, generate
+from minigpt_jax import config, corpora, generate, sweep
 from minigpt_jax.cli import main
 from minigpt_jax.config import Code, DataConfig, Experiment, ModelConfig, OptimizerConfig, code
 from minigpt_jax.errors import UserError
 from minigpt_jax.model import parameter_shapes
 from minigpt_jax.storage.run_code import trusted_experiment
 from minigpt_jax.storage.run_dir import RunDir
+from minigpt_jax.sweep import axes
+from minigpt_jax.sweep.study import Study
 from minigpt_jax.train import optim
 from minigpt_jax.trial.run import run
 
@@ -275,7 +277,8 @@ def test_an_error_in_code_of_the_users_own_is_one_line(mine: Path, tmp_path: Pat
     mine.write_text(MINE.replace("jnp.square(jnp.tanh(x))", "x.nothing_like_it"))
     head = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     experiment = (
-        head + "from tiny_experiment import changed\nexperiment = changed('model', activation='mine.py:bend')\n"
+        head
+        + "from tiny_experiment import EXPERIMENT, changed\nexperiment = changed('model', activation='mine.py:bend')\n"
     )
     (tmp_path / "experiment.py").write_text(experiment)
     monkeypatch.chdir(tmp_path.parent)  # the file is found beside the experiment's
@@ -291,3 +294,19 @@ def test_tracker_without_a_method_is_refused_before_training(mine: Path, tmp_pat
     with pytest.raises(UserError, match=r"--train\.trackers .*mine\.py:Lines: it has no method sync"):
         run(experiment, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_varies_code_and_knows_it_by_its_contents(mine: Path, tmp_path: Path):
+    def plan() -> sweep.Plan:
+        varied = axes.parse(["model.activation=relu,mine.py:bend"])
+        return sweep.make(EXPERIMENT, varied, root=tmp_path / "sweeps", file=str(tmp_path / "experiment.py"))
+
+    with Study(plan()) as study:
+        claims = study.claim(2)
+        assert [claim.values["model.activation"] for claim in claims] == ["relu", "mine.py:bend"]
+        experiment = plan().trial(1, claims[1].values, 0).experiment
+        assert isinstance(experiment.model.activation, Code)
+        parameter_shapes(experiment)
+    mine.write_text(MINE + "# another\n")
+    with pytest.raises(UserError, match="has another code"):
+        Study(plan())
