@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -186,7 +186,7 @@ def _choice_problem(value: Any, choices: tuple[str, ...]) -> str | None:
     return f"must be {_listed(choices)}{nearest(str(value), choices)}"
 
 
-def nearest(value: str, choices: typing.Iterable[str]) -> str:
+def nearest(value: str, choices: Iterable[str]) -> str:
     """`; did you mean …?` with the choice that is nearest to a mistyped one, or nothing.
 
     >>> nearest("rms_norm", ["layernorm", "rmsnorm"])

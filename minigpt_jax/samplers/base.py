@@ -24,6 +24,7 @@ from minigpt_jax.samplers import loop
 class Sampler:
     """A method of choosing the next token. Extend it, in any file, to make one of your own:
 
+    >>> import minigpt_jax
     >>> @dataclass(frozen=True)
     ... class Noisy(minigpt_jax.Sampler):
     ...     temperature: float = 1.0

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from minigpt_jax.config import Experiment, code, flatten
 from minigpt_jax.errors import UserError
@@ -22,6 +22,7 @@ from minigpt_jax.train.state import Progress
 Figures = Mapping[str, float]
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Keeps the figures of one run."""
 

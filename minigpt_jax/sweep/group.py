@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ _COMPACT_AT = 0.75
 """The share of active trials below which the stack is made anew without the ended ones."""
 
 
+@runtime_checkable
 class SweepListener(Protocol):
     """Who is told how the trials of a sweep get on, for a person to see."""
 

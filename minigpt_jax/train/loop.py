@@ -4,7 +4,7 @@ import collections
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class NonFiniteLossError(Exception):
         self.step = step
 
 
+@runtime_checkable
 class Trial(Protocol):
     """What `fit` knows of a trial that it trains."""
 

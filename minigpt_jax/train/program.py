@@ -6,7 +6,7 @@ Both are driven by `train.loop.fit` in the same way. What comes back to the host
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ class TrialInputs(NamedTuple):
     """In a stack, the index of the stream of batches that the trial reads."""
 
 
+@runtime_checkable
 class Program(Protocol):
     """The compiled steps of one or more trials."""
 

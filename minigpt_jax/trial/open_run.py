@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from minigpt_jax import generate, samplers
 from minigpt_jax.config import Experiment
@@ -26,6 +26,7 @@ from minigpt_jax.train.state import Progress, TrainState
 from minigpt_jax.trial.environment import Corpus, versions
 
 
+@runtime_checkable
 class ProgressListener(Protocol):
     """Who is told how a trial gets on, for a person to see."""
 
