@@ -77,7 +77,7 @@ def replaced(experiment: Experiment, file: str, path: Path) -> Experiment:
     return _changed(experiment, of_path)
 
 
-def load_value(option: str, value: str, folders: Sequence[Path]) -> str:
+def load_value(option: str, value: Any, folders: Sequence[Path]) -> Any:
     """The `Code` that a value of a field names, or the value if it names none; raises UserError as `load` does."""
     if isinstance(value, Code) or not names_code(value):
         return value
