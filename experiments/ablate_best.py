@@ -50,10 +50,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "EMA of 0.99": {"optimizer.ema_decay": 0.99},
     "batch 64": {"train.batch_size": 64},
     "batch 16": {"train.batch_size": 16},
-    "no finish": {"data.finish": 0.0},
-    "finish of 0.15": {"data.finish": 0.15},
-    "finish of 0.5": {"data.finish": 0.5},
-    "the reference's rows": {"data.layout": "lines", "data.finish": 0.0},
+    "no annealing": {"data.anneal_fraction": 0.0},
+    "annealing of 0.15": {"data.anneal_fraction": 0.15},
+    "annealing of 0.5": {"data.anneal_fraction": 0.5},
+    "the reference's rows": {"data.layout": "lines", "data.anneal_fraction": 0.0},
     "documents isolated": {"model.isolate_documents": True},
     "two passes": {"model.repeats": 2},
     "3 layers of 256": {"model.num_layers": 3, "model.width": 256, "model.feed_forward": 728},
@@ -156,7 +156,7 @@ def _train(experiments: list[Experiment], prepared: Prepared, title: str) -> lis
         trials = [CountedTrial(on_advance=bar.advanced), *(CountedTrial() for _ in experiments[1:])]
         training = Training(stack, inputs, stack.init(inputs), trials)
         diverging = lambda training, place: None  # noqa: E731 - its loss tells
-        fit(training, streams, steps, log_every=steps, steps_per_dispatch=together, on_divergence=diverging)
+        fit(training, streams, steps, log_every=steps, steps_per_execution=together, on_divergence=diverging)
     spent = time.perf_counter() - start
     totals = stack.evaluate(training.state.weights, prepared.splits["valid"], 64)[: len(experiments)]
     parameters = sum(leaf[0].size for leaf in jax.tree.leaves(stack.joined(training.state.params)))

@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
         print(f"round {number + 1}: {case[1]} × {case[0]} devices, {case[2]} steps a dispatch", flush=True)
         rounds[case].append(_measure(chosen, *case, simulated))
     rows = [
-        {"devices": devices, "processes": processes, "steps_per_dispatch": together}
+        {"devices": devices, "processes": processes, "steps_per_execution": together}
         | {name: statistics.median(one[name] for one in measured) for name in measured[0]}
         for (devices, processes, together), measured in rounds.items()
     ]

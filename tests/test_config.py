@@ -10,6 +10,7 @@ from minigpt_jax import config
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from minigpt_jax.config.options import accepts_aliases, option
 from minigpt_jax.errors import UserError
+from minigpt_jax.sweep import axes
 from minigpt_jax.train.optim import Hyperparameters
 
 
@@ -71,9 +72,9 @@ REFUSED = {
     "--train.steps 0": {"train": TrainConfig(steps=0)},
     "--train.accumulate 3": {"train": TrainConfig(accumulate=3)},
     "--data.sequence-length -1": {"data": DataConfig(sequence_length=-1)},
-    "--data.finish 1.5": {"data": DataConfig(layout="packed", evaluation_layout="lines", finish=1.5)},
-    "--data.finish 0.2": {"data": DataConfig(layout="packed", finish=0.2)},
-    "--data.finish 0.3": {"data": DataConfig(evaluation_layout="packed", finish=0.3)},
+    "--data.anneal-fraction 1.5": {"data": DataConfig(layout="packed", evaluation_layout="lines", anneal_fraction=1.5)},
+    "--data.anneal-fraction 0.2": {"data": DataConfig(layout="packed", anneal_fraction=0.2)},
+    "--data.anneal-fraction 0.3": {"data": DataConfig(evaluation_layout="packed", anneal_fraction=0.3)},
     "--data.held-out 0.5": {"data": DataConfig(held_out=0.5)},
     "--data.held-out 0.0": {"data": DataConfig(held_out=0.0)},
     "--data.stories -3": {"data": DataConfig(stories=-3)},
@@ -194,3 +195,25 @@ def test_a_field_that_was_only_renamed_is_read_by_both_names():
 
     assert Section(**{"old": 2}) == Section(new=2)
     assert Section() == Section(new=1)
+
+
+RENAMED = [
+    ("data.finish", "data.anneal_fraction", 0.25),
+    ("train.keep", "train.keep_checkpoints", 5),
+    ("train.steps_per_dispatch", "train.steps_per_execution", 4),
+]
+
+
+@pytest.mark.parametrize(("earlier", "current", "value"), RENAMED)
+def test_renamed_fields_keep_their_earlier_names(earlier: str, current: str, value: float):
+    section, _, old = earlier.partition(".")
+    new = current.partition(".")[2]
+    part = {"data": DataConfig, "train": TrainConfig}[section]
+    assert part(**{old: value}) == part(**{new: value}) != part()
+    written = config.to_json(Experiment("old"))
+    del written[section][new]
+    written[section][old] = value
+    assert config.from_json(written) == Experiment("old", **{section: part(**{new: value})})
+    flag, option = (f"--{name.replace('_', '-')}" for name in (earlier, current))
+    assert config.current_flags([f"{flag}={value}", flag, str(value)]) == [f"{option}={value}", option, str(value)]
+    assert axes.parse([f"{earlier}={value}"]) == axes.parse([f"{current}={value}"])

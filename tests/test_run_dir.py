@@ -27,7 +27,7 @@ def described(path: Path, experiment: Experiment) -> RunDir:
 @pytest.mark.parametrize(
     "change",
     [
-        {"train": TrainConfig(epochs=9, log_every=1, steps_per_dispatch=4)},
+        {"train": TrainConfig(epochs=9, log_every=1, steps_per_execution=4)},
         {"sample": SampleConfig(prompts=("a",), k=3)},
         {"model": ModelConfig(remat=True)},
     ],

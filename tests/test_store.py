@@ -92,13 +92,13 @@ def test_finish_is_the_heads_and_train_what_they_leave(tmp_path: Path):
     corpus = Tales()
     corpus.texts["train"] += ["the king is dead"] * 9  # too short for a line
     lines = store.prepare(experiment("lines"), corpus, tmp_path)
-    finished = store.prepare(experiment("packed", evaluation_layout="lines", finish=0.3), corpus, tmp_path)
-    prefixes, rest = finished.splits["finish"], finished.splits["train"]
+    annealed = store.prepare(experiment("packed", evaluation_layout="lines", anneal_fraction=0.3), corpus, tmp_path)
+    prefixes, rest = annealed.splits["anneal"], annealed.splits["train"]
     np.testing.assert_array_equal(prefixes.rows, lines.splits["train"].rows)
     np.testing.assert_array_equal(prefixes.bytes, lines.splits["train"].bytes)
     expected = [BOS_ID]
     for text in corpus.texts["train"]:
-        [ids] = finished.tokenizer.encode_batch([text])
+        [ids] = annealed.tokenizer.encode_batch([text])
         ids = ids[prefixes.rows.shape[1] - 1 :] if len(text.encode()) > 40 else ids
         expected += [*ids, BOS_ID] if ids else []
     stream = [*rest.rows[:, :-1].ravel(), rest.rows[-1, -1]]
@@ -109,18 +109,18 @@ def test_finish_is_the_heads_and_train_what_they_leave(tmp_path: Path):
 
 
 def test_prefixes_that_leave_no_text_for_other_steps_are_refused(tmp_path: Path):
-    settings = experiment("packed", length=1000, evaluation_layout="lines", finish=0.3)
+    settings = experiment("packed", length=1000, evaluation_layout="lines", anneal_fraction=0.3)
     corpus = Tales()
     corpus.texts["train"] = [text for text in corpus.texts["train"] if len(text.encode()) > 40]
-    with pytest.raises(UserError, match=r"--data.finish 0.3: .*; set it to 0"):
+    with pytest.raises(UserError, match=r"--data.anneal-fraction 0.3: .*; set it to 0"):
         store.prepare(settings, corpus, tmp_path)
 
 
 @pytest.mark.parametrize("start", [0, 3, 6, 7, 8, 9])
-@pytest.mark.parametrize(("finish", "switch"), [(0.0, 10), (0.3, 7), (0.34, 7), (1.0, 0), (1e-9, 9)])
-def test_the_last_steps_take_the_rows_of_finish(tmp_path: Path, finish: float, switch: int, start: int):
-    """Batch i is the same wherever one starts: of `train` with number i, or of `finish` with its number since."""
-    settings = experiment("packed", evaluation_layout="lines", finish=finish)
+@pytest.mark.parametrize(("fraction", "switch"), [(0.0, 10), (0.3, 7), (0.34, 7), (1.0, 0), (1e-9, 9)])
+def test_the_last_steps_train_on_the_prefixes(tmp_path: Path, fraction: float, switch: int, start: int):
+    """Batch i is the same from any start: number i of `train`, or, after the switch, of `anneal` counted from there."""
+    settings = experiment("packed", evaluation_layout="lines", anneal_fraction=fraction)
     prepared = store.prepare(settings, Tales(), tmp_path)
 
     def source(rows: Rows, size: int, seed: int, start: int, *process: int) -> Iterator[Any]:
@@ -128,7 +128,7 @@ def test_the_last_steps_take_the_rows_of_finish(tmp_path: Path, finish: float, s
         return ((part, i, size, seed, process) for i in itertools.count(start))
 
     stream = prepared.training_batches(source, settings, 10, start, 1, 2)
-    expected = [("train", i) if i < switch else ("finish", i - switch) for i in range(start, 10)]
+    expected = [("train", i) if i < switch else ("anneal", i - switch) for i in range(start, 10)]
     assert list(itertools.islice(stream, 10 - start)) == [(*batch, 64, 0, (1, 2)) for batch in expected]
 
 

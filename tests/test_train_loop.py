@@ -107,7 +107,7 @@ class Machine:
         state: Any = self.trials[0].progress.step
         inputs: Any = None
         training = Training(program, inputs, state, self.trials, state)
-        fit(training, [], total, **{"steps_per_dispatch": 1, **options})
+        fit(training, [], total, **{"steps_per_execution": 1, **options})
         return training.state
 
 
@@ -124,7 +124,7 @@ class Recorded(CountedTrial):
 @pytest.mark.parametrize("size", [1, 2, 4, 6])
 def test_every_step_is_counted_once_and_logged_in_order(size: int) -> None:
     machine = Machine()
-    assert machine.fit(6, steps_per_dispatch=size) == 6
+    assert machine.fit(6, steps_per_execution=size) == 6
     progress = machine.trials[0].progress
     assert machine.named("log") == [("log", i, float(i)) for i in range(1, 7)]
     assert (progress.step, progress.tokens) == (6, 21)
@@ -135,7 +135,7 @@ def test_every_step_is_counted_once_and_logged_in_order(size: int) -> None:
 @pytest.mark.parametrize(("total", "every", "logged"), [(7, 3, [3, 6, 7]), (6, 3, [3, 6]), (2, 5, [2])])
 def test_steps_are_logged_at_their_period_and_at_the_end(total: int, every: int, logged: list[int]) -> None:
     machine = Machine()
-    machine.fit(total, log_every=every, steps_per_dispatch=2)
+    machine.fit(total, log_every=every, steps_per_execution=2)
     assert [event[1] for event in machine.named("log")] == logged
 
 
@@ -155,7 +155,7 @@ def test_a_step_is_queued_before_the_one_before_is_fetched() -> None:
 def test_hooks_fall_at_their_periods_and_once_at_the_end() -> None:
     machine = Machine()
     hooks = [machine.hook("evaluate", 3), machine.hook("save", 4), machine.hook("last", 100)]
-    machine.fit(10, steps_per_dispatch=2, hooks=hooks)
+    machine.fit(10, steps_per_execution=2, hooks=hooks)
     for name, at in {"evaluate": [3, 6, 9, 10], "save": [4, 8, 10], "last": [10]}.items():
         # The state is that of the step, and the metrics of all steps before are in.
         assert machine.named(name) == [(name, step, step) for step in at]
@@ -166,7 +166,7 @@ def test_hooks_fall_at_their_periods_and_once_at_the_end() -> None:
 def test_a_hook_falls_at_single_steps_too() -> None:
     machine = Machine()
     hook = dataclasses.replace(machine.hook("rung", 100), at=frozenset({3, 5}))
-    machine.fit(8, steps_per_dispatch=4, hooks=[hook])
+    machine.fit(8, steps_per_execution=4, hooks=[hook])
     assert machine.named("rung") == [("rung", step, step) for step in (3, 5, 8)]
 
 
@@ -197,7 +197,7 @@ def test_time_in_hooks_is_not_time_of_training(monkeypatch: pytest.MonkeyPatch) 
 def test_a_stop_falls_between_two_dispatches() -> None:
     machine = Machine()
     stop = lambda: len(machine.named("run")) == 3  # noqa: E731
-    state = machine.fit(20, steps_per_dispatch=2, hooks=[machine.hook("save", 4)], should_stop=stop)
+    state = machine.fit(20, steps_per_execution=2, hooks=[machine.hook("save", 4)], should_stop=stop)
     assert state == machine.trials[0].progress.step == 6
     assert [event[1] for event in machine.named("log")] == [1, 2, 3, 4, 5, 6]
     assert machine.named("save") == [("save", 4, 4)]  # saving at the stop is the caller's
@@ -208,7 +208,7 @@ def test_a_stop_falls_between_two_dispatches() -> None:
 def test_a_loss_that_is_not_finite_stops_at_its_step(value: float, size: int) -> None:
     machine = Machine(bad={5: value, 6: value})
     with pytest.raises(NonFiniteLossError, match="not finite at step 5") as raised:
-        machine.fit(9, steps_per_dispatch=size, hooks=[machine.hook("save", 9)])
+        machine.fit(9, steps_per_execution=size, hooks=[machine.hook("save", 9)])
     assert raised.value.step == 5
     assert machine.named("log")[-1] == ("log", 4, 4.0)
     assert not machine.named("save")
@@ -227,7 +227,7 @@ def test_a_trial_that_diverges_leaves_the_others_training() -> None:
     def end(training: Training, place: int) -> None:
         training.trials[place].ended = True
 
-    assert machine.fit(6, steps_per_dispatch=2, on_divergence=end) == 6
+    assert machine.fit(6, steps_per_execution=2, on_divergence=end) == 6
     assert [trial.progress.step for trial in machine.trials] == [6, 6, 4]
 
 

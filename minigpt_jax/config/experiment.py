@@ -40,9 +40,9 @@ class DataConfig:
     evaluation_layout: Literal["lines", "packed"] | None = option(None, caches=("store",))
     """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
     default."""
-    finish: float = option(0.0, at_least=0, at_most=1, caches=("store",))
-    """For packed, evaluated as lines: train the last share of the steps on the heads of the long documents, and the
-    others on what these leave of the text."""
+    anneal_fraction: float = option(0.0, at_least=0, at_most=1, caches=("store",), aliases=("finish",))
+    """For the packed layout evaluated as lines: the fraction of steps, the last ones, that train on the prefixes of
+    long documents; the other steps train on the text without these prefixes."""
     min_bytes: int = option(512, at_least=0, caches=("tokenizer", "store"))
     """For lines: keep documents of more UTF-8 bytes than this."""
     sequence_length: int = option(128, above=0, caches=("store",))
@@ -187,7 +187,7 @@ class TrainConfig:
     """Stop after this many steps, whatever the epochs; the schedule's horizon too."""
     accumulate: int = option(1, above=0)
     """Micro-batches that one step's gradient is summed over."""
-    steps_per_dispatch: int | None = option(None, above=0, resumable=True)
+    steps_per_execution: int | None = option(None, above=0, resumable=True, aliases=("steps_per_dispatch",))
     """Steps run by one call of the compiled program; by default one on CPU and several on accelerators."""
     log_every: int = option(20, above=0, resumable=True)
     """Steps between training lines of metrics.jsonl."""
@@ -197,7 +197,7 @@ class TrainConfig:
     """Steps between checkpoints; each epoch by default."""
     patience: int | None = option(None, above=0, resumable=True)
     """End after this many evaluations in a row without a lower validation loss; never by default."""
-    keep: int = option(2, above=0, resumable=True)
+    keep_checkpoints: int = option(2, above=0, resumable=True, aliases=("keep",))
     """Latest checkpoints to keep, besides the best."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"] | str, ...] = option(
         ("tensorboard",),

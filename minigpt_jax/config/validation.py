@@ -36,9 +36,9 @@ def _check_names(experiment: Experiment) -> None:
 def _check_data(experiment: Experiment) -> None:
     data = experiment.data
     _require(
-        not data.finish or (data.layout == "packed" and data.evaluation_layout == "lines"),
-        "data.finish",
-        data.finish,
+        not data.anneal_fraction or (data.layout == "packed" and data.evaluation_layout == "lines"),
+        "data.anneal_fraction",
+        data.anneal_fraction,
         "needs --data.layout packed and --data.evaluation-layout lines",
     )
     _require(

@@ -27,7 +27,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
 Split = Literal["train", "valid", "test"]
-Part = Literal["train", "valid", "test", "finish"]
+Part = Literal["train", "valid", "test", "anneal"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FORMAT = 1
 DOCUMENTS_A_CHUNK = 1024
@@ -49,8 +49,8 @@ def no_progress(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
 class Prepared:
     """A corpus that is ready for training: its tokenizer and the rows of each split.
 
-    With `data.finish`, the prefixes of long training documents are the rows of `finish`, on which the last steps train,
-    and `train` has the text without these prefixes.
+    With `data.anneal_fraction`, the part `anneal` has the prefixes of long training documents, on which the last steps
+    train, and `train` has the text without these prefixes.
     """
 
     tokenizer: Tokenizer
@@ -65,15 +65,15 @@ class Prepared:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """Training batches from number `start`, drawn by `source`. With `data.finish` the last ones come from there."""
+        """Training batches from number `start`, drawn by `source`. The last ones come from `anneal`, if it exists."""
         rest = (process_index, process_count)
         size, seed = experiment.train.batch_size, experiment.seed
-        finish = experiment.data.finish
-        switch = total_steps - max(1, round(finish * total_steps)) if finish else total_steps
+        fraction = experiment.data.anneal_fraction
+        switch = total_steps - max(1, round(fraction * total_steps)) if fraction else total_steps
         if switch == total_steps:
             return source(self.splits["train"], size, seed, start, *rest)
         first = source(self.splits["train"], size, seed, start, *rest) if start < switch else iter(())
-        last = source(self.splits["finish"], size, seed, max(0, start - switch), *rest)
+        last = source(self.splits["anneal"], size, seed, max(0, start - switch), *rest)
         return itertools.chain(itertools.islice(first, max(0, switch - start)), last)
 
 
@@ -130,8 +130,8 @@ def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[
 def _parts(data: DataConfig) -> dict[Part, tuple[Split, Layout]]:
     """The parts of a store: for each its split and its layout."""
     parts: dict[Part, tuple[Split, Layout]] = {split: (split, data.layout_of(split)) for split in SPLITS}
-    if data.finish:
-        parts["finish"] = "train", data.layout_of("valid")
+    if data.anneal_fraction:
+        parts["anneal"] = "train", data.layout_of("valid")
     return parts
 
 
@@ -211,7 +211,7 @@ def _build(
             total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
             texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", total))
             encoded = _encoded(texts, tokenizer, total)
-            cut_prefixes = part == "train" and config.finish > 0
+            cut_prefixes = part == "train" and config.anneal_fraction > 0
             if cut_prefixes:
                 encoded = without_prefixes(encoded, length, config.min_bytes)
             count = labels = 0
@@ -268,8 +268,8 @@ def _encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
 def _too_small(config: DataConfig, split: Split, layout: Layout, cut_prefixes: bool = False) -> UserError:
     if cut_prefixes:
         return UserError(
-            f"--data.finish {config.finish}: the prefixes of long documents are almost all of the text, which leaves "
-            "too little for the other steps; set it to 0"
+            f"--data.anneal-fraction {config.anneal_fraction}: the prefixes of long documents are almost all of the "
+            "text, which leaves too little for the other steps; set it to 0"
         )
     if layout == "lines":
         return UserError(

@@ -19,7 +19,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.ops.platform import on_cpu
 
 AXIS = "devices"
-STEPS_PER_DISPATCH = 16
+STEPS_PER_EXECUTION = 16
 
 
 def use_all_cores() -> None:
@@ -118,7 +118,7 @@ def compile_rows(
     return jax.pmap(function, in_axes=in_axes, devices=jax.local_devices()[:devices], donate_argnums=donate)
 
 
-def steps_per_dispatch(periods: Iterable[int]) -> int:
+def steps_per_execution(periods: Iterable[int]) -> int:
     """How many steps to run by one call where the user does not say: one on CPU, where a call costs little.
 
     On accelerators as many as divide the periods of whatever looks at the state between steps: one program does.
@@ -126,7 +126,7 @@ def steps_per_dispatch(periods: Iterable[int]) -> int:
     if on_cpu():
         return 1
     common = math.gcd(*periods)
-    return max(size for size in range(1, STEPS_PER_DISPATCH + 1) if common % size == 0)
+    return max(size for size in range(1, STEPS_PER_EXECUTION + 1) if common % size == 0)
 
 
 def local_copy(tree: Any) -> Any:

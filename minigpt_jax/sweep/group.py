@@ -111,7 +111,7 @@ class TrialGroup:
             [prepared.training_batches(self.source, experiment, self.total, start) for experiment in seeded],
             self.total,
             log_every=self.experiment.train.log_every,
-            steps_per_dispatch=self.experiment.train.steps_per_dispatch,
+            steps_per_execution=self.experiment.train.steps_per_execution,
             hooks=[
                 Hook(self._evaluate, self.evaluate_every, self.rungs),
                 Hook(self._save_and_end, self.save_every, self.rungs),

@@ -66,7 +66,7 @@ def sweep(
     most = most or (STACK_ON_CPU if on_cpu() else STACK)
     files = RunDir(plan.folder)
     weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
-    check_room(files, 3 * weights * (1 + plan.experiment.train.keep) * plan.trials * len(plan.seeds))
+    check_room(files, 3 * weights * (1 + plan.experiment.train.keep_checkpoints) * plan.trials * len(plan.seeds))
     library = _Library(source or environment.tf_data_batches())
     library.prepare(plan)
     with Study(plan, storage, lease) as study:

@@ -96,12 +96,12 @@ class Hook:
 
 
 def plan_dispatches(
-    step: int, total_steps: int, steps_per_dispatch: int, periods: Sequence[int], at: frozenset[int] = frozenset()
+    step: int, total_steps: int, steps_per_execution: int, periods: Sequence[int], at: frozenset[int] = frozenset()
 ) -> Iterator[int]:
     """Splits the remaining steps into dispatches: full ones where no hook is due inside, single steps elsewhere."""
     while step < total_steps:
         ends = [(step // every + 1) * every for every in periods] + [there for there in at if there > step]
-        size = steps_per_dispatch if step + steps_per_dispatch <= min([total_steps, *ends]) else 1
+        size = steps_per_execution if step + steps_per_execution <= min([total_steps, *ends]) else 1
         yield size
         step += size
 
@@ -112,7 +112,7 @@ def fit(
     total_steps: int,
     *,
     log_every: int = 1,
-    steps_per_dispatch: int | None = None,
+    steps_per_execution: int | None = None,
     hooks: Sequence[Hook] = (),
     on_divergence: Callable[[Training, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -123,7 +123,7 @@ def fit(
 
     Args:
         streams: an iterator of batches for each distinct seed among the trials.
-        steps_per_dispatch: steps that one call of the program makes where no hook is due inside; by default what suits
+        steps_per_execution: steps that one call of the program makes where no hook is due inside; by default what suits
             the device.
         on_divergence: called with the place of a trial whose objective or gradient is NaN or infinite.
 
@@ -132,7 +132,7 @@ def fit(
     """
     periods = [hook.every for hook in hooks]
     at = frozenset[int]().union(*(hook.at for hook in hooks))
-    together = steps_per_dispatch or devices.steps_per_dispatch(periods)
+    together = steps_per_execution or devices.steps_per_execution(periods)
     sizes = plan_dispatches(training.step, total_steps, together, periods, at)
     dispatches = devices.prefetch((size, training.program.draw(streams, size)) for size in sizes)
     pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()

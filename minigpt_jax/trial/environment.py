@@ -111,15 +111,15 @@ def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
 
 def warn_of_another_horizon(experiment: Experiment, before: int, after: int, step: int) -> None:
     """Warns where the `step` steps made so far were planned for another number of all steps, and it shows in them."""
-    optimizer, finish = experiment.optimizer, experiment.data.finish
+    optimizer, annealed = experiment.optimizer, experiment.data.anneal_fraction
     then, now = (
         optim.schedule(optimizer.schedule, optim.hyperparameters(optimizer, total), jnp.arange(step))
         for total in (before, after)
     )
     same_rates = np.allclose(then, now)
-    same_rows = not finish or step <= min(before, after) * (1 - finish)
+    same_rows = not annealed or step <= min(before, after) * (1 - annealed)
     if before != after and not (same_rates and same_rows):
-        schedule = f"--data.finish {finish}" if same_rates else f"--optimizer.schedule {optimizer.schedule}"
+        schedule = f"--data.anneal-fraction {annealed}" if same_rates else f"--optimizer.schedule {optimizer.schedule}"
         display.warn(
             f"{step:,} steps followed the {schedule} of a run of {before:,} steps, and the rest follow that of "
             f"{after:,}: the result is not that of one run of {after:,}; for that, train anew in another --run-dir"

@@ -84,7 +84,7 @@ class OpenRun:
             if processes.is_first():
                 stack.enter_context(lock(files))
                 self._describe()
-            self.checkpoints = Checkpoints(files.checkpoints, experiment.train.keep)
+            self.checkpoints = Checkpoints(files.checkpoints, experiment.train.keep_checkpoints)
             stack.callback(self.checkpoints.close)
             self._open = stack.pop_all()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from minigpt_jax import display, model
-from minigpt_jax.config import Experiment
+from minigpt_jax.config import Experiment, code
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import processes
@@ -75,10 +75,16 @@ def _open(experiment: Experiment, files: RunDir, prepared: Prepared | None, resu
 
     def open_run() -> OpenRun:
         if processes.is_first():
-            check_room(files, 3 * weights * (2 + experiment.train.keep))
+            check_room(files, 3 * weights * (2 + experiment.train.keep_checkpoints))
             check_resume(files, resume)
             check_same(files, experiment)
         corpus = environment.prepare(experiment) if prepared is None else Corpus.of(prepared)
+        if prepared is None:
+            sizes = {part: int(rows.bytes.sum()) for part, rows in corpus.prepared.splits.items()}
+            display.console.print(
+                f"{sizes['train'] + sizes.get('anneal', 0):,} bytes of text to train on · {sizes['valid']:,} held out "
+                f"for validation · {sizes['test']:,} for testing"
+            )
         environment.check_samples(experiment, corpus.prepared.tokenizer)
         if not processes.is_first() and not files.config.exists():
             raise UserError(f"--run-dir {files.path}: must lie on a disk that all processes share; name such a folder")
@@ -144,7 +150,7 @@ def _train(opened: OpenRun, source: BatchSource) -> Result:
                 ],
                 total if patience_ended(opened.losses, patience) is None else progress.step,
                 log_every=settings.log_every,
-                steps_per_dispatch=settings.steps_per_dispatch,
+                steps_per_execution=settings.steps_per_execution,
                 hooks=hooks,
                 should_stop=lambda: any_process(bool(stopped)) or patience_ended(opened.losses, patience) is not None,
             )
