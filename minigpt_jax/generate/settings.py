@@ -27,12 +27,12 @@ _ROW_ID_END = 2**32
 class GenerationSettings:
     """What is asked of generation, apart from the prompts and the sampler.
 
-    Every field is a keyword of `LanguageModel.generate` and, except for `processors`, a flag of `minigpt sample`. Values
-    are checked and converted to plain Python types when an instance is made: NumPy's numbers are accepted, and a single
-    stop or processor stands for a sequence of one.
+    Every field is a keyword of `LanguageModel.generate` and, except for `processors`, a flag of `minigpt sample`.
+    Values are checked and converted to plain Python types when an instance is made: NumPy's numbers are accepted, and a
+    single stop or processor stands for a sequence of one.
 
     Raises:
-        UserError: a value that cannot be, whatever the model.
+        UserError: a value that no model allows.
     """
 
     max_new_tokens: int | None = option(None, at_least=1, at_most=MAX_NEW_TOKENS)
@@ -89,7 +89,7 @@ class GenerationSettings:
         """These settings with some of them changed.
 
         Raises:
-            UserError: a name that is no setting, or a value that cannot be.
+            UserError: a name that is no setting, or a value that is not allowed.
         """
         for name in changes:
             if name not in SETTINGS:
