@@ -124,8 +124,7 @@ class LanguageModel:
             logit_bias: added to the logits of these ids; -inf bans one. [PAD], [BOS] and ids without a piece are banned
                 unless they stand here or in `stop`.
             num_return_sequences: texts for each prompt, side by side: independent draws, or the best of beam search.
-            processors: pure functions (logits_BV, tokens_BS, length_B, step_B) -> logits_BV, called after penalties and
-                bias and before the temperature; see `samplers.Processor`.
+            processors: pure functions of logits, called before the temperature; see `samplers.Processor`.
 
         Raises:
             UserError: a setting that cannot be, or a prompt that leaves no room in the window.
