@@ -1,10 +1,12 @@
 """The grammar of METHOD: `top_k:k=1,5`, `random:temperature=0.5..1.5/3`, `FILE.py:Name:setting=1`."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from minigpt_jax import Beam, Contrastive, Greedy, Random, TopK, TopP, UserError
+from minigpt_jax import Beam, Contrastive, Greedy, Random, TopK, TopP, UserError, samplers
+from minigpt_jax.cli.sample import MethodFlags
 from minigpt_jax.generate import methods
 
 
@@ -85,6 +87,27 @@ def test_a_flag_that_does_not_go_with_the_method_is_refused(flags, words):
     with pytest.raises(UserError) as refused:
         methods.parse("top_p:p=0.9", settings=flags)
     assert words in str(refused.value)
+
+
+def test_every_setting_of_a_method_is_a_flag():
+    flags = {field.name for field in dataclasses.fields(MethodFlags)}
+    assert flags == {setting for method in samplers.METHODS.values() for setting in methods.settings_of(method)}
+
+
+def test_annotations_of_a_users_sampler_may_be_of_any_style(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass, field\n"
+        "from typing import TYPE_CHECKING, Optional\n"
+        "import minigpt_jax\n"
+        "if TYPE_CHECKING:\n    from nowhere import Count\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(minigpt_jax.Sampler):\n"
+        "    a: Optional[int] = None\n    b: float | None = None\n    c: bool = False\n    d: Count = None\n"
+        "    e: str = field(default='x', metadata={'static': True})\n"
+    )
+    mine = methods.parse_one(f"{tmp_path}/mine.py:Mine:a=3:b=2:c=true:e=y")
+    assert [mine.a, mine.b, mine.c, mine.e] == [3, 2.0, True, "y"]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_files_of_the_users_own_that_cannot_be(tmp_path: Path):

@@ -57,7 +57,7 @@ def load(
     Where the model needs code of the user's own, `trust_code` runs the copy in the run directory, and `code` names
     files to run in its place; see `storage.run_code`.
 
-    Raises UserError where the directory, its checkpoint or their fit is missing, or code that may not be run.
+    Raises UserError if the directory or its checkpoint is missing, if they do not fit, or if code may not be run.
     """
     files = RunDir(Path(run_dir))
     experiment = trusted_experiment(files, trust_code=trust_code, code_files=code)
@@ -127,7 +127,7 @@ class LanguageModel:
             The texts of all prompts in order, those of one prompt side by side.
 
         Raises:
-            UserError: a setting that cannot be, or a prompt that leaves no room in the window.
+            UserError: a setting that is not allowed, or a prompt that leaves no room in the window.
         """
         method, texts = as_sampler(sampler), as_texts(prompts, "prompts")
         asked = _settings(settings, len(texts), max_new_tokens, changes)

@@ -8,8 +8,7 @@ Several values of a setting make several samplers, and several settings every co
 
 import dataclasses
 import itertools
-import types
-import typing
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,10 +94,15 @@ def as_sampler(sampler: Any) -> Sampler:
     return sampler
 
 
-def settings_of(kind: type[Sampler]) -> dict[str, Any]:
-    """The settings of a class of samplers and their types, in the order of its fields."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
+def settings_of(kind: type[Sampler]) -> dict[str, type]:
+    """The settings of a class of samplers and their types (float, int, bool or str), in the order of its fields."""
+    return {field.name: _plain_type(field.type) for field in dataclasses.fields(kind) if field.init}
+
+
+def _plain_type(annotation: Any) -> type:
+    # Read as text, since an annotation may be a string whose names cannot be looked up from here.
+    words = re.findall(r"\w+", annotation if isinstance(annotation, str) else str(annotation))
+    return next((plain for plain in (float, int, bool) if plain.__name__ in words), str)
 
 
 def _split(text: str, flag: str) -> tuple[str, type[Sampler], list[str]]:
@@ -128,28 +132,28 @@ def _load(file: str, name: str, flag: str) -> type[Sampler]:
     return kind
 
 
-def _values(text: str, kind: Any, label: str) -> Iterator[Any]:
+def _values(text: str, kind: type, label: str) -> Iterator[Any]:
     """The values that `1,5,10`, `0.5..1.5` or `0.5..1.5/9` stands for, without repetitions."""
     found: list[Any] = []
     for item in text.split(","):
         ends, slash, count = item.partition("/")
         low, dots, high = ends.partition("..")
-        if not dots or kind_of(kind) not in (int, float):
+        if not dots or kind not in (int, float):
             found.append(_value(item, kind, label))
             continue
         size = _value(count, int, f"{label}={item}: the number of values") if slash else RANGE_SIZE
         if not 2 <= size <= MAX_METHODS:
             raise UserError(f"{label}={item}: a range has 2 to {MAX_METHODS:,} values; write LOW..HIGH/{RANGE_SIZE}")
         spaced = np.linspace(_value(low, float, label), _value(high, float, label), size)
-        if kind_of(kind) is int:
+        if kind is int:
             found += [int(value) for value in np.rint(spaced)]
         else:
             found += [float(f"{value:.12g}") for value in spaced]
     yield from dict.fromkeys(found)
 
 
-def _value(text: str, kind: Any, label: str) -> Any:
-    text, kind = text.strip(), kind_of(kind)
+def _value(text: str, kind: type, label: str) -> Any:
+    text = text.strip()
     words = {int: "a whole number", float: "a number", bool: "true or false"}
     try:
         if kind is bool:
@@ -159,19 +163,12 @@ def _value(text: str, kind: Any, label: str) -> Any:
         raise UserError(f"{label}={text}: must be {words[kind]}") from None
 
 
-def kind_of(annotation: Any) -> Any:
-    """The plain type of a setting: of `int | None`, int."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(one for one in typing.get_args(annotation) if one is not type(None))
-    return annotation
-
-
-def _takes(taken: Mapping[str, Any], dashes: str = "") -> str:
+def _takes(taken: Mapping[str, type], dashes: str = "") -> str:
     names = [dashes + (name.replace("_", "-") if dashes else name) for name in taken]
     return "it takes " + (", ".join(names) or "no settings")
 
 
-def _example(taken: Mapping[str, Any]) -> str:
+def _example(taken: Mapping[str, type]) -> str:
     return f"{next(iter(taken), 'setting')}=1"
 
 

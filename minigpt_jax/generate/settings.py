@@ -32,7 +32,7 @@ class GenerationSettings:
     single stop or processor stands for a sequence of one.
 
     Raises:
-        UserError: a value that cannot be, whatever the model.
+        UserError: a value that no model allows.
     """
 
     max_new_tokens: int | None = option(None, at_least=1, at_most=MAX_NEW_TOKENS)
@@ -89,7 +89,7 @@ class GenerationSettings:
         """These settings with some of them changed.
 
         Raises:
-            UserError: a name that is no setting, or a value that cannot be.
+            UserError: a name that is no setting, or a value that is not allowed.
         """
         for name in changes:
             if name not in SETTINGS:

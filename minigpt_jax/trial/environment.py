@@ -53,11 +53,6 @@ def prepare(experiment: Experiment) -> Corpus:
     """Reads and tokenises the experiment's corpus, or finds in the cache what an earlier run has made of it."""
     corpus = corpora.open_corpus(experiment.data, cache_dir())
     prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
-    sizes = {part: int(rows.bytes.sum()) for part, rows in prepared.splits.items()}
-    display.console.print(
-        f"{sizes['train'] + sizes.get('finish', 0):,} bytes of text to train on · {sizes['valid']:,} held out for "
-        f"validation · {sizes['test']:,} for testing"
-    )
     return Corpus.of(prepared, corpus.fingerprint)
 
 

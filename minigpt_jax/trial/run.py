@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from minigpt_jax import display, model
-from minigpt_jax.config import Experiment, code
+from minigpt_jax.config import Experiment
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import processes
