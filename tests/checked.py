@@ -11,6 +11,9 @@ from beartype import BeartypeConf, FrozenDict, beartype
 # As users may, tests pass NumPy's arrays and numbers where a signature names JAX's arrays and Python's numbers.
 _CONF = BeartypeConf(hint_overrides=FrozenDict({int: int | np.integer, float: float | int | np.floating | np.integer}))
 
+_CHECK_THEMSELVES = {f"LanguageModel.{name}" for name in ("generate", "stream", "score", "_chunks")}
+_CHECK_THEMSELVES |= {"_settings", "decode"}
+
 
 def install() -> None:
     """Checks the arguments and the result of every call of the package's functions, from its first import on."""
@@ -21,6 +24,8 @@ def install() -> None:
 def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:
     """The check of one function; the hook adds that the axes of one letter have one length in a call.
 
-    The constructors of dataclasses are left out: JAX calls them with tracers and placeholders when it unflattens them.
+    Left out are the constructors of dataclasses, which JAX calls with tracers and placeholders when it unflattens them,
+    and functions that refuse wrong types by themselves, in a line for the user, as tests see to.
     """
-    return function if function.__name__ == "__init__" else beartype(conf=_CONF)(function)
+    leave = function.__name__ == "__init__" or function.__qualname__ in _CHECK_THEMSELVES
+    return function if leave else beartype(conf=_CONF)(function)

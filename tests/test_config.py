@@ -1,6 +1,7 @@
 """The experiment: what goes into config.json comes back, and what cannot work is refused by the flag's name."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -162,7 +163,7 @@ def test_an_earlier_name_of_a_field_is_understood_in_files_and_config_json():
     assert TrainConfig(trackers=()) == OFF_BY_EARLIER_NAME
     assert TrainConfig(**{"tensorboard": True}).trackers == ("tensorboard",)
     assert dataclasses.replace(TrainConfig(steps=3), **{"tensorboard": False}) == TrainConfig(steps=3, trackers=())
-    written = config.to_json(Experiment("old"))
+    written = config.to_json(Experiment("old", data=annealed()))
     del written["train"]["trackers"]
     written["train"]["tensorboard"] = False
     assert config.from_json(written) == Experiment("old", train=TrainConfig(trackers=()))
@@ -208,12 +209,14 @@ RENAMED = [
 def test_renamed_fields_keep_their_earlier_names(earlier: str, current: str, value: float):
     section, _, old = earlier.partition(".")
     new = current.partition(".")[2]
-    part = {"data": DataConfig, "train": TrainConfig}[section]
+    annealed = functools.partial(DataConfig, layout="packed", evaluation_layout="lines")
+    part = {"data": annealed, "train": TrainConfig}[section]
     assert part(**{old: value}) == part(**{new: value}) != part()
-    written = config.to_json(Experiment("old"))
+    written = config.to_json(Experiment("old", data=annealed()))
     del written[section][new]
     written[section][old] = value
-    assert config.from_json(written) == Experiment("old", **{section: part(**{new: value})})
+    expected = {"data": annealed(), section: part(**{new: value})}
+    assert config.from_json(written) == Experiment("old", **expected)
     flag, option = (f"--{name.replace('_', '-')}" for name in (earlier, current))
     assert config.current_flags([f"{flag}={value}", flag, str(value)]) == [f"{option}={value}", option, str(value)]
     assert axes.parse([f"{earlier}={value}"]) == axes.parse([f"{current}={value}"])

@@ -222,7 +222,7 @@ def test_values_that_mean_the_same_rows_share_a_store(case: str):
 
 def test_a_finish_has_rows_of_its_own_and_a_vocabulary_is_made_for_the_long_documents():
     plain = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines"))
-    finished = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines", finish=0.1))
+    finished = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines", anneal_fraction=0.1))
     longer = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines", min_bytes=9))
     assert store.keyed(plain, "store") != store.keyed(finished, "store")
     assert store.keyed(plain, "tokenizer") == store.keyed(finished, "tokenizer")

@@ -119,7 +119,7 @@ def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[
     if cache == "tokenizer":
         pieces = {name.partition(".")[2]: fields.pop(name) for name in list(fields) if name.startswith("tokenizer.")}
         return {"tokenizer": pieces} | {name.partition(".")[2]: value for name, value in fields.items()}
-    del fields["data.layout"], fields["data.evaluation_layout"], fields["data.finish"]
+    del fields["data.layout"], fields["data.evaluation_layout"], fields["data.anneal_fraction"]
     return {
         "layouts": [layout for _, layout in _parts(data).values()],
         "row_length": fields.pop("data.sequence_length") + 1,
