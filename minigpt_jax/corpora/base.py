@@ -5,7 +5,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from minigpt_jax.errors import UserError
 from minigpt_jax.utf8 import check_encoding, decode
@@ -35,7 +35,11 @@ class Corpus(Protocol):
         ...
 
 
-def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool = False) -> Iterator[tuple[int, str]]:
+BinaryFile = io.BufferedIOBase | io.RawIOBase
+"""A file open for bytes; those of zip and gzip among them, which `typing.IO` does not know at run time."""
+
+
+def read_lines(stream: BinaryFile, source: str, *, universal: bool = False) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, text) of each line that is not blank.
 
     Lines are those of `tf.data.TextLineDataset`: cut at line feeds alone, every carriage return dropped, so that a
@@ -53,7 +57,7 @@ def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool
             yield number, line
 
 
-def _raw_lines(stream: IO[bytes] | io.RawIOBase, source: str, universal: bool) -> Iterator[bytes]:
+def _raw_lines(stream: BinaryFile, source: str, universal: bool) -> Iterator[bytes]:
     """The lines with their ends, in memory bounded by the longest one."""
     done = 0
     rest = stream.read(_CHUNK)
