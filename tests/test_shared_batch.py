@@ -24,6 +24,7 @@ CALLS = [
     {"prompt": [1, 2], "limit": 7, "no_repeat_ngram": 1, "logit_bias": BIAS},
     {"prompt": [6, 6], "limit": 12, "presence_penalty": 4.0, "no_repeat_ngram": 3, "pad_id": 18},
     {"prompt": [2, 2, 2], "limit": 11, "frequency_penalty": 3.0, "stops": [[0], [1, 1]], "min_new_tokens": 1},
+    {"prompt": [8, 1], "limit": 5, "stops": [[token] for token in range(V)]},
 ]
 
 start = jax.jit(functools.partial(samplers.start, MODEL.prefill), static_argnums=2)
@@ -94,12 +95,12 @@ def replaced(tree, rows, other):
 
 @every_sampler
 def test_rows_may_join_while_others_are_halfway(sampler):
-    """Three calls begin, and after four tokens the other three take the places of idle rows."""
+    """Some calls begin, and after four tokens the others take the places of idle rows."""
     late, batch = [1, 3, 4], together(CALLS)
     idle = together([{**call, "limit": 0} for call in CALLS])
     first = replaced(batch, late, idle)
     state = advance(sampler, first, start(sampler, first, ROOM), 4)
-    assert sorted(set(np.asarray(state.step).tolist())) == [0, 4]
+    assert {0, 4} <= {*np.asarray(state.step).tolist()}
 
     state = replaced(state, late, start(sampler, batch, ROOM))
     for _ in range(ROOM // 2):
