@@ -11,8 +11,14 @@ from beartype import BeartypeConf, FrozenDict, beartype
 # As users may, tests pass NumPy's arrays and numbers where a signature names JAX's arrays and Python's numbers.
 _CONF = BeartypeConf(hint_overrides=FrozenDict({int: int | np.integer, float: float | int | np.floating | np.integer}))
 
-_CHECK_THEMSELVES = {f"LanguageModel.{name}" for name in ("generate", "stream", "score", "_chunks")}
-_CHECK_THEMSELVES |= {"_settings", "decode"}
+_CHECK_THEMSELVES = {
+    *(
+        f"minigpt_jax.generate.language_model.LanguageModel.{name}"
+        for name in ("generate", "stream", "score", "_chunks")
+    ),
+    "minigpt_jax.generate.language_model._settings",
+    *(f"minigpt_jax.samplers.{name}" for name in ("start", "advance", "decode")),
+}
 
 
 def install() -> None:
@@ -27,5 +33,5 @@ def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:
     Left out are the constructors of dataclasses, which JAX calls with tracers and placeholders when it unflattens them,
     and functions that refuse wrong types by themselves, in a line for the user, as tests see to.
     """
-    leave = function.__name__ == "__init__" or function.__qualname__ in _CHECK_THEMSELVES
+    leave = function.__name__ == "__init__" or f"{function.__module__}.{function.__qualname__}" in _CHECK_THEMSELVES
     return function if leave else beartype(conf=_CONF)(function)

@@ -189,7 +189,7 @@ def test_memory_of_the_state_is_given_on_where_asked(devices: int) -> None:
 
 @pytest.mark.parametrize(
     ("count", "accumulate", "batch_size", "nearest"),
-    [(4, 1, 10, "8 or 12"), (4, 1, 3, "take 4$"), (8, 1, 63, "56 or 64"), (4, 2, 12, "8 or 16"), (1, 3, 4, "3 or 6")],
+    [(4, 1, 10, "8 or 12"), (4, 1, 3, "use 4$"), (8, 1, 63, "56 or 64"), (4, 2, 12, "8 or 16"), (1, 3, 4, "3 or 6")],
 )
 def test_a_batch_that_does_not_divide_is_refused(
     count: int, accumulate: int, batch_size: int, nearest: str, monkeypatch: pytest.MonkeyPatch
