@@ -361,7 +361,7 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture):
 
 
 def test_refusals(folder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"holds no sweep\.json"):
+    with pytest.raises(UserError, match=r"it has no sweep\.json"):
         report.sweep(tmp_path)
     with pytest.raises(UserError, match="one folder holds one report, but these paths give 2"):
         report.report([folder, folder / "trials" / "0000-seed0"], tmp_path / "out")
