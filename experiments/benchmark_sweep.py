@@ -66,7 +66,7 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
     from minigpt_jax import model, rng
     from minigpt_jax.data.batch import Batch
     from minigpt_jax.train import optim, program
-    from minigpt_jax.train.step import Trainer, init_state, train_step
+    from minigpt_jax.train.step import StepSpec, init_state, train_step
 
     size, length = experiment.train.batch_size, experiment.data.sequence_length
     rows = np.random.default_rng(0).integers(3, experiment.tokenizer.vocabulary_size, (size, length + 1))
@@ -87,7 +87,7 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
             held["state"], out = stack.steps(held["state"], inputs, batches, 1)
         jax.block_until_ready(out)
 
-    trainer = Trainer(model.build(experiment), experiment.optimizer, True)
+    trainer = StepSpec(model.build(experiment), experiment.optimizer, True)
     step = jax.jit(functools.partial(train_step, trainer), donate_argnums=0)
     init = jax.jit(functools.partial(init_state, trainer))
     hypers = [optim.hyperparameters(e.optimizer, steps) for e in experiments]

@@ -18,6 +18,16 @@ _OVERRIDES: dict[Any, Any] = {
 }
 _CONF = BeartypeConf(hint_overrides=FrozenDict(_OVERRIDES))
 
+_CHECK_THEMSELVES = {
+    *(
+        f"minigpt_jax.generate.language_model.LanguageModel.{name}"
+        for name in ("generate", "stream", "score", "_chunks")
+    ),
+    "minigpt_jax.generate.language_model._settings",
+    "minigpt_jax.samplers.processors.checked",
+    *(f"minigpt_jax.samplers.{name}" for name in ("start", "advance", "decode")),
+}
+
 
 def install() -> None:
     """Checks the arguments and the result of every call of the package's functions, from its first import on."""
@@ -28,6 +38,8 @@ def install() -> None:
 def typechecked(function: Callable[..., Any]) -> Callable[..., Any]:
     """The check of one function; the hook adds that the axes of one letter have one length in a call.
 
-    The constructors of dataclasses are left out: JAX calls them with tracers and placeholders when it unflattens them.
+    Left out are the constructors of dataclasses, which JAX calls with tracers and placeholders when it unflattens them,
+    and functions that refuse wrong types by themselves, in a line for the user, as tests see to.
     """
-    return function if function.__name__ == "__init__" else beartype(conf=_CONF)(function)
+    leave = function.__name__ == "__init__" or f"{function.__module__}.{function.__qualname__}" in _CHECK_THEMSELVES
+    return function if leave else beartype(conf=_CONF)(function)

@@ -144,7 +144,7 @@ def refuse(capsys: pytest.CaptureFixture, *arguments: object) -> str:
         (["--model.norm", "layrnorm"], "layernorm"),
         (["--train.steps", "many"], "--train.steps"),
         (["--model.num-heads", "5", "--model.width", "4"], "--model.num-heads 5"),
-        (["--train.batch-size", "12"], "take 8 or 16"),
+        (["--train.batch-size", "12"], "use 8 or 16"),
         (["--data.corpus", "text", "--data.files", "nowhere/*.txt"], "nowhere/*.txt"),
         (["--data.corpus", "simplebooks", "--data.archive", "nowhere.zip"], "nowhere.zip"),
         (["--data.sequence-length", "1000000"], "--data.sequence-length 1000000"),
@@ -219,6 +219,8 @@ def test_a_file_where_the_run_directory_should_be(experiment_file: Path, tmp_pat
         (["sample", "{run}", "--compare", "--prompt", "a", "--prompt", "b"], "a single --prompt"),
         (["sample", "{run}", "--compare", "--stop", "x"], "--stop-token"),
         (["sample", "{run}", "--compare", "--k", "0"], "--k 0"),
+        (["sample", "{run}", "--prompt", "--what?"], "write --prompt='--what?'"),
+        (["sample", "{run}", "--stop", "-x"], "write --stop=-x"),
         (["evaluate", "{run}", "--files", "nowhere.txt"], "--files nowhere.txt"),
         (["sample", "nowhere"], "nowhere is not a run directory"),
         (["evaluate", "{run}", "--split", "tset"], "test"),
@@ -284,6 +286,13 @@ def test_a_prompt_file_that_cannot_be_read_is_one_line(run_dir: Path, tmp_path: 
         assert name in error
         assert mend in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--prompt", "-5 degrees"], ["--prompt", "-- said"], ["--prompt=--what"]])
+def test_a_prompt_may_begin_with_a_dash(run_dir: Path, words: list[str], capsys: pytest.CaptureFixture):
+    assert command("sample", run_dir, *words, "--max-new-tokens", 1, "--json") == 0
+    (line,) = json_lines(capsys.readouterr().out)
+    assert line["prompt"] == words[-1].removeprefix("--prompt=")
 
 
 @pytest.mark.parametrize("flags", [[], ["--compare"]])

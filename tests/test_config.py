@@ -1,6 +1,7 @@
 """The experiment: what goes into config.json comes back, and what cannot work is refused by the flag's name."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -208,13 +209,14 @@ RENAMED = [
 def test_renamed_fields_keep_their_earlier_names(earlier: str, current: str, value: float):
     section, _, old = earlier.partition(".")
     new = current.partition(".")[2]
-    packed = Experiment("old", data=DataConfig(layout="packed", evaluation_layout="lines"))
-    changed = dataclasses.replace(getattr(packed, section), **{new: value})
-    assert dataclasses.replace(getattr(packed, section), **{old: value}) == changed != getattr(packed, section)
-    written = config.to_json(packed)
+    annealed = functools.partial(DataConfig, layout="packed", evaluation_layout="lines")
+    part = {"data": annealed, "train": TrainConfig}[section]
+    assert part(**{old: value}) == part(**{new: value}) != part()
+    written = config.to_json(Experiment("old", data=annealed()))
     del written[section][new]
     written[section][old] = value
-    assert config.from_json(written) == dataclasses.replace(packed, **{section: changed})
+    expected = {"data": annealed(), section: part(**{new: value})}
+    assert config.from_json(written) == Experiment("old", **expected)
     flag, option = (f"--{name.replace('_', '-')}" for name in (earlier, current))
     assert config.current_flags([f"{flag}={value}", flag, str(value)]) == [f"{option}={value}", option, str(value)]
     assert axes.parse([f"{earlier}={value}"]) == axes.parse([f"{current}={value}"])

@@ -273,7 +273,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--distributed.process-id", 0], "--distributed.coordinator and --distributed.num-processes missing"),
+        (["--distributed.process-id", 0], "--distributed.coordinator and --distributed.num-processes are missing"),
         (
             ["--distributed.coordinator", "here", "--distributed.num-processes", 2, "--distributed.process-id", 0],
             "HOST",

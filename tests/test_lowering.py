@@ -20,8 +20,8 @@ from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT
 from minigpt_jax.ops.platform import on_cpu, traced_for
 from minigpt_jax.train import optim
-from minigpt_jax.train.program import Program, lanes_of, over_trials, program_of
-from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step, train_steps
+from minigpt_jax.train.program import Stack, over_trials, stack_inputs
+from minigpt_jax.train.step import StepSpec, eval_step, init_state, train_step, train_steps
 
 ROWS, STEPS, TRIALS, ROOM = 8, 2, 3, 8
 EXPERIMENTS = {
@@ -52,33 +52,33 @@ def batches(*shape: int) -> Batch:
 def train_step_and_inputs(experiment: Experiment, platform: str) -> tuple[Any, tuple[Any, ...]]:
     """The train step in the form of a platform, with its inputs."""
     with traced_for(platform):
-        trainer = Trainer(model.build(experiment), experiment.optimizer, True, experiment.train.accumulate)
+        spec = StepSpec(model.build(experiment), experiment.optimizer, True, experiment.train.accumulate)
         hyper = optim.hyperparameters(experiment.optimizer, 10)
-        state = jax.eval_shape(functools.partial(init_state, trainer), hyper, jax.random.key(0))
-    return functools.partial(train_step, trainer), (state, batches(ROWS), hyper, jax.random.key(0))
+        state = jax.eval_shape(functools.partial(init_state, spec), hyper, jax.random.key(0))
+    return functools.partial(train_step, spec), (state, batches(ROWS), hyper, jax.random.key(0))
 
 
 @for_each_accelerator
 @for_each_experiment
 def test_train_step(experiment: Experiment, platform: str) -> None:
     step, (state, batch, hyper, key) = train_step_and_inputs(experiment, platform)
-    [trainer] = step.args
-    assert trainer.model.dtype == jnp.bfloat16
+    [spec] = step.args
+    assert spec.model.dtype == jnp.bfloat16
     lowered(platform, step, state, batch, hyper, key)
-    lowered(platform, functools.partial(train_steps, trainer), state, batches(STEPS, ROWS), hyper, key)
-    lowered(platform, functools.partial(eval_step, trainer.model), state.params, batch)
+    lowered(platform, functools.partial(train_steps, spec), state, batches(STEPS, ROWS), hyper, key)
+    lowered(platform, functools.partial(eval_step, spec.model), state.params, batch)
 
 
 @for_each_accelerator
 @for_each_experiment
 def test_step_of_stacked_trials(experiment: Experiment, platform: str) -> None:
     with traced_for(platform):
-        program = Program(program_of(experiment), dropout=True, devices=1)
-        lanes = lanes_of([experiment] * TRIALS, [0, 1, 0], total_steps=10)
-        init, steps = over_trials(program._init, (0,)), over_trials(program._steps, (0, 0, None))
-        state = jax.eval_shape(init, lanes)
-    lowered(platform, init, lanes)
-    lowered(platform, steps, state, lanes, batches(STEPS, 2, ROWS))
+        stack = Stack(experiment, dropout=True, devices=1)
+        inputs = stack_inputs([experiment] * TRIALS, [0, 1, 0], total_steps=10)
+        init, steps = over_trials(stack._init, (0,)), over_trials(stack._steps, (0, 0, None))
+        state = jax.eval_shape(init, inputs)
+    lowered(platform, init, inputs)
+    lowered(platform, steps, state, inputs, batches(STEPS, 2, ROWS))
 
 
 def sampling(config: ModelConfig, sampler: samplers.Sampler) -> tuple[Any, tuple[Any, ...]]:

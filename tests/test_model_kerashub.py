@@ -19,12 +19,12 @@ from minigpt_jax.data.batch import Batch
 from minigpt_jax.train import optim
 from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
-from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step
+from minigpt_jax.train.step import StepSpec, eval_step, init_state, train_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*mask:UserWarning")  # Keras, of its own layers
 
 REFERENCE = Experiment("reference")
-TRAINER = Trainer(model.build(REFERENCE), REFERENCE.optimizer, train_pad_label=True)
+TRAINER = StepSpec(model.build(REFERENCE), REFERENCE.optimizer, train_pad_label=True)
 HYPER = optim.hyperparameters(REFERENCE.optimizer, total_steps=100)
 LENGTHS = (SEQ_LEN, 90, 17, 1)  # tokens of each line; the first fills the window
 
@@ -71,7 +71,7 @@ def test_logits_agree(theirs: Any) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def step(trainer: Trainer, state: Any, batch: Batch) -> Any:
+def step(trainer: StepSpec, state: Any, batch: Batch) -> Any:
     return train_step(trainer, state, batch, HYPER, jax.random.key(0))
 
 

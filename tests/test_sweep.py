@@ -25,7 +25,7 @@ from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
 from minigpt_jax.train import evaluate, memory, optim, program
-from minigpt_jax.train.step import Trainer, init_state, train_step
+from minigpt_jax.train.step import StepSpec, init_state, train_step
 from minigpt_jax.trial.run import run
 
 STEPS = EXPERIMENT.train.steps or 0
@@ -69,7 +69,7 @@ def prepared() -> store.Prepared:
 @functools.cache
 def alone_program(dropout: float) -> Any:
     gpt = model.build(changed("model", EXPERIMENT, dropout=dropout))
-    trainer = Trainer(gpt, EXPERIMENT.optimizer, train_pad_label=False)
+    trainer = StepSpec(gpt, EXPERIMENT.optimizer, train_pad_label=False)
     return trainer, jax.jit(functools.partial(train_step, trainer))
 
 

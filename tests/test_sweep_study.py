@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,11 +195,9 @@ def test_pruning_is_by_what_compares(tmp_path: Path, axis: str, pruned: set[int]
     sweep_plan = plan(tmp_path, axis, "seed=0")
     sums = [LossSums(nats=200.0, tokens=100, bytes=190), LossSums(nats=180.0, tokens=60, bytes=210)]
     scores = {i: [score(sweep_plan.figure, one)] for i, one in enumerate(sums)}
-    reported: list[float] = []
-    study: Any = SimpleNamespace(
-        plan=sweep_plan, report=lambda _, __, score: reported.append(score), scores_at=lambda _: reported
-    )
-    assert pruned_configurations(study, 5, scores) == pruned
+    with Study(sweep_plan) as study:
+        assert {claim.configuration for claim in study.claim(2)} == {0, 1}
+        assert pruned_configurations(study, 5, scores) == pruned
 
 
 def test_a_sweep_from_before_a_field_was_added_goes_on(tmp_path: Path):
@@ -338,7 +335,7 @@ def test_addresses_without_passwords(text: str, shown: str):
 
 
 def test_stars_for_a_password_leave_it_to_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    asked = []
-    monkeypatch.setattr(storage_.optuna.storages, "get_storage", asked.append)
+    asked, memory = [], storage_.optuna.storages.InMemoryStorage()
+    monkeypatch.setattr(storage_.optuna.storages, "get_storage", lambda address: asked.append(address) or memory)
     storage_.open_storage(tmp_path, "postgresql+psycopg://user:***@host/db")
     assert asked == ["postgresql+psycopg://user@host/db"]

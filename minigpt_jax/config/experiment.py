@@ -40,7 +40,7 @@ class DataConfig:
     evaluation_layout: Literal["lines", "packed"] | None = option(None, caches=("store",))
     """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
     default."""
-    anneal_fraction: float = option(0.0, at_least=0, at_most=1, aliases=("finish",), caches=("store",))
+    anneal_fraction: float = option(0.0, at_least=0, at_most=1, caches=("store",), aliases=("finish",))
     """For the packed layout evaluated as lines: the fraction of steps, the last ones, that train on the prefixes of
     long documents; the other steps train on the text without these prefixes."""
     min_bytes: int = option(512, at_least=0, caches=("tokenizer", "store"))

@@ -5,7 +5,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from minigpt_jax.errors import UserError
 from minigpt_jax.utf8 import check_encoding, decode
@@ -35,7 +35,11 @@ class Corpus(Protocol):
         ...
 
 
-def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool = False) -> Iterator[tuple[int, str]]:
+BinaryFile = io.BufferedIOBase | io.RawIOBase
+"""A file open for reading bytes. Unlike `typing.IO[bytes]`, it includes members of zip and gzip files at run time."""
+
+
+def read_lines(stream: BinaryFile, source: str, *, universal: bool = False) -> Iterator[tuple[int, str]]:
     """Yields the number, from 1, and the text of each line that is not blank.
 
     Lines are those of `tf.data.TextLineDataset`: only line feeds end a line, and all carriage returns are dropped, so
@@ -53,7 +57,7 @@ def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool
             yield number, line
 
 
-def _raw_lines(stream: IO[bytes] | io.RawIOBase, source: str, universal: bool) -> Iterator[bytes]:
+def _raw_lines(stream: BinaryFile, source: str, universal: bool) -> Iterator[bytes]:
     """Yields the lines with their ends. Memory is bounded by the length of the longest line."""
     done = 0
     rest = stream.read(_CHUNK)

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import cast, get_args, get_type_hints
 
 from minigpt_jax import files
 from minigpt_jax.config import DataConfig
@@ -57,7 +57,7 @@ class SimpleBooks:
         source = f"{self._source}: {member.filename}"
         with readable(source):
             if self._unpacked is None:
-                with zipfile.ZipFile(self._archive) as file, file.open(member) as stream:
+                with zipfile.ZipFile(self._archive) as file, cast(io.BufferedIOBase, file.open(member)) as stream:
                     yield from (line for _, line in read_lines(stream, source))
             else:
                 with _CheckedFile(self._unpacked / member.filename, member.CRC) as stream:

@@ -7,6 +7,7 @@ fingerprint of the contents, and determines the splits.
 import glob
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def _documents(source: "_Source", document: str, json_field: str, flag: str) -> 
         if source.members:
             with zipfile.ZipFile(source.path) as file:  # opened once for all members, as its directory may be long
                 for name in source.members:
-                    with readable(f"{label}: {name}"), file.open(name) as stream:
+                    with readable(f"{label}: {name}"), cast(io.BufferedIOBase, file.open(name)) as stream:
                         yield from _texts(stream, name, document, json_field, f"{label}: {name}")
         else:
             open_file: Any = gzip.open if source.path.suffix.lower() == ".gz" else open
@@ -145,7 +146,7 @@ def _documents(source: "_Source", document: str, json_field: str, flag: str) -> 
                 yield from _texts(stream, source.path.name, document, json_field, label)
 
 
-def _texts(stream: IO[bytes], name: str, document: str, json_field: str, label: str) -> Iterator[str]:
+def _texts(stream: io.BufferedIOBase, name: str, document: str, json_field: str, label: str) -> Iterator[str]:
     """Yields the documents of one file or member that have a visible character."""
     if name.lower().removesuffix(".gz").endswith(".jsonl"):
         texts = (_field(line, json_field, f"{label}:{number}") for number, line in _lines(stream, label))
@@ -156,12 +157,12 @@ def _texts(stream: IO[bytes], name: str, document: str, json_field: str, label: 
     yield from filter(_VISIBLE.search, texts)
 
 
-def _lines(stream: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
+def _lines(stream: io.BufferedIOBase, label: str) -> Iterator[tuple[int, str]]:
     for number, line in read_lines(stream, label, universal=True):
         yield number, line.removeprefix("\ufeff") if number == 1 else line  # a byte order mark
 
 
-def _whole(stream: IO[bytes], label: str) -> str:
+def _whole(stream: io.BufferedIOBase, label: str) -> str:
     """The whole text of a file, with line feeds as line ends."""
     raw = stream.read(MAX_DOCUMENT + 1)
     check_encoding(raw, label)

@@ -229,8 +229,8 @@ def _build(
                 raise _too_small(config, split, layout, cut_prefixes)
             meta["splits"][part] = {
                 "rows": count,
-                "floor": corpus.floor(split) if layout == "packed" and not cut_prefixes else None,
                 "sha256": {kind: files.sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
+                "floor": corpus.floor(split) if layout == "packed" and not cut_prefixes else None,
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 

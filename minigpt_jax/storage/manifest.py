@@ -1,4 +1,4 @@
-"""Sums of a folder's files, so that a flipped or a missing byte is noticed: Orbax restores it silently wrong."""
+"""LossSums of a folder's files, so that a flipped or a missing byte is noticed: Orbax restores it silently wrong."""
 
 import json
 import os

@@ -18,7 +18,7 @@ def _compiled(model: GPT) -> Any:
 
 
 def evaluate(model: GPT, weights: Any, rows: Rows, batch_size: int) -> LossSums:
-    """Sums over every label of `rows`. The last batch is filled up with rows that weigh nothing."""
+    """LossSums over every label of `rows`. The last batch is filled up with rows that weigh nothing."""
     batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     batches = rows.in_order(batch_size, jax.process_index(), jax.process_count())
     step = _compiled(model)  # pyright: ignore[reportArgumentType]

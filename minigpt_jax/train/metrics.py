@@ -56,7 +56,7 @@ def cross_entropy(logits_BTV: Float[Array, "B T V"], labels_BT: Int[Array, "B T"
 def token_sums(
     nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], bytes_B: Integer[Array | np.ndarray, "B"]
 ) -> LossSums:
-    """Sums over the labels that count; the reported figures count those that are not [PAD]."""
+    """LossSums over the labels that count; the reported figures count those that are not [PAD]."""
     return LossSums(
         nats=jnp.sum(nats_BT, where=counted_BT),
         tokens=jnp.sum(counted_BT),

@@ -50,7 +50,7 @@ def hyperparameters(config: OptimizerConfig, total_steps: int) -> Hyperparameter
     return Hyperparameters(**{name: np.float32(value) for name, value in values.items()})
 
 
-def schedule(kind: Any, hyper: Hyperparameters, step: Int[Array, ""] | int) -> Float[Array, ""]:
+def schedule(kind: Any, hyper: Hyperparameters, step: Int[Array, "*steps"] | int) -> Float[Array, "*steps"]:
     """The factor on the peak learning rate for the update after `step` updates, between 0 and 1.
 
     Warm-up is linear and ends at the peak; cosine and linear then fall to `final_fraction` at `total_steps`; wsd

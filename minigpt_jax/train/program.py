@@ -21,7 +21,7 @@ from minigpt_jax.parallel import devices
 from minigpt_jax.train import evaluate, memory, optim
 from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
-from minigpt_jax.train.step import StepMetrics, Trainer, eval_step, init_state, train_step, train_steps
+from minigpt_jax.train.step import StepMetrics, StepSpec, eval_step, init_state, train_step, train_steps
 
 MEMORY_SHARE = 0.8
 """How much of the free memory a stack may take."""
@@ -306,8 +306,8 @@ def memory_needed(compiled: Any, devices: int) -> int:
     return needed * (devices if on_cpu() else 1)
 
 
-def _step_spec(experiment: Experiment, axis_name: str | None) -> Trainer:
-    return Trainer(
+def _step_spec(experiment: Experiment, axis_name: str | None) -> StepSpec:
+    return StepSpec(
         model.build(experiment),
         experiment.optimizer,
         train_pad_label=experiment.data.layout == "lines",

@@ -24,7 +24,7 @@ CPU_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Trainer:
+class StepSpec:
     """What a train step does not change, all of it static.
 
     Attributes:
@@ -49,20 +49,20 @@ class StepMetrics(NamedTuple):
     grad_norm: Any
 
 
-def init_state(trainer: Trainer, hyper: optim.Hyperparameters, key: Array) -> TrainState:
+def init_state(spec: StepSpec, hyper: optim.Hyperparameters, key: Array) -> TrainState:
     """Fresh parameters and optimiser state at step 0."""
-    tokens_BT = jnp.zeros((1, trainer.model.sequence_length), jnp.int32)
-    params = trainer.model.init(key, tokens_BT)["params"]
+    tokens_BT = jnp.zeros((1, spec.model.sequence_length), jnp.int32)
+    params = spec.model.init(key, tokens_BT)["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optim.transformation(trainer.optimizer, hyper, 0).init(params),
-        ema=None if trainer.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
+        opt_state=optim.transformation(spec.optimizer, hyper, 0).init(params),
+        ema=None if spec.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
     )
 
 
 def train_step(
-    trainer: Trainer,
+    spec: StepSpec,
     state: TrainState,
     batch: Batch,
     hyper: optim.Hyperparameters,
@@ -77,9 +77,9 @@ def train_step(
     """
     key = rng.at(key, state.step)
     first_row = 0
-    if trainer.axis_name is not None:
-        first_row = jax.lax.axis_index(trainer.axis_name) * len(batch.rows)
-    pieces = _pieces(trainer, batch)
+    if spec.axis_name is not None:
+        first_row = jax.lax.axis_index(spec.axis_name) * len(batch.rows)
+    pieces = _pieces(spec, batch)
     dropout = DropoutCall(dropout_rate, first_row)
     micro = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), batch)
     gradient = jax.grad(_objective_sum, argnums=1, has_aux=True)
@@ -87,23 +87,23 @@ def train_step(
     def accumulate(carry: Any, i_batch: Any) -> tuple[Any, None]:
         i, batch = i_batch
         call = dropout._replace(first_row=first_row + i * len(batch.rows))
-        return jax.tree.map(jnp.add, carry, gradient(trainer, state.params, batch, key, call)), None
+        return jax.tree.map(jnp.add, carry, gradient(spec, state.params, batch, key, call)), None
 
     if pieces == 1:
-        totals = gradient(trainer, state.params, batch, key, dropout)
+        totals = gradient(spec, state.params, batch, key, dropout)
     else:
         shapes = jax.eval_shape(
-            lambda batch: gradient(trainer, state.params, batch, key, dropout), jax.tree.map(_first, micro)
+            lambda batch: gradient(spec, state.params, batch, key, dropout), jax.tree.map(_first, micro)
         )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         totals, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(pieces), micro))
-    if trainer.axis_name is not None:
-        totals = jax.lax.psum(totals, trainer.axis_name)
+    if spec.axis_name is not None:
+        totals = jax.lax.psum(totals, spec.axis_name)
 
     grads, (sums, objective, count) = totals
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
-    rule = optim.transformation(trainer.optimizer, hyper, state.step, trainer.model.dtype)
+    rule = optim.transformation(spec.optimizer, hyper, state.step, spec.model.dtype)
     updates, opt_state = rule.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -116,7 +116,7 @@ def train_step(
 
 
 def train_steps(
-    trainer: Trainer,
+    spec: StepSpec,
     state: TrainState,
     batches: Batch,
     hyper: optim.Hyperparameters,
@@ -124,9 +124,7 @@ def train_steps(
     dropout_rate: Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """`train_step` over the leading axis of `batches` in one program; metrics gain that axis."""
-    return jax.lax.scan(
-        lambda state, batch: train_step(trainer, state, batch, hyper, key, dropout_rate), state, batches
-    )
+    return jax.lax.scan(lambda state, batch: train_step(spec, state, batch, hyper, key, dropout_rate), state, batches)
 
 
 def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> LossSums:
@@ -138,14 +136,14 @@ def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = Non
 
 
 def _objective_sum(
-    trainer: Trainer, params: Any, batch: Batch, key: Array, dropout: DropoutCall | None = None
+    spec: StepSpec, params: Any, batch: Batch, key: Array, dropout: DropoutCall | None = None
 ) -> tuple[Array, tuple[LossSums, Array, Array]]:
     features_BT, labels_BT = batch.features, batch.labels
-    hidden_BTD = hidden(trainer.model, params, features_BT, key, dropout)
+    hidden_BTD = hidden(spec.model, params, features_BT, key, dropout)
     trained_BT = features_BT != PAD_ID
-    if not trainer.train_pad_label:
+    if not spec.train_pad_label:
         trained_BT &= labels_BT != PAD_ID
-    objective, nats_BT = _cross_entropy(trainer.model, params, hidden_BTD, batch, trained_BT)
+    objective, nats_BT = _cross_entropy(spec.model, params, hidden_BTD, batch, trained_BT)
     sums = metrics.token_sums(nats_BT, labels_BT != PAD_ID, batch.bytes)
     return objective, (sums, objective, jnp.sum(trained_BT))
 
@@ -158,16 +156,16 @@ def _cross_entropy(model: GPT, params: Any, hidden_BTD: Array, batch: Batch, cou
     return fused_loss.cross_entropy(layer, of_layer, hidden_BTD, batch.labels, weight_BT, mixture)
 
 
-def _pieces(trainer: Trainer, batch: Batch) -> int:
+def _pieces(spec: StepSpec, batch: Batch) -> int:
     """How many parts of the batch have their gradients taken one after another: the micro-batches, or parts of those.
 
     On a CPU a part's activations stay in cache.
     """
     rows, length = len(batch.rows), batch.rows.shape[1] - 1
     if not on_cpu():
-        return trainer.accumulate
-    fitting = (n for n in range(trainer.accumulate, rows + 1, trainer.accumulate) if rows % n == 0)
-    return next((n for n in fitting if rows // n * length <= CPU_TOKENS), trainer.accumulate)
+        return spec.accumulate
+    fitting = (n for n in range(spec.accumulate, rows + 1, spec.accumulate) if rows % n == 0)
+    return next((n for n in fitting if rows // n * length <= CPU_TOKENS), spec.accumulate)
 
 
 def _first(x: Any) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from minigpt_jax.config import Experiment
 from minigpt_jax.data import store
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
-from minigpt_jax.generate.texts import head
+from minigpt_jax.generate.texts import abbreviated
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.trackers import check_trackers
 from minigpt_jax.tokenizer import Tokenizer
@@ -71,13 +72,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_experiment(experiment: Experiment) -> None:
-    """Raises UserError for settings that cannot work on this machine's devices."""
+def check_experiment(experiment: Experiment) -> Experiment:
+    """The experiment with the code that it names loaded.
+
+    Raises UserError for settings that cannot work, by themselves or on this machine's devices.
+    """
     config.validate(experiment)
+    experiment = config.code.load(experiment, [Path.cwd()])
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
     check_trackers(experiment.train.trackers)
+    return experiment
 
 
 def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
@@ -87,13 +93,13 @@ def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
         length = 1 + len(ids)
         if length > window:
             raise UserError(
-                f"--sample.prompts {head(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; "
+                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; "
                 "shorten it"
             )
         room = window + 1 - length  # the last new token is never read, so it needs no position
         if experiment.model.positions == "learned" and (settings.max_new_tokens or 0) > room:
             raise UserError(
-                f"--sample.max-new-tokens {settings.max_new_tokens}: the prompt {head(prompt)!r} leaves room "
+                f"--sample.max-new-tokens {settings.max_new_tokens}: the prompt {abbreviated(prompt)!r} leaves room "
                 f"for {room}, since learned positions end at {window}; ask for fewer, or take --model.positions rope"
             )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from minigpt_jax import display, model
-from minigpt_jax.config import Experiment, code
+from minigpt_jax.config import Experiment
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import processes
@@ -62,8 +62,7 @@ def run(
     Raises:
         UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
     """
-    environment.check_experiment(experiment)
-    experiment = code.load(experiment, [Path.cwd()])
+    experiment = environment.check_experiment(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     display.console.quiet = not processes.is_first()
     with contextlib.closing(_open(experiment, files, prepared, resume)) as opened:
