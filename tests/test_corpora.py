@@ -83,9 +83,9 @@ def _damaged(path: Path) -> Path:
     [
         (lambda path: path, ["no such file"]),
         (lambda path: path.mkdir() or path, ["not a file"]),
-        (lambda path: Path(write(path, "")), ["not a zip", "cut short", "0 bytes"]),
+        (lambda path: Path(write(path, "")), ["not a zip", "truncated", "0 bytes"]),
         (lambda path: Path(write(path, "once upon a time\n" * 99)), ["not a zip"]),
-        (_truncated, ["not a zip", "cut short"]),
+        (_truncated, ["not a zip", "truncated"]),
         (_encrypted, ["train.txt", "encrypted"]),
         (_damaged, ["valid.txt", "cannot be read"]),
         (lambda path: make_archive(path, {VALID: b""}), ["valid.txt", "no text"]),
