@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 assert "jax" not in sys.modules, "a pytest plugin imported jax: too late to choose its devices"
@@ -44,5 +45,21 @@ else:
     atexit.register(shutil.rmtree, os.environ["MINIGPT_CACHE"], ignore_errors=True)
 
 import checked  # noqa: E402  it imports JAX, for which the variables above have to be set
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 checked.install()
+
+MOST_MEMORY_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs() -> Iterator[None]:
+    """Drops compiled programs once there are many.
+
+    Each of them takes about six memory maps, of which Linux gives a process 65,530; XLA crashes when it gets no more.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MEMORY_MAPS:
+        jax.clear_caches()
