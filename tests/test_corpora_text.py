@@ -249,7 +249,7 @@ def test_text_fingerprint_is_of_contents_and_splits(tmp_path):
         ("a.jsonl", '{"text": "a"}\n{"text": "b"\n', ["a.jsonl:2 is not JSON"]),
         ("a.jsonl", '{"text": "a"}\n\n["b"]\n', ["a.jsonl:3 is a list", "one object per line"]),
         ("a.jsonl", '{"title": "a", "body": "b"}\n', ["a.jsonl:1", "'text'", "title, body", "--data.json-field"]),
-        ("a.jsonl", '{"text": 1}\n', ["a.jsonl:1", "no string", "--data.json-field"]),
+        ("a.jsonl", '{"text": 1}\n', ["a.jsonl:1", "not a string", "--data.json-field"]),
         ("a.jsonl", '{"text": "\\ud800"}\n', ["a.jsonl", "surrogate"]),
     ],
 )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minigpt_jax.report import results
 from minigpt_jax.report.importance import importances
 from minigpt_jax.report.results import Axis, Configuration
 
@@ -19,7 +20,8 @@ def synthetic(effects: dict[str, float], number: int = 40) -> tuple[list[Axis], 
     for i in range(number):
         place, kind = random.uniform(), str(random.choice(["a", "b"]))
         values = {"rate": 1e-5 * 1e4**place, "kind": kind, "idle": random.uniform()}
-        rows.append(row(i, 0, 3 + effects["rate"] * place + effects["kind"] * (kind == "b"), **values))
+        loss = 3 + effects["rate"] * place + effects["kind"] * (kind == "b")
+        rows.append({"configuration": i, "trial": f"{i}-0", "seed": 0, "loss": loss, "status": "complete", **values})
     return axes, results.configurations(rows, [axis.field for axis in axes])
 
 

@@ -33,7 +33,7 @@ def test_a_vocabulary_file_is_used_as_it_is(tmp_path, monkeypatch):
         ("wordpiece", b"", r"piece 0 .* nothing"),
         ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\na\nb\na\n", "pieces 3 and 5 .* both 'a'"),
         ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\n\nb\n", "piece 3 .* empty"),
-        ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\n" + b"\n".join(b"%d" % i for i in range(8)), "11 pieces, .*-size 10 "),
+        ("wordpiece", b"[PAD]\n[UNK]\n[BOS]\n" + b"\n".join(b"%d" % i for i in range(8)), "11 pieces, .*-size 10;"),
         ("wordpiece", "[PAD]\n[UNK]\n[BOS]\na\n".encode("utf-16"), "it is UTF-16, not UTF-8"),
         ("wordpiece", "[PAD]\n[UNK]\n[BOS]\na\n".encode("utf-16-be"), "it is UTF-16, not UTF-8"),
         ("unigram", None, "cannot be read"),
@@ -81,7 +81,7 @@ def test_a_sentencepiece_model_file_is_used_as_it_is(tmp_path):
     assert ends[-1] == len(text.encode())
     ka = [i for i in range(len(ids)) if given.decode(ids[: i + 1]) == "ka"]
     assert len(b"  ka") <= ends[ka[0]] <= len(b"  ka  ")
-    with pytest.raises(UserError, match=r"60 pieces, .*-size 59 "):
+    with pytest.raises(UserError, match=r"60 pieces, .*-size 59;"):
         tokenizer.from_file(TokenizerConfig(kind="unigram", file=file, vocabulary_size=59))
 
 
