@@ -211,7 +211,7 @@ def test_a_corpus_is_known_by_its_documents_and_its_file(mine: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("class Numbers:\n  def __init__(self, data): pass\n", "without a method documents"),
+        ("class Numbers:\n  def __init__(self, data): pass\n", "which has no method documents"),
         (MINE.replace('yield f"', 'yield i, f"'), "a document of the train split is a tuple"),
     ],
 )
