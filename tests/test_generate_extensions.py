@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_experiment
 
 from minigpt_jax import Beam, GenerationSettings, Greedy, LanguageModel, Random, UserError, samplers
+from minigpt_jax.cli import main
 from minigpt_jax.config import BOS_ID
 from minigpt_jax.generate import methods
+from minigpt_jax.trial.run import run
 from tests.test_generate import PROMPTS, language_model
 
 SECOND_BEST = """
@@ -131,34 +134,45 @@ def test_what_cannot_be_is_refused_in_one_line(lm: LanguageModel, arguments: dic
     assert "\n" not in str(refused.value)
 
 
-def test_sample_takes_methods_filters_and_top_logprobs(tmp_path: Path, nth: str, capsys: pytest.CaptureFixture):
-    import tiny_experiment
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("extensions") / "run"
+    run(tiny_experiment.changed("train", steps=1), path)
+    return path
 
-    from minigpt_jax.cli import main
-    from minigpt_jax.trial.run import run
 
-    run_dir = str(tmp_path / "run")
-    run(tiny_experiment.changed("train", steps=1), run_dir)
+def sample(run_dir: Path, capsys: pytest.CaptureFixture, *flags: str) -> list[dict]:
+    """The lines of `sample --json` for one prompt."""
+    capsys.readouterr()
+    assert main(["sample", str(run_dir), "--prompt", "the fox", "--max-new-tokens", "3", "--json", *flags]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    def tokens(*flags: str) -> list[list[int]]:
-        capsys.readouterr()
-        assert main(["sample", run_dir, "--prompt", "the fox", "--max-new-tokens", "4", "--json", *flags]) == 0
-        return [json.loads(line)["tokens"] for line in capsys.readouterr().out.splitlines()]
 
-    assert tokens("--sampler", f"{nth}:n=1") == tokens("--sampler", "greedy") != tokens("--sampler", nth)
-    both = tokens("--sampler", "random", "--top-k", "5", "--top-p", "0.8", "--temperature", "2")
-    assert (
-        both
-        == tokens("--sampler", "random:top_k=5:top_p=0.8:temperature=2")
-        == tokens("--top-k", "5", "--top-p", "0.8", "--temperature", "2")
-    )
-    assert main(["sample", run_dir, "--max-new-tokens", "2", "--top-logprobs", "3", "--json"]) == 0
-    [line] = capsys.readouterr().out.splitlines()
-    fields = json.loads(line)
-    assert [[len(top) for top in place] for place in fields["top_logprobs"]] == [[3, 3, 3]] * 2
-    assert all([type(part) for part in place[0]] == [int, str, float] for place in fields["top_logprobs"])
-    assert main(["sample", run_dir, "--compare", "--sampler", "top_k:k=1,3", "--max-new-tokens", "2", "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+def test_sample_takes_a_sampler_of_a_file(run_dir: Path, nth: str, capsys: pytest.CaptureFixture):
+    [first] = sample(run_dir, capsys, "--sampler", f"{nth}:n=1", "--top-logprobs", "3")
+    [second] = sample(run_dir, capsys, "--sampler", f"{nth}:n=2", "--top-logprobs", "3")
+    assert first["tokens"][0] == first["top_logprobs"][0][0][0]
+    assert second["tokens"][0] == first["top_logprobs"][0][1][0]
+    assert [[[type(part) for part in top] for top in place] for place in first["top_logprobs"]] == [
+        [[int, str, float]] * 3
+    ] * 3
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--top-k", "5", "--top-p", "0.8", "--temperature", "2"],
+        ["--sampler", "random", "--top-k", "5", "--top-p", "0.8", "--temperature", "2"],
+        ["--sampler", "random:top_p=0.8:temperature=2", "--top-k", "5"],
+    ],
+)
+def test_sample_combines_filters(run_dir: Path, capsys: pytest.CaptureFixture, flags: list[str]):
+    [whole] = sample(run_dir, capsys, "--sampler", "random:top_k=5:top_p=0.8:temperature=2")
+    assert sample(run_dir, capsys, *flags) == [whole]
+
+
+def test_sample_compares_the_values_of_a_setting(run_dir: Path, capsys: pytest.CaptureFixture):
+    lines = sample(run_dir, capsys, "--compare", "--sampler", "top_k:k=1,3")
     assert [line["settings"]["k"] for line in lines] == [1, 3]
-    assert main(["sample", run_dir, "--sampler", "top_k:k=1,3"]) == 2
+    assert main(["sample", str(run_dir), "--sampler", "top_k:k=1,3"]) == 2
     assert "add --compare" in capsys.readouterr().err
