@@ -23,16 +23,19 @@ import numpy as np
 import tyro
 from rich.progress import track
 
-from minigpt_jax import config, corpora, display, parallel, run
-from minigpt_jax.batch import Batch
+from minigpt_jax import config, corpora, display
+from minigpt_jax.cache import cache_dir
 from minigpt_jax.cli.train import load_experiment
 from minigpt_jax.config import DataConfig, Experiment
 from minigpt_jax.data import store
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.data.store import Prepared
 from minigpt_jax.errors import UserError
-from minigpt_jax.metrics import Sums
-from minigpt_jax.sweep import axes, stack
+from minigpt_jax.parallel import devices
+from minigpt_jax.sweep import axes
+from minigpt_jax.train import program as stack
+from minigpt_jax.train.metrics import Sums
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "best": {},
@@ -109,10 +112,10 @@ def main(arguments: list[str]) -> int:
     best = dataclasses.replace(best, data=data)
     chosen.output.mkdir(parents=True, exist_ok=True)
     results = chosen.output / "ablation.jsonl"
-    corpus = corpora.open_corpus(data, run.cache_dir())
+    corpus = corpora.open_corpus(data, cache_dir())
     for stacked in _stacks(best, chosen, _lines(results)):
         experiments = [experiment for _, experiment in stacked]
-        prepared = store.prepare(experiments[0], corpus, run.cache_dir(), display.track)
+        prepared = store.prepare(experiments[0], corpus, cache_dir(), display.track)
         names = ", ".join(dict.fromkeys(name for name, _ in stacked))
         for (name, experiment), figures in zip(stacked, _train(experiments, prepared, names), strict=True):
             line = {"variant": name, "seed": experiment.seed, "steps": experiment.train.steps, **figures}
@@ -160,7 +163,7 @@ def _train(experiments: list[Experiment], prepared: Prepared, title: str) -> lis
         flat = jax.tree.map(lambda *leaves: np.stack(leaves), *(batch for step in each for batch in step))
         return jax.tree.map(lambda x: x.reshape(together, len(streams), *x.shape[1:]), flat)
 
-    drawn = parallel.prefetch(draw() for _ in range(steps // together))
+    drawn = devices.prefetch(draw() for _ in range(steps // together))
     console = display.console
     turns = track(drawn, title, steps // together, console=console, transient=True, disable=not console.is_terminal)
     for batches in turns:

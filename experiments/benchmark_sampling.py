@@ -25,12 +25,13 @@ import jax.numpy as jnp
 import tyro
 from jax import lax
 
-from minigpt_jax import display, kv_cache, samplers
+from minigpt_jax import display, samplers
 from minigpt_jax.benchmark import rounds
 from minigpt_jax.benchmark.sampling import METHODS, NEW, WINDOW, contenders, language_model, ours, weights_of_kerashub
 from minigpt_jax.config import BOS_ID, Experiment, ModelConfig
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.generate.programs import compiler_options
+from minigpt_jax.ops import kv_cache
 
 
 @dataclass(frozen=True)

@@ -124,10 +124,13 @@ def _worker() -> None:
 
     if int(processes) > 1:
         jax.distributed.initialize(address, int(processes), int(number))
-    from minigpt_jax import model, optim, parallel, rng, train
-    from minigpt_jax.batch import Batch
+    from minigpt_jax import model, rng
     from minigpt_jax.benchmark import rounds
     from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
+    from minigpt_jax.data.batch import Batch
+    from minigpt_jax.parallel import devices
+    from minigpt_jax.train import optim
+    from minigpt_jax.train.step import Trainer, init_state, train_step, train_steps
 
     shape = {name: getattr(chosen, name) for name in ("num_layers", "width", "num_heads", "feed_forward")}
     experiment = Experiment(
@@ -136,12 +139,12 @@ def _worker() -> None:
         tokenizer=TokenizerConfig(vocabulary_size=chosen.vocabulary_size),
         model=ModelConfig(**shape),
     )
-    parallel.check_batch_size(chosen.batch_size)
+    devices.check_batch_size(chosen.batch_size)
     gpt = model.build(experiment)
-    trainer = train.Trainer(gpt, experiment.optimizer, False, axis_name=parallel.axis_name())
+    trainer = Trainer(gpt, experiment.optimizer, False, axis_name=devices.axis_name())
     hyper, key = optim.hyperparameters(experiment.optimizer, chosen.steps), rng.stream(0, "dropout")
-    state = parallel.put_replicated(jax.jit(functools.partial(train.init_state, trainer))(hyper, rng.stream(0, "init")))
-    step = parallel.compile(functools.partial(train.train_step if size == 1 else train.train_steps, trainer), True)
+    state = devices.put_replicated(jax.jit(functools.partial(init_state, trainer))(hyper, rng.stream(0, "init")))
+    step = devices.compile(functools.partial(train_step if size == 1 else train_steps, trainer), True)
     share = chosen.batch_size // jax.process_count()
     lead = () if size == 1 else (size,)
     draws = np.random.default_rng(int(number))
@@ -149,7 +152,7 @@ def _worker() -> None:
     def draw() -> Any:
         rows = draws.integers(3, chosen.vocabulary_size, (*lead, share, chosen.sequence_length + 1), np.uint16)
         batch = Batch(rows, np.full((*lead, share), 4 * chosen.sequence_length, np.int32))
-        return parallel.put_batch(batch, row_axis=len(lead))
+        return devices.put_batch(batch, row_axis=len(lead))
 
     state, out = step(state, draw(), hyper, key)  # compiles
     jax.block_until_ready(out)
@@ -164,7 +167,7 @@ def _worker() -> None:
         spent[name] += now - mark
         mark = now
 
-    for _ in range(dispatches):  # as `train.fit` goes: a dispatch is queued before the one before is fetched
+    for _ in range(dispatches):  # as `fit` goes: a dispatch is queued before the one before is fetched
         batch = draw()
         lap("input")
         state, out = step(state, batch, hyper, key)

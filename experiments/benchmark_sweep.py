@@ -64,9 +64,11 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
     import jax
     import numpy as np
 
-    from minigpt_jax import model, optim, rng, train
-    from minigpt_jax.batch import Batch
-    from minigpt_jax.sweep import stack
+    from minigpt_jax import model, rng
+    from minigpt_jax.data.batch import Batch
+    from minigpt_jax.train import optim
+    from minigpt_jax.train import program as stack
+    from minigpt_jax.train.step import Trainer, init_state, train_step
 
     size, length = experiment.train.batch_size, experiment.data.sequence_length
     rows = np.random.default_rng(0).integers(3, experiment.tokenizer.vocabulary_size, (size, length + 1))
@@ -88,9 +90,9 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
             held["state"], out = compiled(held["state"], lanes, batches)
         jax.block_until_ready(out)
 
-    trainer = train.Trainer(model.build(experiment), experiment.optimizer, True)
-    step = jax.jit(functools.partial(train.train_step, trainer), donate_argnums=0)
-    init = jax.jit(functools.partial(train.init_state, trainer))
+    trainer = Trainer(model.build(experiment), experiment.optimizer, True)
+    step = jax.jit(functools.partial(train_step, trainer), donate_argnums=0)
+    init = jax.jit(functools.partial(init_state, trainer))
     hypers = [optim.hyperparameters(e.optimizer, steps) for e in experiments]
     key = rng.stream(0, "init")
     single: dict[str, Any] = {"state": init(hypers[0], key)}
@@ -112,9 +114,9 @@ def main(arguments: list[str]) -> int:
     chosen = tyro.cli(Arguments, args=arguments, prog="benchmark_sweep.py")
     import jax
 
-    from minigpt_jax import parallel
+    from minigpt_jax.parallel import devices
 
-    parallel.use_all_cores()  # as the sweep command does
+    devices.use_all_cores()  # as the sweep command does
     device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     figures: list[dict[str, Any]] = []
     lines = [f"Trials of {chosen.trial_steps} steps an hour, {device}", ""]

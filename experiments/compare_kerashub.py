@@ -30,13 +30,18 @@ import joblib
 import numpy as np
 import tyro
 
-from minigpt_jax import corpora, display, evaluate, model, optim, parallel, rng, run, tokenizer, train
-from minigpt_jax.batch import Batch
+from minigpt_jax import corpora, display, model, rng, tokenizer
 from minigpt_jax.benchmark import kerashub, matmuls, rounds, sampling, tokenisation, tutorial
+from minigpt_jax.cache import cache_dir
 from minigpt_jax.config import DataConfig, Experiment, flag_name
 from minigpt_jax.data import pipeline, store
-from minigpt_jax.run_dir import RunDir, read_metrics
-from minigpt_jax.state import TrainState
+from minigpt_jax.data.batch import Batch
+from minigpt_jax.parallel import devices
+from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.train import evaluate, optim
+from minigpt_jax.train.state import TrainState
+from minigpt_jax.train.step import Trainer, init_state, train_step
+from minigpt_jax.trial.run import run
 
 SIZE = tutorial.BATCH_SIZE
 THEIRS, OURS = "KerasHub", "minigpt_jax"
@@ -91,8 +96,8 @@ class Bench:
     def __init__(self, arguments: Arguments, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
         self.experiment = Experiment("simplebooks", data=arguments.data)
-        self.corpus = corpora.open_corpus(arguments.data, run.cache_dir())
-        self.prepared = store.prepare(self.experiment, self.corpus, run.cache_dir(), display.track)
+        self.corpus = corpora.open_corpus(arguments.data, cache_dir())
+        self.prepared = store.prepare(self.experiment, self.corpus, cache_dir(), display.track)
         self.gpt = model.build(self.experiment)
 
     @functools.cached_property
@@ -131,16 +136,16 @@ class Bench:
         """The rows of the next batches, one after another."""
         return np.concatenate([batch.rows for batch in itertools.islice(batches, steps)]).astype(np.int32)
 
-    def trainer(self) -> train.Trainer:
-        return train.Trainer(self.gpt, self.experiment.optimizer, train_pad_label=True, axis_name=parallel.axis_name())
+    def trainer(self) -> Trainer:
+        return Trainer(self.gpt, self.experiment.optimizer, train_pad_label=True, axis_name=devices.axis_name())
 
     def start(self, params: Any, total_steps: int) -> tuple[TrainState, Callable[[TrainState, Batch], Any]]:
         """Our state at KerasHub's weights, and the train step."""
         trainer, hyper = self.trainer(), optim.hyperparameters(self.experiment.optimizer, total_steps)
-        state = train.init_state(trainer, hyper, rng.stream(0, "init"))
-        state = parallel.put_replicated(dataclasses.replace(state, params=jax.tree.map(np.asarray, params)))
-        step = parallel.compile(functools.partial(train.train_step, trainer), donate=True)
-        return state, lambda state, batch: step(state, parallel.put_batch(batch), hyper, rng.stream(0, "dropout"))
+        state = init_state(trainer, hyper, rng.stream(0, "init"))
+        state = devices.put_replicated(dataclasses.replace(state, params=jax.tree.map(np.asarray, params)))
+        step = devices.compile(functools.partial(train_step, trainer), donate=True)
+        return state, lambda state, batch: step(state, devices.put_batch(batch), hyper, rng.stream(0, "dropout"))
 
 
 def main(arguments: list[str]) -> int:
@@ -240,7 +245,7 @@ def _step(bench: Bench) -> Iterator[Row]:
 
 def _evaluation(bench: Bench) -> Iterator[Row]:
     keras = kerashub.tutorial_model(seed=0)
-    weights = parallel.put_replicated(kerashub.from_keras(keras))
+    weights = devices.put_replicated(kerashub.from_keras(keras))
     contenders = {
         THEIRS: lambda: tutorial.perplexity(keras, bench.valid),
         OURS: lambda: evaluate.evaluate(bench.gpt, weights, bench.prepared.splits["valid"], SIZE).perplexity,
@@ -279,7 +284,7 @@ def _cold(bench: Bench) -> Iterator[Row]:
     kerashub.tutorial_model(seed=0).save_weights(weights)
     run_dir = bench.folder / "run"
     once = dataclasses.replace(bench.experiment, train=dataclasses.replace(bench.experiment.train, steps=1))
-    run.run(once, run_dir, prepared=bench.prepared, batches=pipeline.batches)
+    run(once, run_dir, prepared=bench.prepared, batches=pipeline.batches)
     sample = ["-m", "minigpt_jax", "sample", str(run_dir), "--sampler", "top_k", "--k", "10", "--json"]
 
     def seconds(words: list[str], cache: str) -> float:
@@ -318,10 +323,10 @@ def train_and_tell(side: str, path: str) -> None:
         tutorial.fit(kerashub.tutorial_model(seed=0), rows)
     else:
         experiment = Experiment("simplebooks")
-        trainer = train.Trainer(model.build(experiment), experiment.optimizer, train_pad_label=True)
+        trainer = Trainer(model.build(experiment), experiment.optimizer, train_pad_label=True)
         hyper = optim.hyperparameters(experiment.optimizer, 1)
-        state = jax.jit(functools.partial(train.init_state, trainer))(hyper, rng.stream(0, "init"))
-        step = parallel.compile(functools.partial(train.train_step, trainer), donate=True)
+        state = jax.jit(functools.partial(init_state, trainer))(hyper, rng.stream(0, "init"))
+        step = devices.compile(functools.partial(train_step, trainer), donate=True)
         for part in np.split(rows, STEPS_A_ROUND):
             state, _ = step(state, Batch(part, np.zeros(len(part), np.int32)), hyper, rng.stream(0, "dropout"))
         jax.block_until_ready(state)

@@ -10,7 +10,7 @@ import numpy as np
 import tiny_experiment
 
 from minigpt_jax.config import Experiment
-from minigpt_jax.run_dir import RunDir, write_description
+from minigpt_jax.storage.run_dir import RunDir, write_description
 
 AXES = [
     {"field": "optimizer.learning_rate", "low": 1e-4, "high": 1e-1, "log": True},

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import attention
 from minigpt_jax.config import BOS_ID
 from minigpt_jax.model import training_mask
+from minigpt_jax.ops import attention
 
 B, T, H = 3, 12, 5
 

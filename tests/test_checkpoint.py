@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from absl import logging
 
-from minigpt_jax import parallel
-from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.errors import UserError
-from minigpt_jax.metrics import Sums
-from minigpt_jax.state import Progress, TrainState
+from minigpt_jax.parallel import devices
+from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.state import Progress, TrainState
 
 
 def state_at(step: int, width: int = 5, ema: bool = False) -> TrainState:
@@ -25,7 +25,7 @@ def state_at(step: int, width: int = 5, ema: bool = False) -> TrainState:
         opt_state=((jnp.int32(step), moments),),
         ema=jax.tree.map(lambda x: x + 1, params) if ema else None,
     )
-    return parallel.put_replicated(state)
+    return devices.put_replicated(state)
 
 
 def save_all(folder: Path, losses: dict[int, float | None], keep: int = 2) -> Checkpoints:
@@ -50,7 +50,7 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path, ema: bool):
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
-        assert after.sharding.is_equivalent_to(parallel.replicated(), after.ndim)
+        assert after.sharding.is_equivalent_to(devices.replicated(), after.ndim)
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path: Path):

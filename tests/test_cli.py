@@ -11,7 +11,7 @@ import tiny_experiment
 
 from minigpt_jax import corpora, samplers
 from minigpt_jax.cli import main
-from minigpt_jax.run import run
+from minigpt_jax.trial.run import run
 
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))

@@ -9,7 +9,7 @@ import pytest
 from minigpt_jax import config
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
 from minigpt_jax.errors import UserError
-from minigpt_jax.optim import Hyperparameters
+from minigpt_jax.train.optim import Hyperparameters
 
 
 def test_json_round_trip_keeps_every_field():

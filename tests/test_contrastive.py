@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fake_models import FakeModel, hashing
 
-from minigpt_jax import kv_cache, samplers
+from minigpt_jax import samplers
+from minigpt_jax.ops import kv_cache
 
 V, ROOM, WIDTH, SLOTS = 19, 12, 5, 17
 MODEL = FakeModel(hashing(V, SLOTS, width=4), SLOTS)

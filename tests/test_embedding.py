@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import embedding
+from minigpt_jax.ops import embedding
 
 V, D = 11, 8
 

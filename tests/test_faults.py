@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from tiny_experiment import EXPERIMENT, changed
 
-from minigpt_jax import manifest
-from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.errors import UserError
-from minigpt_jax.run import Result, run
-from minigpt_jax.run_dir import RunDir, read_metrics
+from minigpt_jax.storage import manifest
+from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.trial.run import Result, run
 
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
 

@@ -12,10 +12,12 @@ import pytest
 from quick import optimisations
 from tiny import TINY, T, V, gpt, weights
 
-from minigpt_jax import fused_loss, metrics, optim, train
-from minigpt_jax.batch import Batch
 from minigpt_jax.config import ModelConfig, OptimizerConfig
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT, output, output_parameters
+from minigpt_jax.ops import fused_loss
+from minigpt_jax.train import metrics, optim
+from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step
 
 B, D = 3, TINY.width
 CONFIGS = {
@@ -157,13 +159,13 @@ def step_model(dropout: float) -> GPT:
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_no_step_holds_the_logits_of_a_batch(program: str, dropout: float) -> None:
     """64 rows of 64 tokens over 3,000 words: 49 MB of logits, if all were there at once."""
-    one = train.Trainer(step_model(dropout), OptimizerConfig(), train_pad_label=True)
+    one = Trainer(step_model(dropout), OptimizerConfig(), train_pad_label=True)
     batch = Batch(np.zeros((64, STEP_T + 1), np.uint16), np.zeros(64, np.int32))
     hyper, key = optim.hyperparameters(one.optimizer, 100), jax.random.key(0)
-    state = jax.eval_shape(functools.partial(train.init_state, one), hyper, key)
+    state = jax.eval_shape(functools.partial(init_state, one), hyper, key)
     if program == "train":
-        lowered = jax.jit(functools.partial(train.train_step, one)).lower(state, batch, hyper, key)
+        lowered = jax.jit(functools.partial(train_step, one)).lower(state, batch, hyper, key)
     else:
-        lowered = jax.jit(functools.partial(train.eval_step, one.model)).lower(state.params, batch)
+        lowered = jax.jit(functools.partial(eval_step, one.model)).lower(state.params, batch)
     memory: Any = lowered.compile().memory_analysis()
     assert memory.temp_size_in_bytes < 64 * STEP_T * STEP_V * 4

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import kv_cache
+from minigpt_jax.ops import kv_cache
 
 B, N, S, H = 3, 2, 5, 4
 

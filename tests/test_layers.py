@@ -1,6 +1,8 @@
 """The layering of the package: the contracts of pyproject.toml, and what an import brings in."""
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,13 @@ from pathlib import Path
 import pytest
 from importlinter import api
 
+import minigpt_jax
+
 ROOT = Path(__file__).resolve().parents[1]
-CONTRACTS = [contract["id"] for contract in api.read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]]
+OPTIONS = {
+    contract["id"]: contract for contract in api.read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
+}
+CONTRACTS = list(OPTIONS)
 
 
 def python(program: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +37,7 @@ def test_contract(contract: str) -> None:
         # A bare accelerator machine samples, and trains from any iterator of batches.
         ("minigpt_jax", ["tensorflow", "tyro", "optuna", "torch"]),
         ("minigpt_jax.generate", ["tensorflow", "tyro", "optuna", "torch"]),
-        ("minigpt_jax.run", ["tensorflow", "tyro", "optuna", "torch"]),
+        ("minigpt_jax.trial.run", ["tensorflow", "tyro", "optuna", "torch"]),
         # The token store is made by processes that start in a moment.
         ("minigpt_jax.tokenizer", ["jax", "flax", "tensorflow"]),
     ],
@@ -42,7 +49,7 @@ def test_import_brings_in(module: str, unwanted: list[str]) -> None:
     assert result.stdout.split() == []
 
 
-def test_pmap_is_named_in_parallel_alone() -> None:
+def test_pmap_is_named_in_one_module() -> None:
     naming = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "minigpt_jax").rglob("*.py")
@@ -50,4 +57,26 @@ def test_pmap_is_named_in_parallel_alone() -> None:
         if (isinstance(node, ast.Attribute) and node.attr == "pmap")
         or (isinstance(node, ast.alias) and node.name.endswith("pmap"))
     }
-    assert naming == {"minigpt_jax/parallel.py"}
+    assert naming == {"minigpt_jax/parallel/devices.py"}
+
+
+def test_readme_has_the_rooms_of_the_contracts() -> None:
+    layers = [re.findall(r"\w+", layer) for layer in reversed(OPTIONS["layers"]["layers"])]
+    height = {room: i for i, layer in enumerate(layers) for room in layer}
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "README.md").read_text(), re.M)
+    levels = {room: int(level) for level, rooms in rows for room in re.findall(r"`(\w+)/?`", rooms)}
+    assert set(levels) == set(height)
+    upwards = sorted(height, key=lambda room: (levels[room], height[room]))
+    assert [height[room] for room in upwards] == sorted(height.values())
+
+
+def test_all_that_the_package_offers_is_there() -> None:
+    for name in dir(minigpt_jax):
+        assert getattr(minigpt_jax, name) is not None
+
+
+def test_functions_of_the_package_share_no_name_with_a_module() -> None:
+    modules = {path.stem for path in (ROOT / "minigpt_jax").iterdir()}
+    functions = {name for name in dir(minigpt_jax) if inspect.isfunction(getattr(minigpt_jax, name))}
+    assert {"load", "run"} <= functions
+    assert not functions & modules

@@ -7,10 +7,11 @@ import pytest
 from tiny import CONFIGS
 from tiny_experiment import EXPERIMENT
 
-from minigpt_jax import memory, model
+from minigpt_jax import model
 from minigpt_jax.config import Experiment, ModelConfig
 from minigpt_jax.errors import UserError
-from minigpt_jax.run import run
+from minigpt_jax.train import memory
+from minigpt_jax.trial.run import run
 
 BIG = {"width": 256, "feed_forward": 1024, "pointer": 64}
 
@@ -27,7 +28,7 @@ def test_the_matrices_are_nearly_all_of_a_model(config: ModelConfig):
 
 @pytest.mark.parametrize("name", memory.MOMENTS)
 def test_optimisers_keep_at_least_so_many_moments(name: str):
-    from minigpt_jax import optim
+    from minigpt_jax.train import optim
 
     experiment = dataclasses.replace(EXPERIMENT, model=ModelConfig(**{**BIG, "pointer": 0}))
     shapes = model.parameter_shapes(experiment)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy_gpt import cross_entropy as numpy_cross_entropy
 
-from minigpt_jax.metrics import Sums, cross_entropy, distinct_ngrams, repeated_ngrams, token_sums
+from minigpt_jax.train.metrics import Sums, cross_entropy, distinct_ngrams, repeated_ngrams, token_sums
 
 B, T, V = 5, 7, 11
 

@@ -12,23 +12,19 @@ import pytest
 
 pytest.importorskip("keras_hub")
 
-from minigpt_jax import model, optim, train
-from minigpt_jax.batch import Batch
-from minigpt_jax.benchmark.kerashub import (
-    SEQ_LEN,
-    VOCAB_SIZE,
-    allow_rank_promotion,
-    from_keras,
-    keras,
-    tutorial_model,
-)
+from minigpt_jax import model
+from minigpt_jax.benchmark.kerashub import SEQ_LEN, VOCAB_SIZE, allow_rank_promotion, from_keras, keras, tutorial_model
 from minigpt_jax.config import BOS_ID, Experiment, OptimizerConfig
-from minigpt_jax.metrics import Sums
+from minigpt_jax.data.batch import Batch
+from minigpt_jax.train import optim
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.state import TrainState
+from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*mask:UserWarning")  # Keras, of its own layers
 
 REFERENCE = Experiment("reference")
-TRAINER = train.Trainer(model.build(REFERENCE), REFERENCE.optimizer, train_pad_label=True)
+TRAINER = Trainer(model.build(REFERENCE), REFERENCE.optimizer, train_pad_label=True)
 HYPER = optim.hyperparameters(REFERENCE.optimizer, total_steps=100)
 LENGTHS = (SEQ_LEN, 90, 17, 1)  # tokens of each line; the first fills the window
 
@@ -74,15 +70,15 @@ def test_logits_agree(theirs: Any) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def step(trainer: train.Trainer, state: Any, batch: Batch) -> Any:
-    return train.train_step(trainer, state, batch, HYPER, jax.random.key(0))
+def step(trainer: Trainer, state: Any, batch: Batch) -> Any:
+    return train_step(trainer, state, batch, HYPER, jax.random.key(0))
 
 
-def state_of(theirs: Any) -> train.TrainState:
+def state_of(theirs: Any) -> TrainState:
     """The state that training from Keras's weights begins with."""
     params = from_keras(theirs)
     opt_state = optim.transformation(REFERENCE.optimizer, HYPER, 0).init(params)
-    return train.TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema=None)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema=None)
 
 
 def test_objective_agrees(theirs: Any) -> None:
@@ -103,7 +99,7 @@ def test_perplexity_agrees(theirs: Any) -> None:
         ]
     total = Sums()
     for one in batches:
-        sums = jax.jit(train.eval_step, static_argnums=0)(TRAINER.model, from_keras(theirs), one)
+        sums = jax.jit(eval_step, static_argnums=0)(TRAINER.model, from_keras(theirs), one)
         total = total.plus(jax.tree.map(lambda x: x.item(), sums))
     assert total.tokens == sum(LENGTHS) + 3
     assert total.perplexity == pytest.approx(float(expected), rel=1e-5)
@@ -150,7 +146,7 @@ def test_adam_is_keras_own() -> None:
 def test_initialisers_agree(theirs: Any) -> None:
     """Both fresh: every weight of ours is drawn from the range that Keras draws it from."""
     expected = jax.tree_util.tree_leaves_with_path(from_keras(theirs))
-    state = jax.jit(functools.partial(train.init_state, TRAINER))(HYPER, jax.random.key(1))
+    state = jax.jit(functools.partial(init_state, TRAINER))(HYPER, jax.random.key(1))
     ours = dict(jax.tree_util.tree_leaves_with_path(state.params))
     assert len(ours) == len(expected)
     for path, leaf in expected:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tiny_experiment import EXPERIMENT, changed
 
-from minigpt_jax import objective
 from minigpt_jax.config import Experiment
+from minigpt_jax.report import objective
 
 LINES = changed("data", layout="lines", min_bytes=64)
 

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from minigpt_jax import optim
 from minigpt_jax.config import OptimizerConfig
-from minigpt_jax.optim import Hyperparameters
+from minigpt_jax.train import optim
+from minigpt_jax.train.optim import Hyperparameters
 
 NAMES = ("adam", "adamw", "muon", "normuon", "lion")
 

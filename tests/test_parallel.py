@@ -13,18 +13,20 @@ import jax
 import numpy as np
 import pytest
 
-from minigpt_jax import parallel
 from minigpt_jax.errors import UserError
+from minigpt_jax.parallel import devices
 
 PROGRAM = """
 import functools, json, sys
 import jax, numpy as np
 if sys.argv[1:]:  # this process's number, and where to meet the other
     jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[1]))
-from minigpt_jax import optim, parallel, train
-from minigpt_jax.batch import Batch
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.config import ModelConfig, OptimizerConfig
 from minigpt_jax.model import GPT
+from minigpt_jax.parallel import devices
+from minigpt_jax.train import optim
+from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step, train_steps
 
 STEPS, B, T, V = 20, 16, 8, 50
 rng = np.random.default_rng(0)
@@ -42,61 +44,61 @@ hyper, key = optim.hyperparameters(config, STEPS), jax.random.key(0)
 model = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16), V, T)
 
 def trainer(accumulate=1):
-    return train.Trainer(model, config, True, accumulate, parallel.axis_name())
+    return Trainer(model, config, True, accumulate, devices.axis_name())
 
 @jax.jit
 def fresh():
-    return train.init_state(trainer(), hyper, jax.random.key(1))
+    return init_state(trainer(), hyper, jax.random.key(1))
 
 def gone(state):  # was the memory given away?
     return all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 def compiled(step, accumulate=1):
-    return parallel.compile(functools.partial(step, trainer(accumulate)), donate=True)
+    return devices.compile(functools.partial(step, trainer(accumulate)), donate=True)
 
 out = {"devices": jax.device_count()}
-start = parallel.put_replicated(fresh())
-evaluate = parallel.compile(functools.partial(train.eval_step, model, axis_name=parallel.axis_name()))
+start = devices.put_replicated(fresh())
+evaluate = devices.compile(functools.partial(eval_step, model, axis_name=devices.axis_name()))
 
 state, losses, norms = start, [], []
-step = compiled(train.train_step)
+step = compiled(train_step)
 for i in range(STEPS):
-    state, metrics = step(state, parallel.put_batch(batch(i)), hyper, key)
+    state, metrics = step(state, devices.put_batch(batch(i)), hyper, key)
     losses.append(float(metrics.objective)); norms.append(float(metrics.grad_norm))
 out |= {"losses": losses, "norms": norms, "donated": gone(start), "labels": int(metrics.sums.tokens)}
-out["evaluation"] = [float(x) for x in evaluate(state.weights, parallel.put_batch(batch(0)))]
+out["evaluation"] = [float(x) for x in evaluate(state.weights, devices.put_batch(batch(0)))]
 out["kept"] = not gone(state)  # evaluation donates nothing
 
 modern = ModelConfig(1, 16, 2, feed_forward=16, tied_embeddings=True, convolution=3, head_gate=True, pointer=8)
 modern = GPT(modern, V, T, jax.numpy.bfloat16)
-half = train.Trainer(modern, OptimizerConfig("normuon"), True, 1, parallel.axis_name())
-state = parallel.put_replicated(train.init_state(half, hyper, jax.random.key(1)))
-step, out["half"] = parallel.compile(functools.partial(train.train_step, half), donate=True), []
+half = Trainer(modern, OptimizerConfig("normuon"), True, 1, devices.axis_name())
+state = devices.put_replicated(init_state(half, hyper, jax.random.key(1)))
+step, out["half"] = devices.compile(functools.partial(train_step, half), donate=True), []
 for i in range(4):
-    state, metrics = step(state, parallel.put_batch(batch(i)), hyper, key)
+    state, metrics = step(state, devices.put_batch(batch(i)), hyper, key)
     out["half"].append(float(metrics.objective))
 
-several = compiled(train.train_steps)
-state = parallel.put_replicated(fresh())
+several = compiled(train_steps)
+state = devices.put_replicated(fresh())
 losses = []
 for i in range(0, STEPS, 5):
     together = jax.tree.map(lambda x: x[i : i + 5], batches)
-    state, metrics = several(state, parallel.put_batch(together, row_axis=1), hyper, key)
+    state, metrics = several(state, devices.put_batch(together, row_axis=1), hyper, key)
     losses += np.asarray(metrics.objective).tolist()
 out["scanned"] = losses
 out["step"] = int(state.step)
 
-state = parallel.put_replicated(fresh())
-_, metrics = compiled(train.train_step, accumulate=2)(state, parallel.put_batch(batch(0)), hyper, key)
+state = devices.put_replicated(fresh())
+_, metrics = compiled(train_step, accumulate=2)(state, devices.put_batch(batch(0)), hyper, key)
 out["accumulated"] = [float(metrics.objective), float(metrics.grad_norm)]
 
 dropping = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16, dropout=0.3), V, T)
 for accumulate in (1, 2):
-    one = train.Trainer(dropping, config, True, accumulate, parallel.axis_name())
-    state = parallel.put_replicated(train.init_state(one, hyper, jax.random.key(1)))
-    step, losses = parallel.compile(functools.partial(train.train_step, one), donate=True), []
+    one = Trainer(dropping, config, True, accumulate, devices.axis_name())
+    state = devices.put_replicated(init_state(one, hyper, jax.random.key(1)))
+    step, losses = devices.compile(functools.partial(train_step, one), donate=True), []
     for i in range(4):
-        state, metrics = step(state, parallel.put_batch(batch(i)), hyper, key)
+        state, metrics = step(state, devices.put_batch(batch(i)), hyper, key)
         losses.append(float(metrics.objective))
     out[f"dropped by {accumulate}"] = losses
 print(json.dumps(out))
@@ -186,34 +188,34 @@ def test_memory_of_the_state_is_given_on_where_asked(devices: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "accumulate", "batch_size", "nearest"),
+    ("count", "accumulate", "batch_size", "nearest"),
     [(4, 1, 10, "8 or 12"), (4, 1, 3, "take 4$"), (8, 1, 63, "56 or 64"), (4, 2, 12, "8 or 16"), (1, 3, 4, "3 or 6")],
 )
 def test_a_batch_that_does_not_divide_is_refused(
-    devices: int, accumulate: int, batch_size: int, nearest: str, monkeypatch: pytest.MonkeyPatch
+    count: int, accumulate: int, batch_size: int, nearest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "device_count", lambda: count)
     with pytest.raises(UserError, match=rf"^--train.batch-size {batch_size}: .*{nearest}") as raised:
-        parallel.check_batch_size(batch_size, accumulate)
+        devices.check_batch_size(batch_size, accumulate)
     assert "\n" not in str(raised.value)
     assert (f"--train.accumulate {accumulate}" in str(raised.value)) == (accumulate > 1)
 
 
-@pytest.mark.parametrize(("devices", "accumulate", "batch_size"), [(1, 1, 7), (4, 1, 64), (4, 2, 64), (8, 8, 64)])
+@pytest.mark.parametrize(("count", "accumulate", "batch_size"), [(1, 1, 7), (4, 1, 64), (4, 2, 64), (8, 8, 64)])
 def test_a_batch_that_divides_is_taken(
-    devices: int, accumulate: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+    count: int, accumulate: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
-    parallel.check_batch_size(batch_size, accumulate)
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    devices.check_batch_size(batch_size, accumulate)
 
 
 @pytest.mark.parametrize("row_axis", [0, 1])
 def test_put_batch_shares_out_rows_in_order(row_axis: int) -> None:
-    devices = jax.device_count()
-    rows = np.arange(2 * devices * 2 * devices).reshape(2 * devices, 2 * devices)
-    placed = parallel.put_batch({"rows": rows}, row_axis)["rows"]
-    if devices > 1:
-        expected = np.moveaxis(rows, row_axis, 0).reshape(devices, 2, -1)
+    count = jax.device_count()
+    rows = np.arange(2 * count * 2 * count).reshape(2 * count, 2 * count)
+    placed = devices.put_batch({"rows": rows}, row_axis)["rows"]
+    if count > 1:
+        expected = np.moveaxis(rows, row_axis, 0).reshape(count, 2, -1)
         for device, shard in zip(jax.devices(), placed.addressable_shards, strict=True):
             assert shard.device == device
             share = np.moveaxis(np.asarray(shard.data)[0], row_axis, 0)
@@ -232,7 +234,7 @@ def drawn_ahead(size: int, length: int) -> Iterator[tuple[int, int]]:
             drawn += 1
             yield i
 
-    for item in parallel.prefetch(source(), size):
+    for item in devices.prefetch(source(), size):
         yield item, drawn
 
 

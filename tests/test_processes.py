@@ -11,8 +11,8 @@ import jax
 import pytest
 from jax._src import distributed as jax_distributed
 
-from minigpt_jax import distributed, parallel
 from minigpt_jax.errors import UserError
+from minigpt_jax.parallel import cluster, processes
 
 
 class Store:
@@ -50,7 +50,7 @@ def in_both(monkeypatch: pytest.MonkeyPatch, function: Any) -> list[Any]:
     for index, call in enumerate((function, never)):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         try:
-            results.append(parallel.from_first(call))
+            results.append(processes.from_first(call))
         except (UserError, OSError) as error:
             results.append(error)
     return results
@@ -97,7 +97,7 @@ def test_what_a_stranger_puts_into_the_store_runs_no_code(store: Store, monkeypa
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     store.values["minigpt/0"] = sent
     with pytest.raises(UserError, match="process 0 of this run sent cannot be read"):
-        parallel.from_first(lambda: None)
+        processes.from_first(lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,6 @@ def test_the_coordinator_listens_at_its_own_address(
         return [(0, 0, 0, "", (address, 0)) for address in resolved]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    assert distributed.own_address(coordinator) == listens
+    assert cluster.own_address(coordinator) == listens
     monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "0.0.0.0:80")
-    assert distributed.own_address(coordinator) is None
+    assert cluster.own_address(coordinator) is None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import products
+from minigpt_jax.ops.matmul import dot_general, matmul
 
 SHAPES = {
     "wide": ((), 12, 8, 20),
@@ -37,7 +37,7 @@ def test_values_and_gradients(name: str, turned: tuple[bool, bool]) -> None:
 
     def product(a: Any, b: Any) -> Any:
         a, b = (x.mT if turn else x for x, turn in zip((a, b), turned, strict=True))
-        return products.matmul(a, b).mT
+        return matmul(a, b).mT
 
     @jax.jit
     def outcome(a: Any, b: Any) -> Any:
@@ -58,14 +58,14 @@ def test_values_and_gradients(name: str, turned: tuple[bool, bool]) -> None:
 def test_sums_and_result_are_float32() -> None:
     """4,097 is no bfloat16, and a sum of ones in bfloat16 stops at 256."""
     ones = jnp.ones((2, 4097), jnp.bfloat16)
-    assert (jax.jit(lambda a: products.matmul(a, a.T, jnp.float32))(ones) == 4097).all()
+    assert (jax.jit(lambda a: matmul(a, a.T, jnp.float32))(ones) == 4097).all()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dot_general_is_laxs(dtype: Any) -> None:
     x, kernel = (jnp.asarray(draw(*shape), dtype) for shape in ((2, 3, 8), (8, 5)))
     numbers = ((2,), (0,)), ((), ())
-    got, expected = (f(x, kernel, numbers) for f in (products.dot_general, jax.lax.dot_general))
+    got, expected = (f(x, kernel, numbers) for f in (dot_general, jax.lax.dot_general))
     assert got.dtype == expected.dtype == dtype
     np.testing.assert_allclose(exact(got), exact(expected), rtol=2**-7, atol=2**-7)
 
@@ -73,5 +73,5 @@ def test_dot_general_is_laxs(dtype: Any) -> None:
 def test_vmap() -> None:
     """As a stack of trials may run it."""
     a, b = draw(4, 6, 8), draw(8, 5)
-    got = jax.vmap(products.matmul, (0, None))(a, b)
-    np.testing.assert_array_equal(exact(got), exact(products.matmul(a, jnp.broadcast_to(b, (4, 8, 5)))))
+    got = jax.vmap(matmul, (0, None))(a, b)
+    np.testing.assert_array_equal(exact(got), exact(matmul(a, jnp.broadcast_to(b, (4, 8, 5)))))

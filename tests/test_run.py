@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from tiny_experiment import EXPERIMENT, changed
 
-from minigpt_jax import evaluate, generate
-from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax import generate
 from minigpt_jax.config import Experiment
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
-from minigpt_jax.run import run
-from minigpt_jax.run_dir import RunDir, read_metrics
+from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.train import evaluate
+from minigpt_jax.trial.run import run
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 from tiny_experiment import changed
-from minigpt_jax.run import run
+from minigpt_jax.trial.run import run
 result = run(changed("train", steps=100_000, checkpoint_every=10_000), {path!r})
 print("interrupted", result.interrupted, result.progress.step)
 """
@@ -208,7 +209,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import itertools, pathlib
 import numpy as np
 from tiny_experiment import changed, EXPERIMENT
-from minigpt_jax import corpora, run
+from minigpt_jax import corpora
+from minigpt_jax.trial import run
 from minigpt_jax.data import store
 cache = pathlib.Path({str(tmp_path / "cache")!r})
 prepared = store.prepare(EXPERIMENT, corpora.open_corpus(EXPERIMENT.data, cache), cache)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import pytest
 
-from minigpt_jax import run_dir
 from minigpt_jax.config import Experiment, ModelConfig, SampleConfig, TrainConfig
 from minigpt_jax.errors import UserError
-from minigpt_jax.run_dir import RunDir
+from minigpt_jax.storage import run_dir
+from minigpt_jax.storage.run_dir import RunDir
 
 FINGERPRINTS = {"corpus": "c", "tokenizer": "t"}
 

@@ -16,7 +16,7 @@ from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
-from minigpt_jax.run_dir import whole_file
+from minigpt_jax.storage.run_dir import whole_file
 
 WORDS = "the king was dead and so was his old dog who had never liked him much".split()
 

@@ -19,11 +19,15 @@ import quick
 from tiny_experiment import changed
 from tiny_sweep import EXPERIMENT, batches, plan
 
-from minigpt_jax import corpora, evaluate, generate, memory, model, optim, rng, run, sweep, train
+from minigpt_jax import corpora, generate, model, rng, sweep
+from minigpt_jax.cache import cache_dir
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
-from minigpt_jax.run_dir import RunDir, read_metrics
-from minigpt_jax.sweep import stack
+from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.train import evaluate, memory, optim
+from minigpt_jax.train import program as stack
+from minigpt_jax.train.step import Trainer, init_state, train_step
+from minigpt_jax.trial.run import run
 
 STEPS = EXPERIMENT.train.steps or 0
 
@@ -38,7 +42,7 @@ def quick_compilation() -> Iterator[None]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweep.Plan, list[dict], int]:
     """A sweep of 8 trials in one stack, its rows, and how often the train step was compiled."""
     traces = []
-    step = train.train_step
+    step = train_step
 
     def counted(*arguments: Any) -> Any:
         traces.append(1)
@@ -47,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweep.Plan, list[di
     stack._program.cache_clear()
     sweep_plan = plan(tmp_path_factory.mktemp("whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", counted)
+        patch.setattr(stack, "train_step", counted)
         outcome = sweep.sweep(sweep_plan, source=batches)
     assert not outcome.interrupted
     return sweep_plan, outcome.rows, len(traces)
@@ -59,15 +63,15 @@ def losses(run_dir: Path, split: str) -> list[float]:
 
 @functools.cache
 def prepared() -> store.Prepared:
-    corpus = corpora.open_corpus(EXPERIMENT.data, run.cache_dir())
-    return store.prepare(EXPERIMENT, corpus, run.cache_dir())
+    corpus = corpora.open_corpus(EXPERIMENT.data, cache_dir())
+    return store.prepare(EXPERIMENT, corpus, cache_dir())
 
 
 @functools.cache
 def alone_program(dropout: float) -> Any:
     gpt = model.build(changed("model", EXPERIMENT, dropout=dropout))
-    trainer = train.Trainer(gpt, EXPERIMENT.optimizer, train_pad_label=False)
-    return trainer, jax.jit(functools.partial(train.train_step, trainer))
+    trainer = Trainer(gpt, EXPERIMENT.optimizer, train_pad_label=False)
+    return trainer, jax.jit(functools.partial(train_step, trainer))
 
 
 def test_a_stack_has_the_loss_curves_of_its_trials_alone_and_compiles_once(whole: tuple):
@@ -81,7 +85,7 @@ def test_a_stack_has_the_loss_curves_of_its_trials_alone_and_compiles_once(whole
         hyper = optim.hyperparameters(
             changed("optimizer", learning_rate=row["optimizer.learning_rate"]).optimizer, total_steps=STEPS
         )
-        state = train.init_state(trainer, hyper, rng.stream(row["seed"], "init"))
+        state = init_state(trainer, hyper, rng.stream(row["seed"], "init"))
         stream = batches(prepared().splits["train"], 16, row["seed"], 0, 0, 1)
         alone = []
         for _ in range(STEPS):
@@ -100,7 +104,7 @@ def test_a_trial_is_what_training_makes_of_its_experiment_and_can_go_on(whole: t
     experiment = sweep_plan.trial(
         row["configuration"], {n: row[n] for n in ("model.dropout", "optimizer.learning_rate")}, row["seed"]
     ).experiment
-    run.run(experiment, tmp_path / "run", prepared=prepared(), batches=batches)
+    run(experiment, tmp_path / "run", prepared=prepared(), batches=batches)
     ours = read_metrics(RunDir(sweep_plan.folder / row["run_dir"]))
     theirs = read_metrics(RunDir(tmp_path / "run"))
     assert [(a["step"], a["split"], a["tokens"]) for a in ours] == [
@@ -118,7 +122,7 @@ def test_a_trial_is_what_training_makes_of_its_experiment_and_can_go_on(whole: t
     assert sums.loss == pytest.approx(row["loss"], rel=1e-5)
     assert (copy / "samples" / f"step-{STEPS:08}.txt").read_text().startswith("once upon a time")
     further = changed("train", experiment, steps=STEPS + 4)
-    result = run.run(further, copy, batches=batches)
+    result = run(further, copy, batches=batches)
     assert result.progress.step == STEPS + 4
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from minigpt_jax import sweep
 from minigpt_jax.cli import main
-from minigpt_jax.state import Progress
 from minigpt_jax.sweep import results
+from minigpt_jax.train.state import Progress
 
 RATES = "optimizer.learning_rate=1e-3,3e-3"
 QUICKSTART = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")

@@ -17,10 +17,10 @@ import tiny_sweep
 
 from minigpt_jax import sweep
 from minigpt_jax.errors import UserError, without_password
-from minigpt_jax.metrics import Sums
 from minigpt_jax.sweep import storage as storage_
 from minigpt_jax.sweep.lockstep import Lockstep
 from minigpt_jax.sweep.study import Study, survivors
+from minigpt_jax.train.metrics import Sums
 
 RATES = "optimizer.learning_rate=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3"
 

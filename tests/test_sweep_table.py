@@ -11,10 +11,10 @@ import tiny_sweep
 from rich.console import Console
 
 from minigpt_jax import display, sweep
-from minigpt_jax.metrics import Sums
-from minigpt_jax.state import Progress
 from minigpt_jax.sweep import results
 from minigpt_jax.sweep.table import Table
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.state import Progress
 
 GOOD, BAD = Sums(300.0, 100, 400), Sums(200.0, 100, 100)
 """The first has more nats per token, and fewer bits per byte."""

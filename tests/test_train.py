@@ -12,11 +12,14 @@ import pytest
 from numpy_gpt import cross_entropy, forward
 from quick import optimisations
 
-from minigpt_jax import optim, rng, train
-from minigpt_jax.batch import Batch
+from minigpt_jax import rng
 from minigpt_jax.config import BOS_ID, PAD_ID, ModelConfig, OptimizerConfig
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT, DropoutCall
-from minigpt_jax.train import Trainer
+from minigpt_jax.train import optim
+from minigpt_jax.train import step as step_module
+from minigpt_jax.train.state import TrainState
+from minigpt_jax.train.step import Trainer, _objective_sum, _pieces, eval_step, init_state, train_step, train_steps
 
 V, T = 50, 8
 MODEL = ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16)
@@ -30,9 +33,9 @@ def quick_compilation() -> Iterator[None]:
         yield
 
 
-step = jax.jit(train.train_step, static_argnums=0)
-steps = jax.jit(train.train_steps, static_argnums=0)
-evaluate = jax.jit(train.eval_step, static_argnums=0)
+step = jax.jit(train_step, static_argnums=0)
+steps = jax.jit(train_steps, static_argnums=0)
+evaluate = jax.jit(eval_step, static_argnums=0)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
 
@@ -48,16 +51,16 @@ def hyper(optimizer: OptimizerConfig = OPTIMIZER) -> optim.Hyperparameters:
 
 
 @functools.cache
-def fresh() -> train.TrainState:
-    return jax.jit(functools.partial(train.init_state, trainer()))(hyper(), jax.random.key(1))
+def fresh() -> TrainState:
+    return jax.jit(functools.partial(init_state, trainer()))(hyper(), jax.random.key(1))
 
 
-def start(one: Trainer) -> train.TrainState:
+def start(one: Trainer) -> TrainState:
     """Step 0 of any trainer, from the same weights; they are drawn once, to save compilations."""
     params = fresh().params
     opt_state = optim.transformation(one.optimizer, hyper(one.optimizer), 0).init(params)
     ema = None if one.optimizer.ema_decay is None else params
-    return train.TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon", "normuon", "lion"])
@@ -65,8 +68,8 @@ def start(one: Trainer) -> train.TrainState:
 def test_the_state_keeps_its_form(name: Any, ema_decay: float | None) -> None:
     """Whatever the rule, a step gives back what it took, in shapes and types, so that steps can follow one another."""
     one = trainer(OptimizerConfig(name=name, ema_decay=ema_decay), tied_embeddings=True, norm="rmsnorm")
-    before = jax.eval_shape(functools.partial(train.init_state, one), hyper(), KEY)
-    after, _ = jax.eval_shape(functools.partial(train.train_step, one), before, batch(LENGTHS), hyper(), KEY)
+    before = jax.eval_shape(functools.partial(init_state, one), hyper(), KEY)
+    after, _ = jax.eval_shape(functools.partial(train_step, one), before, batch(LENGTHS), hyper(), KEY)
     form = functools.partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
     assert form(after) == form(before)
     assert (before.ema is None) == (ema_decay is None)
@@ -102,7 +105,7 @@ def test_the_objective_and_the_figures_are_numpys(pad_label: bool) -> None:
 def test_a_pointers_step_is_the_plain_loss() -> None:
     """Figures and gradient of the fused loss, which mixes the shares in, are those of the mixed log-probabilities."""
     one, rows = trainer(pad_label=False, pointer=8), batch(LENGTHS)
-    state = train.init_state(one, hyper(), jax.random.key(1))
+    state = init_state(one, hyper(), jax.random.key(1))
     params = {**state.params, "pointer": {**state.params["pointer"], "sentinel_bias": np.ones(1, np.float32)}}
     rows.rows[:, 3] = rows.rows[:, 2]  # something to copy
 
@@ -112,7 +115,7 @@ def test_a_pointers_step_is_the_plain_loss() -> None:
         return jnp.sum(nats_BT, where=rows.labels != PAD_ID)
 
     value, gradient = jax.value_and_grad(plain)(params)
-    got, (sums, *_) = jax.grad(train._objective_sum, argnums=1, has_aux=True)(one, params, rows, KEY)
+    got, (sums, *_) = jax.grad(_objective_sum, argnums=1, has_aux=True)(one, params, rows, KEY)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, gradient)
     close(sums.nats, value)
     close(evaluate(one.model, params, rows).nats, value)
@@ -131,11 +134,11 @@ def test_gradient_accumulation_is_one_batch() -> None:
 def test_a_batch_in_pieces_is_one_batch(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU takes the gradient of a few tokens at a time: here of two rows of the eight."""
     one, rows = trainer(accumulate=accumulate), batch(LENGTHS)
-    assert train._pieces(one, rows) == accumulate
+    assert _pieces(one, rows) == accumulate
     expected = step(one, start(one), rows, hyper(), KEY)
-    monkeypatch.setattr(train, "CPU_TOKENS", 2 * T)
-    assert train._pieces(one, rows) == 4
-    got = jax.jit(functools.partial(train.train_step, one))(start(one), rows, hyper(), KEY)
+    monkeypatch.setattr(step_module, "CPU_TOKENS", 2 * T)
+    assert _pieces(one, rows) == 4
+    got = jax.jit(functools.partial(train_step, one))(start(one), rows, hyper(), KEY)
     jax.tree.map(close, got, expected)
 
 
@@ -181,7 +184,7 @@ def test_dropout_is_keyed_by_step_and_row() -> None:
     assert abs(objective(one, 0, row) - objective(one, 1, row)) > 1e-3
     # The same row twice: with one mask for both, their mean would be that of either.
     twice = Batch(*(np.concatenate([x, x]) for x in row))
-    masked = jax.jit(functools.partial(train._objective_sum, one))
+    masked = jax.jit(functools.partial(_objective_sum, one))
     call = lambda place: DropoutCall(first_row=place)  # noqa: E731
     alone = [float(masked(fresh().params, row, rng.at(KEY, 0), call(place))[0]) / T for place in range(2)]
     assert abs(alone[0] - alone[1]) > 1e-3
@@ -193,7 +196,7 @@ def test_dropout_is_keyed_by_step_and_row() -> None:
 def test_moving_average_of_the_weights() -> None:
     """average += (1 - decay) · (weights - average), with decay = min(ema_decay, (1 + t) / (10 + t))."""
     one = trainer(replace(OPTIMIZER, ema_decay=0.15))  # its warm-up, 1/10 and then 2/11, ends within two steps
-    state = jax.jit(functools.partial(train.init_state, one))(hyper(one.optimizer), jax.random.key(1))
+    state = jax.jit(functools.partial(init_state, one))(hyper(one.optimizer), jax.random.key(1))
     average = np.asarray(state.params["output"]["kernel"], np.float64)
     jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
     for decay in (0.1, 0.15, 0.15):

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigpt_jax import train
-from minigpt_jax.metrics import Sums
-from minigpt_jax.state import Progress
-from minigpt_jax.train import Hook, NonFiniteLossError, StepMetrics, fit, plan
+from minigpt_jax.train import loop
+from minigpt_jax.train.loop import Hook, NonFiniteLossError, fit, plan
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.state import Progress
+from minigpt_jax.train.step import StepMetrics
 
 PERIODS = [
     (0, 7, 1, []),
@@ -139,7 +140,7 @@ def test_a_period_that_ends_with_the_run_is_called_once() -> None:
 
 def test_time_in_hooks_is_not_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
     machine, progress = Machine(), Progress(seconds=100.0)
 
     def run_steps(state: Any, size: int, batches: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from tiny_experiment import changed
 
 from minigpt_jax import sweep
-from minigpt_jax.batch import Batch
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.sweep import axes
 
 EXPERIMENT = changed("train", changed("model", dropout=0.0), log_every=1)

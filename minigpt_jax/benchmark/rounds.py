@@ -19,7 +19,7 @@ import jax
 from rich.progress import track
 
 from minigpt_jax import display
-from minigpt_jax.run import versions
+from minigpt_jax.trial.run import versions
 
 
 @dataclass

@@ -9,9 +9,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from minigpt_jax import signals
 from minigpt_jax.errors import UserError, printable
-from minigpt_jax.signals import INTERRUPTED
+from minigpt_jax.trial import signals
+from minigpt_jax.trial.signals import INTERRUPTED
 
 COMMANDS = ("train", "sample", "evaluate", "sweep", "report")
 USAGE = """\

@@ -38,11 +38,12 @@ def main(arguments: list[str]) -> int:
     from minigpt_jax.cli import jax_setup
 
     jax_setup.prepare()
-    from minigpt_jax import evaluate, generate
+    from minigpt_jax import generate
     from minigpt_jax.corpora import read_files
     from minigpt_jax.data import store
     from minigpt_jax.data.rows import Rows
-    from minigpt_jax.run_dir import RunDir
+    from minigpt_jax.storage.run_dir import RunDir
+    from minigpt_jax.train import evaluate
 
     if chosen.batch_size < 1:
         raise UserError(f"--batch-size {chosen.batch_size}: must be 1 or more")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax import utf8
+from minigpt_jax.corpora import utf8
 from minigpt_jax.errors import UserError, printable
 
 METHOD_SETTINGS = ("k", "p", "num_beams", "alpha", "length_penalty", "temperature")
@@ -172,7 +172,7 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
     from rich.text import Text
 
     from minigpt_jax.display import console
-    from minigpt_jax.run_dir import RunDir, write_whole
+    from minigpt_jax.storage.run_dir import RunDir, write_whole
 
     rows: list[dict[str, Any]] = []
     for one in compared:

@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from minigpt_jax import cli, config, objective
+from minigpt_jax import cli, config
 from minigpt_jax.cli import jax_setup
 from minigpt_jax.cli.train import load_experiment
 from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError, without_password
+from minigpt_jax.parallel import devices
+from minigpt_jax.report import objective
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ def main(arguments: list[str]) -> int:
     experiment = tyro.cli(Flags, args=flags, prog=prog, default=Flags(defined)).experiment
 
     jax_setup.prepare()
-    from minigpt_jax import parallel, report, sweep
+    from minigpt_jax import report, sweep
     from minigpt_jax.sweep import axes
 
-    parallel.use_all_cores()
+    devices.use_all_cores()
     plan = sweep.make(
         experiment,
         axes.parse([whole[axis] for axis in chosen.axes]),

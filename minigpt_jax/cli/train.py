@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax import cli, config, distributed
+from minigpt_jax import cli, config
 from minigpt_jax.cli import jax_setup
 from minigpt_jax.config import Experiment
-from minigpt_jax.distributed import Distributed
 from minigpt_jax.errors import UserError
+from minigpt_jax.parallel import cluster
+from minigpt_jax.parallel.cluster import Distributed
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ def main(arguments: list[str]) -> int:
     config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
-    from minigpt_jax import run
+    from minigpt_jax.trial.run import run
 
-    with distributed.joined(chosen.distributed):
-        result = run.run(chosen.experiment, chosen.run_dir, resume=chosen.resume)
+    with cluster.joined(chosen.distributed):
+        result = run(chosen.experiment, chosen.run_dir, resume=chosen.resume)
     if result.interrupted:
         print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
         return cli.INTERRUPTED

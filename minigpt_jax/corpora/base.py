@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal, Protocol, get_args
 
+from minigpt_jax.corpora.utf8 import check_encoding, decode
 from minigpt_jax.errors import UserError
-from minigpt_jax.utf8 import check_encoding, decode
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

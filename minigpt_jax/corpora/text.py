@@ -21,8 +21,8 @@ import numpy as np
 
 from minigpt_jax.corpora.base import MAX_DOCUMENT, Split, read_lines, readable
 from minigpt_jax.corpora.simplebooks import holdings, open_zip
+from minigpt_jax.corpora.utf8 import check_encoding, decode
 from minigpt_jax.errors import UserError
-from minigpt_jax.utf8 import check_encoding, decode
 
 ALLOWED = ".txt, .jsonl, .txt.gz, .jsonl.gz or .zip"
 

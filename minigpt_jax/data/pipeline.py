@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from minigpt_jax.batch import Batch
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import Rows
 
 

@@ -15,8 +15,8 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from minigpt_jax.batch import Batch
 from minigpt_jax.config import BOS_ID
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.errors import UserError
 
 Layout = Literal["lines", "packed"]

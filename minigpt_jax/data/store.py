@@ -14,11 +14,11 @@ import numpy as np
 
 from minigpt_jax import display
 from minigpt_jax import tokenizer as tokenizers
-from minigpt_jax.batch import Batch
 from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.cache import written_whole
 from minigpt_jax.config import DataConfig, Experiment, to_json
 from minigpt_jax.corpora import Corpus
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_heads
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer

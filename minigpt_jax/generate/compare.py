@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt_jax import metrics
 from minigpt_jax.generate.generation import FinishReason
 from minigpt_jax.generate.language_model import LanguageModel
 from minigpt_jax.samplers import Sampler
+from minigpt_jax.train import metrics
 
 
 @dataclass(frozen=True)

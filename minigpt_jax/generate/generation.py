@@ -8,8 +8,8 @@ from typing import Literal
 import jax
 import numpy as np
 
-from minigpt_jax import parallel
 from minigpt_jax.generate.texts import Decode, StopScanner, begun
+from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Output
 
 FinishReason = Literal["stop", "length", "banned"]
@@ -54,7 +54,7 @@ def generations(
     output: Output,
 ) -> tuple[list[Generation], np.ndarray]:
     """The texts of an output, cut where a stop begins, and which rows a stop string has ended."""
-    output = jax.tree.map(np.asarray, parallel.join_rows(output))
+    output = jax.tree.map(np.asarray, devices.join_rows(output))
     generations, found = [], np.zeros(len(prompts) * copies, bool)
     for row in range(len(found)):
         prompt = row // copies

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import model, parallel, samplers, tokenizer
+from minigpt_jax import model, samplers, tokenizer
 from minigpt_jax.cache import keep_compiled_programs
-from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate.generation import Generation, generations
@@ -28,8 +27,10 @@ from minigpt_jax.generate.texts import (
     settled,
     sorted_stops,
 )
-from minigpt_jax.run_dir import RunDir
+from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Sampler
+from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.tokenizer import Tokenizer
 
 MOST_NEW_TOKENS = 2**20
@@ -69,7 +70,7 @@ class LanguageModel:
     """
 
     def __init__(self, experiment: Experiment, tokenizer: Tokenizer, weights: Any, step: int | None = None) -> None:
-        parallel.check_types()
+        devices.check_types()
         self.experiment = experiment
         self.tokenizer = tokenizer
         self.step = step
@@ -199,10 +200,10 @@ class LanguageModel:
                     f"the text {head(text)!r} is {len(tokens) - 1} tokens long; the window holds {window}: shorten it"
                 )
         width = bucket(max(map(len, ids), default=1) - 1, 8, window)
-        rows = np.full((row_bucket(len(ids), parallel.local_devices()), width + 1), PAD_ID, np.int32)
+        rows = np.full((row_bucket(len(ids), devices.local_devices()), width + 1), PAD_ID, np.int32)
         for row, tokens in zip(rows, ids, strict=False):
             row[: len(tokens)] = tokens
-        logprobs_B = parallel.join_rows(scorer(self.model)(self.weights, parallel.split_rows(rows)))  # pyright: ignore[reportArgumentType]
+        logprobs_B = devices.join_rows(scorer(self.model)(self.weights, devices.split_rows(rows)))  # pyright: ignore[reportArgumentType]
         return [float(value) for value in logprobs_B[: len(texts)]]
 
     def _chunks(
@@ -244,7 +245,7 @@ class LanguageModel:
         window = self.model.sequence_length
         width = bucket(max(map(len, ids)), 8, window)
         room = bucket(max(limits), 16)
-        padding = row_bucket(rows, parallel.local_devices()) - rows
+        padding = row_bucket(rows, devices.local_devices()) - rows
         request = samplers.request(
             [row for row in ids for _ in range(copies)] + [[BOS_ID]] * padding,
             vocabulary_size=self.model.vocabulary_size,
@@ -275,12 +276,12 @@ class LanguageModel:
         done = np.zeros(rows + padding, bool)
         for until in range(TOKENS_A_CHUNK, room + TOKENS_A_CHUNK, TOKENS_A_CHUNK):
             state = compiled.advance(
-                state, weights, by_row, shared, sampler, jnp.int32(until), parallel.split_rows(done)
+                state, weights, by_row, shared, sampler, jnp.int32(until), devices.split_rows(done)
             )
             texts, stopped = finish(compiled.result(state, by_row, shared, sampler))
             yield texts
             done[:rows] = stopped
-            if not parallel.join_rows(state.running)[~done].any():
+            if not devices.join_rows(state.running)[~done].any():
                 return
 
     def _copies(self, sampler: Sampler, count: int) -> tuple[int, int]:

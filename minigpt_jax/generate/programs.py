@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minigpt_jax import metrics, model, parallel, samplers
+from minigpt_jax import model, samplers
 from minigpt_jax.config import PAD_ID
 from minigpt_jax.model import GPT
+from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Output, Request, Sampler
+from minigpt_jax.train import metrics
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def programs(gpt: GPT, slots: int, room: int, sampler: Any) -> Programs:
     def result(state: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
         return samplers.result(sampler, joined(by_row, shared), state)
 
-    compile_rows = functools.partial(parallel.compile_rows, options=compiler_options())
+    compile_rows = functools.partial(devices.compile_rows, options=compiler_options())
     rows, all_rows = 0, None
     return Programs(
         whole=compile_rows(whole, (all_rows, rows, all_rows, all_rows)),
@@ -83,7 +85,7 @@ def scorer(gpt: GPT) -> Any:
         nats_BT = metrics.cross_entropy(model.logits(gpt, weights, rows[:, :-1]), labels_BT)
         return -jnp.sum(nats_BT, axis=1, where=labels_BT != PAD_ID)
 
-    return parallel.compile_rows(score, (None, 0))
+    return devices.compile_rows(score, (None, 0))
 
 
 def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:
@@ -96,7 +98,7 @@ _BY_ROW = ("tokens", "length", "limit", "row_id", "copy")
 def split(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
     """What all rows of a request share, and what each has of its own, split among the devices."""
     fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    by_row = {name: parallel.split_rows(fields.pop(name)) for name in _BY_ROW}
+    by_row = {name: devices.split_rows(fields.pop(name)) for name in _BY_ROW}
     return fields, by_row
 
 

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax import attention, kv_cache, products, rng
+from minigpt_jax import rng
 from minigpt_jax.config import ModelConfig
+from minigpt_jax.ops import attention, kv_cache
+from minigpt_jax.ops.matmul import dot_general
 
 Dtype = Any
 Kept = tuple[Any, ...]
@@ -48,7 +50,7 @@ def dense(
         use_bias=config.use_bias,
         dtype=dtype,
         kernel_init=init,
-        dot_general=functools.partial(products.dot_general, preferred_element_type=result),
+        dot_general=functools.partial(dot_general, preferred_element_type=result),
         name=name,
     )
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax import kv_cache
 from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
-from minigpt_jax.embedding import Embed
 from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, Kept, dense, norm
 from minigpt_jax.model.pointer import Pointer, Shares
+from minigpt_jax.ops import kv_cache
+from minigpt_jax.ops.embedding import Embed
 
 
 def compute_dtype(config: ModelConfig) -> Dtype:

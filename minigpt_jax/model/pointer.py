@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax import kv_cache, products
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.model.blocks import Dtype, Kept, dense, earlier
+from minigpt_jax.ops import kv_cache
+from minigpt_jax.ops.matmul import matmul
 
 NOTHING = -1e9
 """The logarithm of no probability, finite so that gradients are."""
@@ -85,7 +86,7 @@ class Pointer(nn.Module):
             kept = layer = kv_cache.write(layer, keys, tokens, position_BT[:, 0])._replace(recent=(hidden_BTD,))
             key_BSP, context_BS1 = kv_cache.of_one_head(layer)
             context_BS = context_BS1[..., 0]
-        scores_BTS = products.matmul(query_BTP, key_BSP.mT, jnp.float32) * config.pointer**-0.5
+        scores_BTS = matmul(query_BTP, key_BSP.mT, jnp.float32) * config.pointer**-0.5
         scores_BTS = jnp.where(mask_BTS, scores_BTS, NOTHING)
         plain = dataclasses.replace(config, use_bias=False)  # as its bias is there in any case, and float32
         # At first the sentinel scores as much as a token can at best, so that little is copied.

@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from minigpt_jax import objective
-from minigpt_jax.report import style
+from minigpt_jax.report import objective, style
 from minigpt_jax.report.results import Axis, Configuration, Sweep
 from minigpt_jax.report.runs import is_finite
 

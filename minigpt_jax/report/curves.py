@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib.ticker
 from matplotlib.figure import Figure
 
-from minigpt_jax.objective import LABELS
 from minigpt_jax.report import style
+from minigpt_jax.report.objective import LABELS
 from minigpt_jax.report.runs import Run, is_finite
 
 SPLITS = {"train": "training", "valid": "validation"}

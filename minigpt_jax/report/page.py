@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from minigpt_jax import display
 from minigpt_jax.errors import UserError
 from minigpt_jax.report import style
-from minigpt_jax.run_dir import write_whole
+from minigpt_jax.storage.run_dir import write_whole
 
 
 @dataclass(frozen=True)

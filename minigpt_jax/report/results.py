@@ -17,12 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minigpt_jax import objective
 from minigpt_jax.config import Experiment, flag_name, flatten
 from minigpt_jax.errors import UserError
-from minigpt_jax.objective import Figure
+from minigpt_jax.report import objective
+from minigpt_jax.report.objective import Figure
 from minigpt_jax.report.runs import is_finite
-from minigpt_jax.run_dir import check_contents
+from minigpt_jax.storage.run_dir import check_contents
 
 STATUSES = ("complete", "pruned", "diverged", "failed")
 Row = dict[str, Any]

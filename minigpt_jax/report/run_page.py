@@ -6,9 +6,8 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt_jax import objective
-from minigpt_jax.objective import Figure
-from minigpt_jax.report import curves
+from minigpt_jax.report import curves, objective
+from minigpt_jax.report.objective import Figure
 from minigpt_jax.report.page import Block, Column, Links, Page, Plot, Plots, Sample, Section, Table, Text
 from minigpt_jax.report.runs import Run, differing_fields, differing_fingerprints, is_finite
 from minigpt_jax.report.say import NOTHING, duration, number, setting

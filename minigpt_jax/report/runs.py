@@ -17,8 +17,8 @@ from minigpt_jax import config, display, model
 from minigpt_jax.config import Experiment
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
-from minigpt_jax.objective import Figure
-from minigpt_jax.run_dir import RunDir, read_metrics
+from minigpt_jax.report.objective import Figure
+from minigpt_jax.storage.run_dir import RunDir, read_metrics
 
 
 @dataclass(frozen=True)

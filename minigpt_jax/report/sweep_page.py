@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from itertools import combinations, product
 from pathlib import Path
 
-from minigpt_jax import objective
 from minigpt_jax.errors import UserError
-from minigpt_jax.report import axes_plots, curves, runs
+from minigpt_jax.report import axes_plots, curves, objective, runs
 from minigpt_jax.report.importance import importances
 from minigpt_jax.report.page import Block, Column, Command, Links, Page, Plot, Plots, Sample, Section, Table, Text
 from minigpt_jax.report.results import STATUSES, Configuration, Sweep, command

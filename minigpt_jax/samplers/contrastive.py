@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from minigpt_jax import kv_cache
+from minigpt_jax.ops import kv_cache
 from minigpt_jax.samplers import choose, loop, processors
 from minigpt_jax.samplers.interface import Prefill, Request, Step
 

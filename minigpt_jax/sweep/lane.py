@@ -5,14 +5,16 @@ import dataclasses
 import math
 from typing import Any
 
-from minigpt_jax import generate, optim, run
-from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax import generate
 from minigpt_jax.data.store import Prepared
-from minigpt_jax.metrics import Sums
-from minigpt_jax.recorder import Recorder
-from minigpt_jax.run_dir import drop_records_after, lock, write_whole
-from minigpt_jax.state import Progress, TrainState
+from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.run_dir import drop_records_after, lock, write_whole
+from minigpt_jax.storage.trackers import Recorder
 from minigpt_jax.sweep.plan import Trial
+from minigpt_jax.train import optim
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.state import Progress, TrainState
+from minigpt_jax.trial.run import describe, sample
 
 
 class _NoBar:
@@ -38,7 +40,7 @@ class Lane:
         self._recorder: Recorder | None = None
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock(self.files))
-            run.describe(self.files, self.experiment, prepared, fingerprints)
+            describe(self.files, self.experiment, prepared, fingerprints)
             self.checkpoints = Checkpoints(self.files.checkpoints, self.experiment.train.keep)
             stack.callback(self.checkpoints.close)
             self._open = stack.pop_all()
@@ -93,7 +95,7 @@ class Lane:
         """Writes the texts that a run samples at its evaluations."""
         # Dropout has no part in sampling, and without it all trials of a shape share the compiled programs.
         plain = dataclasses.replace(self.experiment, model=dataclasses.replace(self.experiment.model, dropout=0.0))
-        texts = run.sample(plain, generate.LanguageModel(plain, self.prepared.tokenizer, weights))
+        texts = sample(plain, generate.LanguageModel(plain, self.prepared.tokenizer, weights))
         write_whole(self.files.samples / f"step-{self.progress.step:08}.txt", "\n\n".join(texts) + "\n")
 
     def close(self) -> None:

@@ -12,15 +12,18 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from minigpt_jax import parallel, train
-from minigpt_jax.batch import Batch
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.store import BatchSource, Prepared
-from minigpt_jax.metrics import Sums
-from minigpt_jax.objective import Figure
-from minigpt_jax.sweep import results, stack
+from minigpt_jax.parallel import devices
+from minigpt_jax.report.objective import Figure
+from minigpt_jax.sweep import results
 from minigpt_jax.sweep.lane import Lane
 from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.sweep.study import Study, survivors
+from minigpt_jax.train import program as stack
+from minigpt_jax.train.loop import plan
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.step import StepMetrics
 
 RUNGS = (0.25, 0.5)
 """The shares of all steps after which the worse half is pruned."""
@@ -154,8 +157,8 @@ class Lockstep:
         # A rung is not a multiple of anything: training is planned from one to the next.
         ends = [*sorted(rung for rung in self.rungs if rung > start), self.total]
         begins = [start, *ends[:-1]]
-        together = settings.steps_per_dispatch or parallel.steps_per_dispatch(periods)
-        plans = (train.plan(a, b, together, periods) for a, b in zip(begins, ends, strict=True))
+        together = settings.steps_per_dispatch or devices.steps_per_dispatch(periods)
+        plans = (plan(a, b, together, periods) for a, b in zip(begins, ends, strict=True))
         prepared, source = self.corpus.prepared, self.corpus.source
         seeded = [dataclasses.replace(self.experiment, seed=seed) for seed in self.seeds]
         streams = [prepared.training_batches(source, experiment, self.total, start) for experiment in seeded]
@@ -166,9 +169,9 @@ class Lockstep:
             batches = jax.tree.map(lambda *arrays: np.stack(arrays).reshape(*shape, *arrays[0].shape), *drawn)
             return jax.device_put(batches) if self.program.devices == 1 else batches
 
-        return parallel.prefetch((size, draw(size)) for size in itertools.chain.from_iterable(plans))
+        return devices.prefetch((size, draw(size)) for size in itertools.chain.from_iterable(plans))
 
-    def _settle(self, size: int, out: train.StepMetrics, seconds: float) -> None:
+    def _settle(self, size: int, out: StepMetrics, seconds: float) -> None:
         if not (living := self._living()):
             return
         every, first = self.experiment.train.log_every, self.lanes[living[0]].progress.step
@@ -223,7 +226,7 @@ class Lockstep:
                 continue
             ends = complete or lane.trial.configuration in pruned
             if ends or save:
-                own = parallel.put_replicated(jax.tree.map(lambda x, place=place: x[place], host))
+                own = devices.put_replicated(jax.tree.map(lambda x, place=place: x[place], host))
                 lane.save(own, evaluated)
                 saved.append((lane, own, ends))
         for lane, own, ends in saved:

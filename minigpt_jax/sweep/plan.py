@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt_jax import config, objective
+from minigpt_jax import config
 from minigpt_jax.config import Experiment, dumps
 from minigpt_jax.errors import UserError
-from minigpt_jax.objective import Figure
-from minigpt_jax.run_dir import RunDir, write_whole
+from minigpt_jax.report import objective
+from minigpt_jax.report.objective import Figure
+from minigpt_jax.storage.run_dir import RunDir, write_whole
 from minigpt_jax.sweep import axes as axes_
 from minigpt_jax.sweep.axes import SEED, Axis
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import filelock
 
-from minigpt_jax.metrics import Sums
-from minigpt_jax.run_dir import write_whole
-from minigpt_jax.state import Progress
+from minigpt_jax.storage.run_dir import write_whole
 from minigpt_jax.sweep import axes
 from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.sweep.study import Study
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.state import Progress
 
 
 def row(trial: Trial, status: str, progress: Progress, sums: Sums | None) -> dict[str, Any]:

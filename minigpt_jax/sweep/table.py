@@ -10,10 +10,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from minigpt_jax import display, objective
-from minigpt_jax.metrics import Sums
+from minigpt_jax import display
+from minigpt_jax.report import objective
 from minigpt_jax.sweep import axes
 from minigpt_jax.sweep.plan import Plan, Trial
+from minigpt_jax.train.metrics import Sums
 
 _RANK = {"complete": 0, "training": 0, "pruned": 1, "diverged": 2, "failed": 3}
 

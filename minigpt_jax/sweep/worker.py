@@ -8,19 +8,25 @@ from dataclasses import dataclass
 
 import jax
 
-from minigpt_jax import corpora, display, memory, parallel, run
+from minigpt_jax import corpora, display
+from minigpt_jax.cache import cache_dir
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data import store
 from minigpt_jax.data.store import BatchSource
 from minigpt_jax.errors import UserError
-from minigpt_jax.run_dir import RunDir, check_room
-from minigpt_jax.state import Progress
-from minigpt_jax.sweep import axes, lockstep, results, stack
+from minigpt_jax.parallel import devices
+from minigpt_jax.storage.run_dir import RunDir, check_room
+from minigpt_jax.sweep import axes, lockstep, results
 from minigpt_jax.sweep.lane import Lane
 from minigpt_jax.sweep.lockstep import Corpus, Lockstep
 from minigpt_jax.sweep.plan import Plan, Trial
 from minigpt_jax.sweep.study import LEASE_SECONDS, Claim, Study
 from minigpt_jax.sweep.table import Table
+from minigpt_jax.train import memory
+from minigpt_jax.train import program as stack
+from minigpt_jax.train.state import Progress
+from minigpt_jax.trial.run import check_samples, tf_data_batches
+from minigpt_jax.trial.signals import stop_signals
 
 STACK_ON_CPU, STACK = 8, 32
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -55,16 +61,16 @@ def sweep(
         raise UserError(f"--stack {most}: must be 1 or more")
     if lease <= 0:
         raise UserError(f"--lease {lease}: must be above 0")
-    parallel.check_types()
+    devices.check_types()
     most = most or (STACK_ON_CPU if jax.default_backend() == "cpu" else STACK)
     files = RunDir(plan.folder)
     weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
     check_room(files, 3 * weights * (1 + plan.experiment.train.keep) * plan.trials * len(plan.seeds))
-    library = _Library(source or run.tf_data_batches())
+    library = _Library(source or tf_data_batches())
     library.prepare(plan)
     with Study(plan, storage, lease) as study:
         plan.write()
-        with run.stop_signals() as stopped, Table(plan, study.rows()) as table:
+        with stop_signals() as stopped, Table(plan, study.rows()) as table:
             worker = _Worker(study, library, table, most, stopped)
             worker.work()
         results.write(study)
@@ -84,13 +90,13 @@ class _Library:
         of_text = [a for a in plan.axes if a.field.startswith(parts) and not a.is_range]
         for values in itertools.islice(axes.grid(of_text), axes.MOST_CHECKED):
             experiment = axes.apply(plan.experiment, values)
-            run.check_samples(experiment, self.corpus(experiment).prepared.tokenizer)
+            check_samples(experiment, self.corpus(experiment).prepared.tokenizer)
 
     def corpus(self, experiment: Experiment) -> Corpus:
         key = (experiment.data, experiment.tokenizer)
         if key not in self._ready:
-            corpus = corpora.open_corpus(experiment.data, run.cache_dir())
-            prepared = store.prepare(experiment, corpus, run.cache_dir(), display.track)
+            corpus = corpora.open_corpus(experiment.data, cache_dir())
+            prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
             fingerprints = {"corpus": corpus.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
             self._ready[key] = Corpus(prepared, fingerprints, self._source)
         return self._ready[key]

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from minigpt_jax import display, manifest, parallel
+from minigpt_jax import display
 from minigpt_jax.errors import UserError
-from minigpt_jax.state import Progress, TrainState
+from minigpt_jax.parallel import devices, processes
+from minigpt_jax.storage import manifest
+from minigpt_jax.train.state import Progress, TrainState
 
 Step = int | Literal["best"] | None
 """Which checkpoint: of that step, of the lowest validation loss, or the latest."""
@@ -40,7 +42,7 @@ class Checkpoints:
         """Shapes of the items being saved."""
         self._writer: ocp.AsyncCheckpointer | None = None
         if not read_only:
-            parallel.from_first(self._prepare)
+            processes.from_first(self._prepare)
             handler = ocp.CompositeCheckpointHandler(
                 "params", "ema", "optimizer", "progress", metrics=ocp.JsonCheckpointHandler("metrics")
             )
@@ -72,12 +74,12 @@ class Checkpoints:
 
         Warns of each damaged one on the way. Raises UserError where all of them are damaged.
         """
-        return parallel.from_first(lambda: self._first_whole(lambda: self.steps[::-1]))
+        return processes.from_first(lambda: self._first_whole(lambda: self.steps[::-1]))
 
     def resolve(self, step: Step) -> int:
         """The step of the checkpoint that is meant. Raises UserError if there is none, or it is damaged."""
         if step == "best":
-            best = parallel.from_first(lambda: self._first_whole(self._by_loss))
+            best = processes.from_first(lambda: self._first_whole(self._by_loss))
             if best is None:
                 raise UserError(
                     f"{self.folder} holds no checkpoint with a validation loss; name a step, or train with "
@@ -92,7 +94,7 @@ class Checkpoints:
         if step not in (there := self.steps):
             steps = ", ".join(map(str, there)) or "none"
             raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
-        if damage := parallel.from_first(lambda: self._damage(step)):
+        if damage := processes.from_first(lambda: self._damage(step)):
             raise UserError(f"the checkpoint of step {step} is damaged: {damage}; restore it, or name another step")
         return step
 
@@ -101,7 +103,7 @@ class Checkpoints:
 
         An OSError of the save before, such as that of a full disk, is raised here or by `wait`.
         """
-        state = parallel.global_view(state)
+        state = devices.global_view(state)
         arrays = {"params": state.params, "optimizer": state.opt_state}
         if state.ema is not None:
             arrays["ema"] = state.ema
@@ -128,7 +130,7 @@ class Checkpoints:
         progress = Progress.from_json(restored["progress"])
         self.last_saved = step
         state = TrainState(
-            step=parallel.put_replicated(jnp.asarray(progress.step, jnp.int32)),
+            step=devices.put_replicated(jnp.asarray(progress.step, jnp.int32)),
             params=restored["params"],
             opt_state=restored["optimizer"],
             ema=restored.get("ema"),
@@ -143,7 +145,7 @@ class Checkpoints:
 
     def drop_after(self, step: int) -> None:
         """Removes the checkpoints past `step`, as damaged ones: training from `step` makes the very same ones again."""
-        parallel.from_first(lambda: self._delete(later for later in self.steps if later > step))
+        processes.from_first(lambda: self._delete(later for later in self.steps if later > step))
 
     def wait(self) -> None:
         """Returns once all that was saved is on disk."""
@@ -151,7 +153,7 @@ class Checkpoints:
             return
         with _full_disk_told(self.folder):
             self._writer.wait_until_finished()
-        if self._saved and parallel.is_first():
+        if self._saved and processes.is_first():
             self._saved = {}
             kept = {*self.steps[-self.keep :], self.best}
             self._delete(step for step in self.steps if step not in kept)
@@ -293,6 +295,6 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
 
 
 def _restore_args(like: Any) -> ocp.args.StandardRestore:
-    sharding = parallel.replicated()
+    sharding = devices.replicated()
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
     return ocp.args.StandardRestore(abstract)

@@ -5,11 +5,14 @@ import math
 import os
 from typing import Any
 
-from minigpt_jax import display, optim, parallel, train
+from minigpt_jax import display
 from minigpt_jax.config import Experiment
-from minigpt_jax.metrics import Sums
-from minigpt_jax.run_dir import RunDir
-from minigpt_jax.state import Progress
+from minigpt_jax.parallel import processes
+from minigpt_jax.storage.run_dir import RunDir
+from minigpt_jax.train import optim
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.state import Progress
+from minigpt_jax.train.step import StepMetrics
 
 
 class Recorder:
@@ -25,9 +28,9 @@ class Recorder:
         total_steps: int,
     ) -> None:
         self._experiment, self._hyper, self._bar, self._total = experiment, hyper, bar, total_steps
-        self._file = files.metrics.open("a") if parallel.is_first() else None
+        self._file = files.metrics.open("a") if processes.is_first() else None
         self._board: Any = None
-        if experiment.train.tensorboard and parallel.is_first():
+        if experiment.train.tensorboard and processes.is_first():
             import tensorboardX  # it imports PyTorch where that is installed
 
             self._board = tensorboardX.SummaryWriter(str(files.tensorboard), purge_step=progress.step + 1)
@@ -42,7 +45,7 @@ class Recorder:
         if self._board is not None:
             self._board.close()
 
-    def on_step(self, progress: Progress, metrics: train.StepMetrics) -> None:
+    def on_step(self, progress: Progress, metrics: StepMetrics) -> None:
         """A training line every `log_every` steps, the mean since the line before."""
         self._bar.advance(progress.step)
         if progress.step % self._experiment.train.log_every and progress.step != self._total:

@@ -14,31 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import (
-    config,
-    corpora,
-    display,
-    evaluate,
-    generate,
-    memory,
-    model,
-    optim,
-    parallel,
-    rng,
-    samplers,
-    train,
-)
-from minigpt_jax.batch import Batch
+from minigpt_jax import config, corpora, display, generate, model, rng, samplers
 from minigpt_jax.cache import cache_dir
-from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.config import Experiment
 from minigpt_jax.data import store
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate.texts import head
-from minigpt_jax.metrics import Sums
-from minigpt_jax.recorder import Recorder
-from minigpt_jax.run_dir import (
+from minigpt_jax.parallel import devices, processes
+from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.run_dir import (
     Resume,
     RunDir,
     check_resume,
@@ -53,9 +39,14 @@ from minigpt_jax.run_dir import (
     write_tokenizer,
     write_whole,
 )
-from minigpt_jax.signals import stop_signals
-from minigpt_jax.state import Progress, TrainState
+from minigpt_jax.storage.trackers import Recorder
 from minigpt_jax.tokenizer import Tokenizer
+from minigpt_jax.train import evaluate, memory, optim
+from minigpt_jax.train.loop import Hook, NonFiniteLossError, fit, plan
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.state import Progress, TrainState
+from minigpt_jax.train.step import StepMetrics, Trainer, init_state, train_step, train_steps
+from minigpt_jax.trial.signals import stop_signals
 
 
 @dataclass(frozen=True)
@@ -107,8 +98,8 @@ def run(
         UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
     """
     config.validate(experiment)
-    parallel.check_types()
-    parallel.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
+    devices.check_types()
+    devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
@@ -118,11 +109,11 @@ def run(
         check_resume(files, resume)
         check_same(files, experiment)
 
-    parallel.from_first(check)
+    processes.from_first(check)
     fingerprints: dict[str, str] = {}
-    display.console.quiet = not parallel.is_first()
+    display.console.quiet = not processes.is_first()
     if prepared is None:
-        prepared, fingerprints["corpus"] = parallel.first_then_others(lambda: _prepare(experiment))
+        prepared, fingerprints["corpus"] = processes.first_then_others(lambda: _prepare(experiment))
     made = prepared
     fingerprints["tokenizer"] = made.tokenizer.fingerprint
     check_samples(experiment, made.tokenizer)
@@ -134,7 +125,7 @@ def run(
             describe(files, experiment, made, fingerprints)
             return before
 
-        horizon = parallel.from_first(claim)
+        horizon = processes.from_first(claim)
         if not files.config.exists():
             raise UserError(f"--run-dir {files.path}: must lie on a disk that all processes share; name such a folder")
         return _train(experiment, files, made, batches or tf_data_batches(), horizon)
@@ -213,7 +204,7 @@ def check_horizon(experiment: Experiment, before: int, after: int, step: int) ->
 
 def tf_data_batches() -> BatchSource:
     """The training batches by tf.data."""
-    from minigpt_jax.data import pipeline  # TensorFlow takes seconds to import, and may not be there
+    from minigpt_jax.data import pipeline
 
     return pipeline.batches
 
@@ -225,16 +216,16 @@ def _train(
     per_epoch = rows.steps_per_epoch(settings.batch_size)
     total = total_steps(experiment, prepared)
     gpt = model.build(experiment)
-    trainer = train.Trainer(
+    trainer = Trainer(
         gpt,
         experiment.optimizer,
         train_pad_label=experiment.data.layout == "lines",
         accumulate=settings.accumulate,
-        axis_name=parallel.axis_name(),
+        axis_name=devices.axis_name(),
     )
     hyper = optim.hyperparameters(experiment.optimizer, total)
-    init = jax.jit(functools.partial(train.init_state, trainer))
-    state, progress = parallel.put_replicated(init(hyper, rng.stream(experiment.seed, "init"))), Progress()
+    init = jax.jit(functools.partial(init_state, trainer))
+    state, progress = devices.put_replicated(init(hyper, rng.stream(experiment.seed, "init"))), Progress()
     display.console.print(display.parameter_table(state.params))
     display.console.print(
         f"{len(rows):,} rows of {experiment.data.sequence_length} tokens · {per_epoch:,} steps an epoch · "
@@ -246,7 +237,7 @@ def _train(
         state, progress = checkpoints.restore(state, newest)
         checkpoints.drop_after(newest)
         display.console.print(f"resuming from step {progress.step:,} of {files.path}")
-        if horizon is not None and parallel.is_first():
+        if horizon is not None and processes.is_first():
             check_horizon(experiment, horizon, total, progress.step)
 
     def earlier_losses() -> list[tuple[int, float]]:
@@ -254,7 +245,7 @@ def _train(
         lines = [line for line in read_metrics(files) if line.get("split") == "valid"]
         return [(line["step"], math.inf if line.get("loss") is None else line["loss"]) for line in lines]
 
-    losses = dict(parallel.from_first(earlier_losses))
+    losses = dict(processes.from_first(earlier_losses))
     valid: dict[int, Sums] = {}
 
     def evaluate_now(state: TrainState, progress: Progress) -> None:
@@ -270,9 +261,9 @@ def _train(
         checkpoints.save(state, progress, valid[progress.step].loss if progress.step in valid else None)
 
     def sample_now(state: TrainState, progress: Progress) -> None:
-        if not parallel.is_first():
+        if not processes.is_first():
             return
-        weights = parallel.local_copy(state.weights)
+        weights = devices.local_copy(state.weights)
         texts = sample(experiment, generate.LanguageModel(experiment, prepared.tokenizer, weights))
         write_whole(files.sample(progress.step), "\n\n".join(texts) + "\n")
         for text in texts:
@@ -280,29 +271,29 @@ def _train(
 
     evaluate_every = settings.evaluate_every or per_epoch
     hooks = [
-        train.Hook(evaluate_every, evaluate_now),
-        train.Hook(settings.checkpoint_every or per_epoch, save),
-        train.Hook(evaluate_every, sample_now),  # after the save: what fails here loses nothing
+        Hook(evaluate_every, evaluate_now),
+        Hook(settings.checkpoint_every or per_epoch, save),
+        Hook(evaluate_every, sample_now),  # after the save: what fails here loses nothing
     ]
-    one = parallel.compile(functools.partial(train.train_step, trainer), donate=True)
-    several = parallel.compile(functools.partial(train.train_steps, trainer), donate=True)
+    one = devices.compile(functools.partial(train_step, trainer), donate=True)
+    several = devices.compile(functools.partial(train_steps, trainer), donate=True)
     dropout_key = rng.stream(experiment.seed, "dropout")
-    any_process = parallel.any_process()
+    any_process = processes.any_process()
 
-    def run_steps(state: TrainState, size: int, batch: Batch) -> tuple[TrainState, train.StepMetrics]:
+    def run_steps(state: TrainState, size: int, batch: Batch) -> tuple[TrainState, StepMetrics]:
         return (one if size == 1 else several)(state, batch, hyper, dropout_key)
 
     def patience() -> int | None:
         return patience_ended(losses, settings.patience)
 
     periods = [hook.every for hook in hooks]
-    together = settings.steps_per_dispatch or parallel.steps_per_dispatch(periods)
+    together = settings.steps_per_dispatch or devices.steps_per_dispatch(periods)
     ended = total if patience() is None else progress.step
-    sizes = train.plan(progress.step, ended, together, periods)
+    sizes = plan(progress.step, ended, together, periods)
     stream = prepared.training_batches(
         source, experiment, total, progress.step, jax.process_index(), jax.process_count()
     )
-    dispatches = parallel.prefetch((size, _draw(stream, size)) for size in sizes)
+    dispatches = devices.prefetch((size, _draw(stream, size)) for size in sizes)
     with (
         stop_signals() as stopped,
         contextlib.closing(checkpoints),
@@ -312,7 +303,7 @@ def _train(
         if progress.step in losses and not files.sample(progress.step).exists():
             sample_now(state, progress)  # it ended between the save and the texts
         try:
-            state = train.fit(
+            state = fit(
                 state,
                 progress,
                 dispatches,
@@ -322,7 +313,7 @@ def _train(
                 on_step=recorder.on_step,
                 should_stop=lambda: any_process(bool(stopped)) or patience() is not None,
             )
-        except train.NonFiniteLossError as error:
+        except NonFiniteLossError as error:
             checkpoints.wait()
             last = checkpoints.latest
             where = "there is no checkpoint yet" if last is None else f"the last good checkpoint is of step {last}"
@@ -340,9 +331,9 @@ def _train(
 def _draw(stream: Iterator[Batch], size: int) -> Any:
     """The next batch on its way to the devices; several steps' batches are stacked."""
     if size == 1:
-        return parallel.put_batch(next(stream))
+        return devices.put_batch(next(stream))
     batches = [next(stream) for _ in range(size)]
-    return parallel.put_batch(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), row_axis=1)
+    return devices.put_batch(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), row_axis=1)
 
 
 def sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from minigpt_jax import products
 from minigpt_jax.config import OptimizerConfig
+from minigpt_jax.ops.matmul import matmul
 
 SCHEDULES: tuple[str, ...] = get_args(get_type_hints(OptimizerConfig)["schedule"])
 
@@ -138,10 +138,10 @@ def orthogonalised(matrices: Sequence[Float[Array, "_ _"]], dtype: Any) -> list[
         x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
         x, identity = x.astype(dtype), jnp.eye(shape[0])[None]
         for _ in range(5):
-            gram = products.matmul(x, x.mT, jnp.float32)
-            square = products.matmul(gram.astype(dtype), gram.astype(dtype), jnp.float32)
+            gram = matmul(x, x.mT, jnp.float32)
+            square = matmul(gram.astype(dtype), gram.astype(dtype), jnp.float32)
             polynomial = 3.4445 * identity - 4.7750 * gram + 2.0315 * square
-            x = products.matmul(polynomial.astype(dtype), x)
+            x = matmul(polynomial.astype(dtype), x)
         x = x.astype(jnp.float32)
         for k, i in enumerate(places):
             out[i] = x[k] if wide[k] else x[k].T

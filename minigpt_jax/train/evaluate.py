@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 
-from minigpt_jax import parallel, train
 from minigpt_jax.data.rows import Rows
-from minigpt_jax.metrics import Sums
 from minigpt_jax.model import GPT
+from minigpt_jax.parallel import devices
+from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.step import eval_step
 
 
 @functools.cache
 def _compiled(model: GPT) -> Any:
-    return parallel.compile(functools.partial(train.eval_step, model, axis_name=parallel.axis_name()))
+    return devices.compile(functools.partial(eval_step, model, axis_name=devices.axis_name()))
 
 
 def evaluate(model: GPT, weights: Any, rows: Rows, batch_size: int) -> Sums:
@@ -21,7 +22,7 @@ def evaluate(model: GPT, weights: Any, rows: Rows, batch_size: int) -> Sums:
     batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     batches = rows.in_order(batch_size, jax.process_index(), jax.process_count())
     step = _compiled(model)  # pyright: ignore[reportArgumentType]
-    queued = [step(weights, batch) for batch in parallel.prefetch(map(parallel.put_batch, batches))]
+    queued = [step(weights, batch) for batch in devices.prefetch(map(devices.put_batch, batches))]
     total = Sums()
     for sums in queued:
         total = total.plus(jax.tree.map(lambda x: x.item(), jax.device_get(sums)))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from minigpt_jax import products
+from minigpt_jax.ops.matmul import matmul
 
 LARGEST = 1 << 26
 """Entries of one-hot rows at a time: more of them are taken in chunks, so that a large vocabulary fits in memory."""
@@ -26,7 +26,7 @@ class Embed(nn.Embed):
     def attend(self, query: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Each query's product with every row, as float32."""
         table_VD, query_MD = self.embedding.astype(self.dtype), query.astype(self.dtype).reshape(-1, query.shape[-1])
-        return products.matmul(query_MD, table_VD.T, jnp.float32).reshape(*query.shape[:-1], -1)
+        return matmul(query_MD, table_VD.T, jnp.float32).reshape(*query.shape[:-1], -1)
 
 
 @jax.custom_vjp

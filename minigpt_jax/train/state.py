@@ -6,7 +6,7 @@ from typing import Any
 import flax.struct
 from jaxtyping import Array, Int
 
-from minigpt_jax.metrics import Sums
+from minigpt_jax.train.metrics import Sums
 
 
 @flax.struct.dataclass

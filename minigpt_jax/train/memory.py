@@ -8,7 +8,7 @@ import numpy as np
 from minigpt_jax import model
 from minigpt_jax.config import Experiment, flag_name, flatten
 from minigpt_jax.errors import UserError
-from minigpt_jax.train import CPU_TOKENS
+from minigpt_jax.train.step import CPU_TOKENS
 
 MOMENTS = {"adam": 2, "adamw": 2, "muon": 1, "normuon": 1, "lion": 1}
 """Copies of a parameter that each optimiser keeps, at least."""

@@ -18,10 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import memory, model, optim, parallel, rng, train
-from minigpt_jax.batch import Batch
+from minigpt_jax import model, rng
 from minigpt_jax.config import Experiment, OptimizerConfig, SampleConfig, options
-from minigpt_jax.state import TrainState
+from minigpt_jax.data.batch import Batch
+from minigpt_jax.parallel import devices
+from minigpt_jax.train import memory, optim
+from minigpt_jax.train.state import TrainState
+from minigpt_jax.train.step import StepMetrics, Trainer, eval_step, init_state, train_step, train_steps
 
 MEMORY_SHARE = 0.8
 
@@ -95,7 +98,7 @@ class Program:
         # Any rate but 0: it says that there are masks, not how dense they are.
         program = dataclasses.replace(program, model=dataclasses.replace(program.model, dropout=0.5 * dropout))
         self.gpt = model.build(program)
-        self.trainer = train.Trainer(
+        self.trainer = Trainer(
             self.gpt,
             program.optimizer,
             train_pad_label=program.data.layout == "lines",
@@ -110,33 +113,33 @@ class Program:
         self._compiled: dict[Any, Any] = {}
 
     def _compile(self, function: Callable[..., Any], in_axes: tuple[int | None, ...], donate: Any = ()) -> Any:
-        return parallel.compile_rows(over_trials(function, in_axes), in_axes, donate, self.devices)
+        return devices.compile_rows(over_trials(function, in_axes), in_axes, donate, self.devices)
 
     def stacked(self, trials: Any) -> Any:
         """Trials, along the leading axis of every leaf, as a stack that is split over the devices."""
         count = len(jax.tree.leaves(trials)[0])
         places = np.minimum(np.arange(-(-count // self.devices) * self.devices), count - 1)
-        return parallel.split_rows(jax.tree.map(lambda x: x[places], trials), self.devices)
+        return devices.split_rows(jax.tree.map(lambda x: x[places], trials), self.devices)
 
     def joined(self, tree: Any) -> Any:
         """The inverse of `stacked`, on the host, with what fills up the last device's share at the end."""
-        return parallel.join_rows(tree, self.devices)
+        return devices.join_rows(tree, self.devices)
 
     def _init(self, lane: Lanes) -> TrainState:
-        return train.init_state(self.trainer, lane.hyper, lane.init_key)
+        return init_state(self.trainer, lane.hyper, lane.init_key)
 
-    def _steps(self, state: TrainState, lane: Lanes, batches: Batch) -> tuple[TrainState, train.StepMetrics]:
+    def _steps(self, state: TrainState, lane: Lanes, batches: Batch) -> tuple[TrainState, StepMetrics]:
         """As many updates as `batches`, of shape [steps, S, B, …], has steps."""
         steps, sources = batches.bytes.shape[:2]
         own = jax.tree.map(lambda x: x[:, 0 if sources == 1 else lane.source], batches)
         rest = (lane.hyper, lane.dropout_key, lane.dropout_rate if self._dropout else None)
         if steps > 1:
-            return train.train_steps(self.trainer, state, own, *rest)
-        state, metrics = train.train_step(self.trainer, state, jax.tree.map(lambda x: x[0], own), *rest)
+            return train_steps(self.trainer, state, own, *rest)
+        state, metrics = train_step(self.trainer, state, jax.tree.map(lambda x: x[0], own), *rest)
         return state, jax.tree.map(lambda x: x[None], metrics)
 
     def _evaluate(self, weights: Any, batch: Batch) -> Any:
-        return train.eval_step(self.gpt, weights, batch)
+        return eval_step(self.gpt, weights, batch)
 
     def _learning_rate(self, hyper: optim.Hyperparameters, step: Any) -> Any:
         return hyper.learning_rate * optim.schedule(hyper.schedule, hyper, step)
@@ -162,7 +165,7 @@ def program(experiment: Experiment, dropout: bool, trials: int) -> Program:
 
 def devices_for(trials: int) -> int:
     """The fewest devices that are done as soon as all of them would be: 9 trials are 2 rounds of 5, not of 8."""
-    return -(-trials // -(-trials // parallel.local_devices()))
+    return -(-trials // -(-trials // devices.local_devices()))
 
 
 def fitting(experiment: Experiment, dropout: bool, lanes: Lanes, batches: Batch) -> int:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from minigpt_jax import products
+from minigpt_jax.ops.matmul import matmul
 
 
 def attend(
@@ -33,10 +33,10 @@ def heads_first(
     kv_heads = k_BSKH.shape[2]
     q_BKGTH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, kv_heads, -1, width)  # G and T as one axis
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    scores = products.matmul(q_BKGTH, k_BKSH.mT, jnp.float32)
+    scores = matmul(q_BKGTH, k_BKSH.mT, jnp.float32)
     scores_BNTS = scores.reshape(batch, heads, length, -1) * width**-0.5
     lowest = -0.7 * jnp.finfo(jnp.float32).max  # finite, so that a row of nothing else is uniform
     weights_BNTS = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores_BNTS, lowest)).astype(v_BSKH.dtype)
     weights = weights_BNTS.reshape(scores.shape)
-    y_BKGTH = products.matmul(weights, v_BKSH)
+    y_BKGTH = matmul(weights, v_BKSH)
     return y_BKGTH.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)

@@ -1,0 +1,1 @@
+"""Devices, the processes of one run, and the clusters that start them."""

@@ -1,0 +1,1 @@
+"""The life of one training run, from corpus to checkpoint."""
