@@ -21,21 +21,18 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from rich.progress import track
 
-from minigpt_jax import config, corpora, display
-from minigpt_jax.cache import cache_dir
+from minigpt_jax import config, display
 from minigpt_jax.cli.train import load_experiment
 from minigpt_jax.config import DataConfig, Experiment
-from minigpt_jax.data import store
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.data.store import Prepared
 from minigpt_jax.errors import UserError
-from minigpt_jax.parallel import devices
 from minigpt_jax.sweep import axes
-from minigpt_jax.train import program as stack
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train import program
+from minigpt_jax.train.loop import CountedTrial, Training, fit
+from minigpt_jax.trial import environment
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "best": {},
@@ -53,10 +50,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "EMA of 0.99": {"optimizer.ema_decay": 0.99},
     "batch 64": {"train.batch_size": 64},
     "batch 16": {"train.batch_size": 16},
-    "no finish": {"data.finish": 0.0},
-    "finish of 0.15": {"data.finish": 0.15},
-    "finish of 0.5": {"data.finish": 0.5},
-    "the reference's rows": {"data.layout": "lines", "data.finish": 0.0},
+    "no annealing": {"data.anneal_fraction": 0.0},
+    "annealing of 0.15": {"data.anneal_fraction": 0.15},
+    "annealing of 0.5": {"data.anneal_fraction": 0.5},
+    "the reference's rows": {"data.layout": "lines", "data.anneal_fraction": 0.0},
     "documents isolated": {"model.isolate_documents": True},
     "two passes": {"model.repeats": 2},
     "3 layers of 256": {"model.num_layers": 3, "model.width": 256, "model.feed_forward": 728},
@@ -112,10 +109,9 @@ def main(arguments: list[str]) -> int:
     best = dataclasses.replace(best, data=data)
     chosen.output.mkdir(parents=True, exist_ok=True)
     results = chosen.output / "ablation.jsonl"
-    corpus = corpora.open_corpus(data, cache_dir())
     for stacked in _stacks(best, chosen, _lines(results)):
         experiments = [experiment for _, experiment in stacked]
-        prepared = store.prepare(experiments[0], corpus, cache_dir(), display.track)
+        prepared = environment.prepare(experiments[0]).prepared
         names = ", ".join(dict.fromkeys(name for name, _ in stacked))
         for (name, experiment), figures in zip(stacked, _train(experiments, prepared, names), strict=True):
             line = {"variant": name, "seed": experiment.seed, "steps": experiment.train.steps, **figures}
@@ -140,7 +136,7 @@ def _stacks(best: Experiment, chosen: Arguments, done: list[dict[str, Any]]) -> 
         for seed in chosen.seeds:
             if (name, seed, steps) not in there:
                 one = dataclasses.replace(experiment, seed=seed)
-                stacks.setdefault(stack.program_of(one), []).append((name, one))
+                stacks.setdefault(program.shared_part(one), []).append((name, one))
     return list(stacks.values())
 
 
@@ -149,32 +145,21 @@ def _train(experiments: list[Experiment], prepared: Prepared, title: str) -> lis
     start = time.perf_counter()
     steps, seeds = experiments[0].train.steps, [e.seed for e in experiments]
     assert steps is not None
-    program = stack.program(experiments[0], dropout=False, trials=len(experiments))
+    stack = program.stack(experiments[0], dropout=False, trials=len(experiments))
     distinct = sorted(set(seeds))
-    lanes = program.stacked(stack.lanes_of(experiments, [distinct.index(seed) for seed in seeds], steps))
-    state = program.init(lanes)
+    inputs = stack.stacked(program.stack_inputs(experiments, [distinct.index(seed) for seed in seeds], steps))
     seeded = [dataclasses.replace(experiments[0], seed=seed) for seed in distinct]
     streams = [prepared.training_batches(_batches, experiment, steps) for experiment in seeded]
     together = next(n for n in range(min(steps, TOGETHER), 0, -1) if steps % n == 0)
-
-    def draw() -> Batch:
-        """Batches of [steps, seeds, rows, …]."""
-        each = [[next(stream) for stream in streams] for _ in range(together)]
-        flat = jax.tree.map(lambda *leaves: np.stack(leaves), *(batch for step in each for batch in step))
-        return jax.tree.map(lambda x: x.reshape(together, len(streams), *x.shape[1:]), flat)
-
-    drawn = devices.prefetch(draw() for _ in range(steps // together))
-    console = display.console
-    turns = track(drawn, title, steps // together, console=console, transient=True, disable=not console.is_terminal)
-    for batches in turns:
-        state, out = program.compiled(lanes, batches)(state, lanes, batches)
-        jax.block_until_ready(out)
+    display.console.print(f"training {title}", highlight=False)
+    with display.TrainingBar(0, steps) as bar:
+        trials = [CountedTrial(on_advance=bar.advanced), *(CountedTrial() for _ in experiments[1:])]
+        training = Training(stack, inputs, stack.init(inputs), trials)
+        diverging = lambda training, place: None  # noqa: E731 - its loss tells
+        fit(training, streams, steps, log_every=steps, steps_per_execution=together, on_divergence=diverging)
     spent = time.perf_counter() - start
-    totals = [Sums() for _ in experiments]
-    for batch in prepared.splits["valid"].in_order(64):
-        sums = program.joined(program.evaluate(state.weights, batch))
-        totals = [total.plus(jax.tree.map(lambda x, i=i: x[i].item(), sums)) for i, total in enumerate(totals)]
-    parameters = sum(leaf[0].size for leaf in jax.tree.leaves(program.joined(state.params)))
+    totals = stack.evaluate(training.state.weights, prepared.splits["valid"], 64)[: len(experiments)]
+    parameters = sum(leaf[0].size for leaf in jax.tree.leaves(stack.joined(training.state.params)))
     shared = {"parameters": parameters, "stacked": len(experiments), "seconds": spent}
     return [{**total.summary(), **shared} for total in totals]
 

@@ -10,7 +10,6 @@ into runs/benchmarks.
 """
 
 import dataclasses
-import functools
 import itertools
 import json
 import os
@@ -19,9 +18,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 CONFIGURATIONS = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2))
 """(devices a process, processes), where devices are simulated."""
@@ -74,7 +73,7 @@ def main(arguments: list[str]) -> int:
         print(f"round {number + 1}: {case[1]} × {case[0]} devices, {case[2]} steps a dispatch", flush=True)
         rounds[case].append(_measure(chosen, *case, simulated))
     rows = [
-        {"devices": devices, "processes": processes, "steps_per_dispatch": together}
+        {"devices": devices, "processes": processes, "steps_per_execution": together}
         | {name: statistics.median(one[name] for one in measured) for name in measured[0]}
         for (devices, processes, together), measured in rounds.items()
     ]
@@ -124,13 +123,11 @@ def _worker() -> None:
 
     if int(processes) > 1:
         jax.distributed.initialize(address, int(processes), int(number))
-    from minigpt_jax import model, rng
     from minigpt_jax.benchmark import rounds
     from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
     from minigpt_jax.data.batch import Batch
     from minigpt_jax.parallel import devices
-    from minigpt_jax.train import optim
-    from minigpt_jax.train.step import Trainer, init_state, train_step, train_steps
+    from minigpt_jax.train.program import DataParallel
 
     shape = {name: getattr(chosen, name) for name in ("num_layers", "width", "num_heads", "feed_forward")}
     experiment = Experiment(
@@ -140,21 +137,19 @@ def _worker() -> None:
         model=ModelConfig(**shape),
     )
     devices.check_batch_size(chosen.batch_size)
-    gpt = model.build(experiment)
-    trainer = Trainer(gpt, experiment.optimizer, False, axis_name=devices.axis_name())
-    hyper, key = optim.hyperparameters(experiment.optimizer, chosen.steps), rng.stream(0, "dropout")
-    state = devices.put_replicated(jax.jit(functools.partial(init_state, trainer))(hyper, rng.stream(0, "init")))
-    step = devices.compile(functools.partial(train_step if size == 1 else train_steps, trainer), True)
+    program = DataParallel(experiment)
+    inputs = program.inputs(experiment, chosen.steps)
+    state = program.init(inputs)
     share = chosen.batch_size // jax.process_count()
-    lead = () if size == 1 else (size,)
     draws = np.random.default_rng(int(number))
 
-    def draw() -> Any:
-        rows = draws.integers(3, chosen.vocabulary_size, (*lead, share, chosen.sequence_length + 1), np.uint16)
-        batch = Batch(rows, np.full((*lead, share), 4 * chosen.sequence_length, np.int32))
-        return devices.put_batch(batch, row_axis=len(lead))
+    def stream() -> Iterator[Batch]:
+        while True:
+            rows = draws.integers(3, chosen.vocabulary_size, (share, chosen.sequence_length + 1), np.uint16)
+            yield Batch(rows, np.full(share, 4 * chosen.sequence_length, np.int32))
 
-    state, out = step(state, draw(), hyper, key)  # compiles
+    streams = [stream()]
+    state, out = program.steps(state, inputs, program.draw(streams, size), size)  # compiles
     jax.block_until_ready(out)
     spent = {"input": 0.0, "dispatch": 0.0, "compute": 0.0}
     dispatches = max(1, chosen.steps // size)
@@ -167,15 +162,15 @@ def _worker() -> None:
         spent[name] += now - mark
         mark = now
 
-    for _ in range(dispatches):  # as `fit` goes: a dispatch is queued before the one before is fetched
-        batch = draw()
+    for _ in range(dispatches):  # as `fit` does: a dispatch is queued before the one before it is fetched
+        batches = program.draw(streams, size)
         lap("input")
-        state, out = step(state, batch, hyper, key)
+        state, out = program.steps(state, inputs, batches, size)
         lap("dispatch")
-        jax.device_get(pending)
+        program.fetch(pending, size)
         lap("compute")
         pending = out
-    jax.device_get(pending)
+    program.fetch(pending, size)
     lap("compute")
     steps, seconds = dispatches * size, time.perf_counter() - begun
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -191,9 +186,8 @@ def _worker() -> None:
 
 
 def _table(rows: list[dict[str, float]]) -> str:
+    from minigpt_jax.benchmark.rounds import markdown_table
+
     names = list(rows[0])
-    lines = [names, ["---:"] * len(names)]
-    lines += [
-        [f"{row[name]:,.2f}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
-    ]
-    return "".join(f"| {' | '.join(cell.replace('_', ' ') for cell in line)} |\n" for line in lines)
+    cells = [[f"{row[name]:,.2f}" if isinstance(row[name], float) else row[name] for name in names] for row in rows]
+    return markdown_table([name.replace("_", " ") for name in names], cells)

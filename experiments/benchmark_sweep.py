@@ -16,7 +16,6 @@ still to be made.
 import dataclasses
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +65,8 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
 
     from minigpt_jax import model, rng
     from minigpt_jax.data.batch import Batch
-    from minigpt_jax.train import optim
-    from minigpt_jax.train import program as stack
-    from minigpt_jax.train.step import Trainer, init_state, train_step
+    from minigpt_jax.train import optim, program
+    from minigpt_jax.train.step import StepSpec, init_state, train_step
 
     size, length = experiment.train.batch_size, experiment.data.sequence_length
     rows = np.random.default_rng(0).integers(3, experiment.tokenizer.vocabulary_size, (size, length + 1))
@@ -79,18 +77,17 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
         for rate in rates
     ]
 
-    program = stack.program(experiment, dropout=False, trials=trials)
-    lanes = program.stacked(stack.lanes_of(experiments, [0] * trials, steps))
+    stack = program.stack(experiment, dropout=False, trials=trials)
+    inputs = stack.stacked(program.stack_inputs(experiments, [0] * trials, steps))
     batches = Batch(*(x[None, None] for x in batch))
-    compiled = program.compiled(lanes, batches)
-    held = {"state": program.init(lanes)}
+    held = {"state": stack.init(inputs)}
 
     def stacked() -> None:
         for _ in range(steps):
-            held["state"], out = compiled(held["state"], lanes, batches)
+            held["state"], out = stack.steps(held["state"], inputs, batches, 1)
         jax.block_until_ready(out)
 
-    trainer = Trainer(model.build(experiment), experiment.optimizer, True)
+    trainer = StepSpec(model.build(experiment), experiment.optimizer, True)
     step = jax.jit(functools.partial(train_step, trainer), donate_argnums=0)
     init = jax.jit(functools.partial(init_state, trainer))
     hypers = [optim.hyperparameters(e.optimizer, steps) for e in experiments]
@@ -114,6 +111,7 @@ def main(arguments: list[str]) -> int:
     chosen = tyro.cli(Arguments, args=arguments, prog="benchmark_sweep.py")
     import jax
 
+    from minigpt_jax.benchmark import rounds
     from minigpt_jax.parallel import devices
 
     devices.use_all_cores()  # as the sweep command does
@@ -128,9 +126,7 @@ def main(arguments: list[str]) -> int:
             seconds: dict[str, list[float]] = {way: [] for way in both}
             for _ in range(chosen.rounds):
                 for way, run in both.items():
-                    start = time.perf_counter()
-                    run()
-                    seconds[way].append(time.perf_counter() - start)
+                    seconds[way].append(rounds.seconds(run))
             medians = {way: statistics.median(values) for way, values in seconds.items()}
             hourly = {way: 3600 / (s / chosen.steps * chosen.trial_steps / trials) for way, s in medians.items()}
             gain = statistics.median(

@@ -30,7 +30,7 @@ import joblib
 import numpy as np
 import tyro
 
-from minigpt_jax import corpora, display, model, rng, tokenizer
+from minigpt_jax import corpora, display, model, tokenizer
 from minigpt_jax.benchmark import kerashub, matmuls, rounds, sampling, tokenisation, tutorial
 from minigpt_jax.cache import cache_dir
 from minigpt_jax.config import DataConfig, Experiment, flag_name
@@ -38,9 +38,9 @@ from minigpt_jax.data import pipeline, store
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
-from minigpt_jax.train import evaluate, optim
+from minigpt_jax.train import evaluate
+from minigpt_jax.train.program import DataParallel
 from minigpt_jax.train.state import TrainState
-from minigpt_jax.train.step import Trainer, init_state, train_step
 from minigpt_jax.trial.run import run
 
 SIZE = tutorial.BATCH_SIZE
@@ -107,10 +107,7 @@ class Bench:
     @functools.cached_property
     def their_vocabulary_seconds(self) -> float:
         """How long KerasHub trains its vocabulary."""
-        lines = self.lines
-        start = time.perf_counter()
-        tutorial.vocabulary(lines)
-        return time.perf_counter() - start
+        return rounds.seconds(functools.partial(tutorial.vocabulary, self.lines))
 
     @functools.cached_property
     def pieces(self) -> list[str]:
@@ -136,16 +133,13 @@ class Bench:
         """The rows of the next batches, one after another."""
         return np.concatenate([batch.rows for batch in itertools.islice(batches, steps)]).astype(np.int32)
 
-    def trainer(self) -> Trainer:
-        return Trainer(self.gpt, self.experiment.optimizer, train_pad_label=True, axis_name=devices.axis_name())
-
     def start(self, params: Any, total_steps: int) -> tuple[TrainState, Callable[[TrainState, Batch], Any]]:
         """Our state at KerasHub's weights, and the train step."""
-        trainer, hyper = self.trainer(), optim.hyperparameters(self.experiment.optimizer, total_steps)
-        state = init_state(trainer, hyper, rng.stream(0, "init"))
-        state = devices.put_replicated(dataclasses.replace(state, params=jax.tree.map(np.asarray, params)))
-        step = devices.compile(functools.partial(train_step, trainer), donate=True)
-        return state, lambda state, batch: step(state, devices.put_batch(batch), hyper, rng.stream(0, "dropout"))
+        program = DataParallel(self.experiment)
+        inputs = program.inputs(self.experiment, total_steps)
+        params = devices.put_replicated(jax.tree.map(np.asarray, params))
+        state = dataclasses.replace(program.init(inputs), params=params)
+        return state, lambda state, batch: program.steps(state, inputs, program.draw([iter([batch])], 1), 1)
 
 
 def main(arguments: list[str]) -> int:
@@ -191,9 +185,7 @@ def _row(stage: str, unit: str, timings: dict[str, rounds.Timing], work: float =
 
 def _vocabulary(bench: Bench) -> Iterator[Row]:
     texts = [text for text in bench.corpus.documents("train") if len(text.encode()) > tutorial.MIN_STRING_LEN]
-    start = time.perf_counter()
-    tokenizer.train(bench.experiment.tokenizer, texts)
-    ours = time.perf_counter() - start
+    ours = rounds.seconds(functools.partial(tokenizer.train, bench.experiment.tokenizer, texts))
     theirs = bench.their_vocabulary_seconds
     yield Row("vocabulary training", "s", theirs, ours, theirs / ours)
 
@@ -288,9 +280,10 @@ def _cold(bench: Bench) -> Iterator[Row]:
     sample = ["-m", "minigpt_jax", "sample", str(run_dir), "--sampler", "top_k", "--k", "10", "--json"]
 
     def seconds(words: list[str], cache: str) -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *words], check=True, env=bench.environment(cache), stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
+        command, environment = [sys.executable, *words], bench.environment(cache)
+        return rounds.seconds(
+            functools.partial(subprocess.run, command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        )
 
     theirs, cold, warm = [], [], []
     for i in range(bench.arguments.rounds):
@@ -323,12 +316,12 @@ def train_and_tell(side: str, path: str) -> None:
         tutorial.fit(kerashub.tutorial_model(seed=0), rows)
     else:
         experiment = Experiment("simplebooks")
-        trainer = Trainer(model.build(experiment), experiment.optimizer, train_pad_label=True)
-        hyper = optim.hyperparameters(experiment.optimizer, 1)
-        state = jax.jit(functools.partial(init_state, trainer))(hyper, rng.stream(0, "init"))
-        step = devices.compile(functools.partial(train_step, trainer), donate=True)
+        program = DataParallel(experiment)
+        inputs = program.inputs(experiment, 1)
+        state = program.init(inputs)
         for part in np.split(rows, STEPS_A_ROUND):
-            state, _ = step(state, Batch(part, np.zeros(len(part), np.int32)), hyper, rng.stream(0, "dropout"))
+            batch = Batch(part, np.zeros(len(part), np.int32))
+            state, _ = program.steps(state, inputs, program.draw([iter([batch])], 1), 1)
         jax.block_until_ready(state)
     print(rounds.peak_memory())
 
@@ -373,9 +366,8 @@ def _sooner(bench: Bench, theirs: float, seconds: float) -> Iterator[Row]:
             words += [f"--data.{flag_name(name)}", *map(str, value if isinstance(value, tuple) else [value])]
     seconds += bench.their_vocabulary_seconds
     corpora.open_corpus(data, bench.folder / "empty")  # a download is nobody's time
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-P", "-m", "minigpt_jax", *words], check=True, env=bench.environment("empty"))
-    ours = time.perf_counter() - start
+    command, environment = [sys.executable, "-P", "-m", "minigpt_jax", *words], bench.environment("empty")
+    ours = rounds.seconds(functools.partial(subprocess.run, command, check=True, env=environment))
     reached = [line for line in read_metrics(files) if line["split"] == "valid"][-1]["perplexity"]
     yield Row(f"validation perplexity, {fast.stem}", "ours / theirs", theirs, reached, reached / theirs)
     yield Row("wall-clock to it, vocabulary and compilation included", "s", seconds, ours, seconds / ours)

@@ -19,24 +19,24 @@ nothing.
 What was tried, as the change of loss in nats a token. At a fifth of the budget (640 steps, seed 0, noise about 0.005):
 
     3 layers of 256, Muon, documents isolated: 4.3340
-        convolution of 4        -0.035      6 layers of 224          -0.016      finish of 0.3              -0.039
+        convolution of 4        -0.035      6 layers of 224          -0.016      annealing of 0.3           -0.039
         convolution in the feed-forward layer and on queries, keys and values too: no better, 1.8 times the time
     that with convolution: 4.2989
-        documents not isolated  -0.004      finish of 0.3 (and not isolated)     -0.030
-    that with finish: 4.2690
+        documents not isolated  -0.004      annealing of 0.3 (and not isolated)  -0.030
+    that with annealing: 4.2690
         NorMuon                 -0.013      head gate                -0.007
-    all of these: 4.25; after 320 steps and a finish of 0.2 4.4978 and 4.5102 (seeds 0 and 1)
+    all of these: 4.25; after 320 steps and annealing of 0.2 4.4978 and 4.5102 (seeds 0 and 1)
         pointer of 64           -0.07; -0.107 and -0.109
 
 At the full budget little is left of all but the last: those gains come sooner rather than on top of one another.
 
-    everything but the pointer, the finish being one and a half passes over heads that the packed text had too: 3.9725
-    the same, finish of 0.2, its heads left out of the packed text: 3.9534
+    everything but the pointer, the annealing being 1.5 passes over prefixes that the packed text had too: 3.9725
+    the same, annealing of 0.2, its prefixes left out of the packed text: 3.9534
     that with the pointer (this configuration): 3.8682
 
 A third of the labels stand in the row already. Without the pointer they cost 2.61 nats each and the others 4.65; with
 it 2.29 and 4.68: a model so small is slow to learn to repeat a name. What form the pointer should have was tried on the
-model without one as it is before its finish (4.0540), its weights frozen, by three passes over 6,000 heads:
+model without one as it is before its annealing (4.0540), its weights frozen, by three passes over 6,000 prefixes:
 
     a pointer of 64 whose keys are made of the hidden state before a token  -0.068      of that and the token's   -0.072
         width 32                -0.065      width 128                -0.076      a bias for each distance    0.000
@@ -44,7 +44,7 @@ model without one as it is before its finish (4.0540), its weights frozen, by th
         two pointers            -0.001      a sentinel of two layers -0.004
     a mixture of two or three softmaxes (Yang et al. 2017), over one with as much trained                         -0.001
 
-Its forerunner, 3 layers of 256 by Muon with documents isolated and no finish, ended at 3.9646, 3.9637 and 3.9709 (seeds
+Its forerunner, 3 layers of 256 by Muon with documents isolated, not annealed, ended at 3.9646, 3.9637 and 3.9709 (seeds
 0 to 2), and came about so, on one H200 at the full budget:
 
     3 layers, batch 64, rates 2e-2 (Muon) and 3e-3, no zero_init, documents not isolated: 4.0040 (seed 0)
@@ -72,7 +72,7 @@ from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerCon
 
 experiment = Experiment(
     name="simplebooks_best",
-    data=DataConfig(layout="packed", evaluation_layout="lines", finish=0.2),
+    data=DataConfig(layout="packed", evaluation_layout="lines", anneal_fraction=0.2),
     model=ModelConfig(
         num_layers=6,
         width=224,

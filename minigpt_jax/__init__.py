@@ -1,7 +1,7 @@
 """Train small GPT language models from scratch in JAX, and sample from them.
 
->>> lm = minigpt_jax.load("runs/simplebooks")
->>> lm.generate(["once upon a time"], sampler=minigpt_jax.TopP(p=0.9), max_new_tokens=80, seed=0)[0].text
+lm = minigpt_jax.load("runs/simplebooks")
+lm.generate(["once upon a time"], sampler=minigpt_jax.TopP(p=0.9), max_new_tokens=80, seed=0)[0].text
 """
 
 import lazy_loader

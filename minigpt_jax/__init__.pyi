@@ -17,6 +17,7 @@ from .config import TokenizerConfig as TokenizerConfig
 from .config import TrainConfig as TrainConfig
 from .errors import UserError as UserError
 from .generate import Generation as Generation
+from .generate import GenerationSettings as GenerationSettings
 from .generate import LanguageModel as LanguageModel
 from .generate import load as load
 from .samplers import Beam as Beam
@@ -24,6 +25,7 @@ from .samplers import Contrastive as Contrastive
 from .samplers import Greedy as Greedy
 from .samplers import MinP as MinP
 from .samplers import Random as Random
+from .samplers import Sampler as Sampler
 from .samplers import TopK as TopK
 from .samplers import TopP as TopP
 from .samplers import Typical as Typical

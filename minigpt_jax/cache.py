@@ -60,7 +60,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name and the place of what was there once all of it is on the disk.
 
     The caller holds its `lock`. Raises UserError if the disk is full or cannot be written.

@@ -110,20 +110,25 @@ class TrainingBar:
         self._bar.stop()
         self._watch.__exit__()
 
-    def advance(self, step: int) -> None:
+    def advanced(self, step: int) -> None:
+        """Moves the bar to a step."""
         self._bar.update(self._task, completed=step)
 
-    def line(self, step: int, loss: float, tokens_a_second: float) -> None:
+    def logged(self, step: int, sums: Any, tokens_per_second: float) -> None:
         """Shows the figures of the latest training line."""
-        self._bar.update(self._task, loss=f"loss {loss:.3f}", rate=f"{tokens_a_second:,.0f} tokens/s")
+        self._bar.update(self._task, loss=f"loss {sums.loss:.3f}", rate=f"{tokens_per_second:,.0f} tokens/s")
         now = time.perf_counter()
         if console.is_terminal or (now - self._printed < SECONDS_BETWEEN_LINES and step != self._total):
             return
         left = self._watch.seconds / max(step - self._first, 1) * (self._total - step)
         console.print(
-            f"step {step:,}/{self._total:,} · loss {loss:.3f} · {tokens_a_second:,.0f} tokens/s · {left:,.0f} s left"
+            f"step {step:,}/{self._total:,} · loss {sums.loss:.3f} · {tokens_per_second:,.0f} tokens/s · "
+            f"{left:,.0f} s left"
         )
         self._printed = now
+
+    def evaluated(self, step: int, sums: Any) -> None:
+        """The validation line is printed by the run itself."""
 
 
 def parameter_table(params: Any) -> Table:

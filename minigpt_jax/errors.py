@@ -16,7 +16,11 @@ class UserError(Exception):
 
 
 def without_password(text: str) -> str:
-    """An address, or a text that ends in one, with *** for its password."""
+    """An address, or a text that ends in one, with *** for its password.
+
+    >>> without_password("postgresql://ann:secret@host/sweeps")
+    'postgresql://ann:***@host/sweeps'
+    """
     return _IN_QUERY.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", text))
 
 
@@ -24,5 +28,8 @@ def printable(text: str) -> str:
     """Text that a terminal shows and does not obey.
 
     Escapes stand for control characters, line feeds and tabs aside, and for surrogates, which cannot be encoded.
+
+    >>> print(printable(chr(27) + "[31mred"))
+    \\x1b[31mred
     """
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -28,11 +28,16 @@ def words(seed: int) -> np.ndarray:
     return np.array([(seed >> 32) & _WORD, seed & _WORD], np.uint32)
 
 
-def stream(seed: int | Array | np.ndarray, name: str) -> Key[Array, ""]:
+def stream(seed: int | np.integer | Array | np.ndarray, name: str) -> Key[Array, ""]:
     """The key of the stream `name` under a seed.
 
     `seed` is a Python integer, an integer scalar (traced ones included) or the pair that `words` makes; equal numbers
     give equal keys in all three forms. Without the name it is the key that `jax.random.key(seed)` makes.
+
+    >>> bool(stream(7, "data") == stream(words(7), "data"))
+    True
+    >>> bool(stream(7, "data") == stream(7, "dropout"))
+    False
     """
     if isinstance(seed, int | np.integer):
         pair = jnp.asarray(words(int(seed)))
@@ -50,8 +55,12 @@ def stream(seed: int | Array | np.ndarray, name: str) -> Key[Array, ""]:
 def at(key: Key[Array, "*A"], *indices: Any) -> Key[Array, "*B"]:
     """The keys at `indices` (a step, a row, a position), folded in one after the other; arrays broadcast.
 
-    >>> at(stream(0, "sample"), jnp.arange(3), 7).shape  # row 0 to 2, each at position 7
+    >>> key = stream(0, "sample")
+    >>> keys = at(key, jnp.arange(3), 7)  # rows 0 to 2, each at position 7
+    >>> keys.shape
     (3,)
+    >>> bool(keys[2] == at(key, 2, 7))
+    True
     """
     fold = jnp.vectorize(jax.random.fold_in)
     for index in indices:

@@ -42,3 +42,7 @@ else:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["MINIGPT_CACHE"], "xla")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["MINIGPT_CACHE"], ignore_errors=True)
+
+import checked  # noqa: E402  it imports JAX, for which the variables above have to be set
+
+checked.install()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = "awk bash cat cp cut env head ls mkdir mv readlink rm sleep tail touch tr".split()
+TOOLS = "awk bash cat cp cut env find head ls mkdir mv readlink rm sleep tail touch tr".split()
 
 # Stands for uv, for every Python and for nvidia-smi, by the name it is called by; FAKE_... variables steer it.
 FAKE = r"""#!/usr/bin/env bash
@@ -119,6 +119,9 @@ class Checkout:
     def edit(self, old: str = "[project]", new: str = "[project]\n") -> None:
         project = self.root / "pyproject.toml"
         project.write_text(project.read_text().replace(old, new, 1))
+
+    def move(self) -> None:
+        self.root = self.root.rename(self.folder / "moved")
 
     def whole(self) -> bool:
         """Whether it starts with nothing but bash: no installer, not even mkdir to take the lock with."""

@@ -5,6 +5,7 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_models import FakeModel, hashing
@@ -16,14 +17,16 @@ MODEL = FakeModel(hashing(V, slots=WIDTH + ROOM, width=2, spread=2.0), slots=WID
 PROMPTS = [[1], [2, 3, 0], [3, 1]]
 LIMITS = [5, 4, 5]
 
-search = jax.jit(functools.partial(samplers.decode, MODEL.prefill, MODEL.step), static_argnums=2)
+search = jax.jit(
+    functools.partial(samplers.decode, MODEL.prefill, MODEL.step), static_argnums=2, static_argnames="processors"
+)
 
 
-def run(sampler, stops=(), bias=None, limits=LIMITS, **settings):
+def run(sampler, stops=(), bias=None, limits=LIMITS, processors=(), **settings):
     request = samplers.request(
         PROMPTS, vocabulary_size=V, max_new_tokens=limits, width=WIDTH, stops=stops, logit_bias=bias, **settings
     )
-    return jax.tree.map(np.asarray, search(sampler, request, ROOM))
+    return jax.tree.map(np.asarray, search(sampler, request, ROOM, processors=processors))
 
 
 @functools.cache
@@ -141,7 +144,8 @@ def test_the_search_ends_once_nothing_can_beat_what_is_finished():
         )
         sampler = samplers.Beam(2, 0.6)
         state = samplers.start(MODEL.prefill, sampler, request, ROOM)
-        steps.append(int(jax.jit(samplers.advance, static_argnums=0)(MODEL.step, sampler, request, state, ROOM).step))
+        end = jax.jit(samplers.advance, static_argnums=0)(MODEL.step, sampler, request, state, ROOM)
+        steps.append(int(end.step.max()))
     assert steps == [2, 5]
 
 
@@ -158,3 +162,34 @@ def test_processors_act_on_each_hypothesis():
         texts = [tokens[:n].tolist() for tokens, n in zip(output.tokens[row], output.length[row], strict=True) if n]
         assert len(texts) == count
         assert all(len({*prompt, *text}) == len(prompt) + len(text) for text in texts)
+
+
+def averse(logits, tokens, length, step):
+    """Dislikes the newest token, the more so the more tokens are generated, and never lets 3 follow 1."""
+    newest = jnp.take_along_axis(tokens, (length + step - 1)[:, None], axis=1)
+    logits = logits - jnp.where(jnp.arange(V)[None] == newest, 0.5 * (1 + step)[:, None], 0.0)
+    return jnp.where((newest == 1) & (jnp.arange(V)[None] == 3), -jnp.inf, logits)
+
+
+@pytest.mark.parametrize("stops", STOPS[:3], ids=str)
+def test_a_processor_of_ones_own_acts_on_each_hypothesis(stops):
+    """Against the enumeration of all texts, with the processor by its definition."""
+
+    @functools.cache
+    def gains(text, generated):
+        own = own_log_probabilities(text)
+        shift = np.zeros(V)
+        shift[text[-1]] -= 0.5 * (1 + generated)
+        if text[-1] == 1:
+            shift[3] = -math.inf
+        return own + shift - np.log(np.sum(np.exp(np.maximum(own, own + shift))))
+
+    output = run(samplers.Beam(256, 0.6), stops, processors=(averse,))
+    for row, (prompt, limit) in enumerate(zip(PROMPTS, LIMITS, strict=True)):
+        found = []
+        for tokens in itertools.chain.from_iterable(itertools.product(range(V), repeat=n) for n in range(1, limit + 1)):
+            ends = [n for n in range(1, len(tokens) + 1) if ends_in(tokens[:n], stops)]
+            total = sum(gains((*prompt, *tokens[:n]), n)[token] for n, token in enumerate(tokens))
+            if (ends or [limit])[0] == len(tokens) and total > -math.inf:
+                found.append((score(total, len(tokens), 0.6), tokens))
+        assert_found(output, row, sorted(found, reverse=True)[:40])

@@ -12,7 +12,7 @@ from absl import logging
 from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.checkpoint import Checkpoints
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress, TrainState
 
 
@@ -39,7 +39,7 @@ def save_all(folder: Path, losses: dict[int, float | None], keep: int = 2) -> Ch
 @pytest.mark.parametrize("ema", [False, True])
 def test_what_is_saved_comes_back_exactly(tmp_path: Path, ema: bool):
     state = state_at(3, ema=ema)
-    progress = Progress(step=3, tokens=2**40, seconds=1.25, since_log=Sums(0.1, 7, 30))
+    progress = Progress(step=3, tokens=2**40, seconds=1.25, since_log=LossSums(0.1, 7, 30))
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state, progress)
     checkpoints.close()

@@ -144,7 +144,7 @@ def refuse(capsys: pytest.CaptureFixture, *arguments: object) -> str:
         (["--model.norm", "layrnorm"], "layernorm"),
         (["--train.steps", "many"], "--train.steps"),
         (["--model.num-heads", "5", "--model.width", "4"], "--model.num-heads 5"),
-        (["--train.batch-size", "12"], "take 8 or 16"),
+        (["--train.batch-size", "12"], "use 8 or 16"),
         (["--data.corpus", "text", "--data.files", "nowhere/*.txt"], "nowhere/*.txt"),
         (["--data.corpus", "simplebooks", "--data.archive", "nowhere.zip"], "nowhere.zip"),
         (["--data.sequence-length", "1000000"], "--data.sequence-length 1000000"),

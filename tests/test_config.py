@@ -1,6 +1,7 @@
 """The experiment: what goes into config.json comes back, and what cannot work is refused by the flag's name."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 
 from minigpt_jax import config
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TokenizerConfig, TrainConfig
+from minigpt_jax.config.options import accepts_aliases, option
 from minigpt_jax.errors import UserError
+from minigpt_jax.sweep import axes
 from minigpt_jax.train.optim import Hyperparameters
 
 
@@ -19,7 +22,7 @@ def test_json_round_trip_keeps_every_field():
         tokenizer=TokenizerConfig(kind="bpe", file=Path("pieces.model")),
         model=ModelConfig(num_kv_heads=1, logit_softcap=30.0, norm="rmsnorm"),
         optimizer=OptimizerConfig(name="muon", clip_norm=1.0),
-        train=TrainConfig(steps=7, tensorboard=False),
+        train=TrainConfig(steps=7, trackers=()),
         seed=2**40,
     )
     assert config.from_json(json.loads(config.dumps(config.to_json(experiment)))) == experiment
@@ -70,10 +73,13 @@ REFUSED = {
     "--train.steps 0": {"train": TrainConfig(steps=0)},
     "--train.accumulate 3": {"train": TrainConfig(accumulate=3)},
     "--data.sequence-length -1": {"data": DataConfig(sequence_length=-1)},
-    "--data.finish 1.5": {"data": DataConfig(layout="packed", evaluation_layout="lines", finish=1.5)},
-    "--data.finish 0.2": {"data": DataConfig(layout="packed", finish=0.2)},
-    "--data.finish 0.3": {"data": DataConfig(evaluation_layout="packed", finish=0.3)},
+    "--data.anneal-fraction 1.5": {"data": DataConfig(layout="packed", evaluation_layout="lines", anneal_fraction=1.5)},
+    "--data.anneal-fraction 0.2": {"data": DataConfig(layout="packed", anneal_fraction=0.2)},
+    "--data.anneal-fraction 0.3": {"data": DataConfig(evaluation_layout="packed", anneal_fraction=0.3)},
     "--data.held-out 0.5": {"data": DataConfig(held_out=0.5)},
+    "--data.held-out 0.0": {"data": DataConfig(held_out=0.0)},
+    "--data.stories -3": {"data": DataConfig(stories=-3)},
+    "--data.files ' '": {"data": DataConfig(corpus="text", files=(" ",))},
     "--data.corpus text": {"data": DataConfig(corpus="text")},
     "--data.files a.txt": {"data": DataConfig(files=("a.txt",))},
     "--data.archive a.zip": {"data": DataConfig(corpus="stories", archive=Path("a.zip"))},
@@ -93,7 +99,7 @@ WRONG_FIELDS = {
     "a mistyped choice": ("model", "norm", "rms_norm", "layernorm or rmsnorm; did you mean rmsnorm?"),
     "a choice near another": ("model", "norm_position", "prenorm", "did you mean pre?"),
     "a choice of an optimizer": ("optimizer", "name", "adamm", "did you mean adam?"),
-    "a choice near none": ("model", "activation", "mish", "relu, gelu, relu2 or swiglu"),
+    "a choice near none": ("model", "activation", "mish", "relu, gelu, relu2, swiglu or FILE.py:Name"),
     "a choice that is no text": ("model", "positions", None, "learned or rope"),
     "a text for a tuple": ("sample", "prompts", "hello", "must be a tuple; write ('hello',)"),
     "a number in a tuple of texts": ("sample", "prompts", (1,), "must be a text"),
@@ -148,3 +154,69 @@ def test_traced_options_are_the_traced_hyperparameters():
 
 def test_the_reference_is_valid():
     config.validate(Experiment("reference"))
+
+
+OFF_BY_EARLIER_NAME = TrainConfig(**{"tensorboard": False})
+
+
+def test_an_earlier_name_of_a_field_is_understood_in_files_and_config_json():
+    assert TrainConfig(trackers=()) == OFF_BY_EARLIER_NAME
+    assert TrainConfig(**{"tensorboard": True}).trackers == ("tensorboard",)
+    assert dataclasses.replace(TrainConfig(steps=3), **{"tensorboard": False}) == TrainConfig(steps=3, trackers=())
+    written = config.to_json(Experiment("old"))
+    del written["train"]["trackers"]
+    written["train"]["tensorboard"] = False
+    assert config.from_json(written) == Experiment("old", train=TrainConfig(trackers=()))
+    for wrong in ("maybe", 1, None):
+        written["train"]["tensorboard"] = wrong
+        with pytest.raises(UserError, match=r"--train\.tensorboard .*must be True or False"):
+            config.from_json(written)
+
+
+@pytest.mark.parametrize(
+    ("given", "current"),
+    [
+        ("--train.no-tensorboard", ["--train.trackers"]),
+        ("--train.no_tensorboard", ["--train.trackers"]),
+        ("--train.tensorboard", ["--train.trackers", "tensorboard"]),
+        ("--train.steps=3", ["--train.steps=3"]),
+        ("--no-tensorboard", ["--no-tensorboard"]),
+        ("tensorboard", ["tensorboard"]),
+    ],
+)
+def test_flags_take_the_earlier_names_of_fields(given: str, current: list[str]):
+    assert config.current_flags([given]) == current
+
+
+def test_a_field_that_was_only_renamed_is_read_by_both_names():
+    @accepts_aliases
+    @dataclasses.dataclass(frozen=True)
+    class Section:
+        new: int = option(1, aliases=("old",))
+
+    assert Section(**{"old": 2}) == Section(new=2)
+    assert Section() == Section(new=1)
+
+
+RENAMED = [
+    ("data.finish", "data.anneal_fraction", 0.25),
+    ("train.keep", "train.keep_checkpoints", 5),
+    ("train.steps_per_dispatch", "train.steps_per_execution", 4),
+]
+
+
+@pytest.mark.parametrize(("earlier", "current", "value"), RENAMED)
+def test_renamed_fields_keep_their_earlier_names(earlier: str, current: str, value: float):
+    section, _, old = earlier.partition(".")
+    new = current.partition(".")[2]
+    annealed = functools.partial(DataConfig, layout="packed", evaluation_layout="lines")
+    part = {"data": annealed, "train": TrainConfig}[section]
+    assert part(**{old: value}) == part(**{new: value}) != part()
+    written = config.to_json(Experiment("old", data=annealed()))
+    del written[section][new]
+    written[section][old] = value
+    expected = {"data": annealed(), section: part(**{new: value})}
+    assert config.from_json(written) == Experiment("old", **expected)
+    flag, option = (f"--{name.replace('_', '-')}" for name in (earlier, current))
+    assert config.current_flags([f"{flag}={value}", flag, str(value)]) == [f"{option}={value}", option, str(value)]
+    assert axes.parse([f"{earlier}={value}"]) == axes.parse([f"{current}={value}"])

@@ -43,7 +43,6 @@ def test_lines_are_those_of_text_line_dataset(tmp_path):
 
 def test_simplebooks_streams_the_archives_lines_in_order(tmp_path):
     corpus = open_corpus(DataConfig(archive=make_archive(tmp_path / "a.zip")), tmp_path / "cache")
-    assert corpus.name == "simplebooks-92-raw"
     assert everything(corpus) == DOCUMENTS
     assert everything(corpus) == DOCUMENTS  # as often as asked
     assert corpus.floor("valid") is None
@@ -171,18 +170,3 @@ def test_each_corpus_is_opened_by_its_name(tmp_path):
     stories = open_corpus(DataConfig(corpus="stories", stories=3, stories_seed=1), tmp_path)
     assert isinstance(stories, Stories)
     assert stories.fingerprint == Stories(3, 1).fingerprint
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (DataConfig(corpus="text"), ["--data.files"]),
-        (DataConfig(corpus="text", files=(" ",)), ["--data.files"]),
-        (DataConfig(files=("a.txt",)), ["--data.files goes with --data.corpus text", "simplebooks"]),
-        (DataConfig(corpus="stories", archive=Path("a.zip")), ["--data.archive goes with", "simplebooks", "stories"]),
-    ],
-)
-def test_a_flag_that_the_corpus_does_not_take_is_refused(tmp_path, config, words):
-    with pytest.raises(UserError) as error:
-        open_corpus(config, tmp_path)
-    assert_one_clear_line(error.value, *words)

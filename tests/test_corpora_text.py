@@ -208,7 +208,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     for spec in ("~/texts", "~/texts/*.txt", "~/texts/a.txt"):
         assert sum(map(len, everything(Text([spec])).values())) == 3
     make_archive(tmp_path / "a.zip")
-    assert open_corpus(DataConfig(archive=Path("~/a.zip")), tmp_path).name == "simplebooks-92-raw"
+    assert any(open_corpus(DataConfig(archive=Path("~/a.zip")), tmp_path).documents("valid"))
     with pytest.raises(UserError, match="no such file or folder"):
         Text(["~nobody-of-this-name/a.txt"])
     with pytest.raises(UserError, match="no such file"):
@@ -276,9 +276,3 @@ def test_wrong_folders_and_zips_are_refused(tmp_path):
     damage(archive, TRAIN)
     with pytest.raises(UserError, match=r"b.zip: simplebooks/simplebooks-92-raw/train.txt cannot be read"):
         Text([str(archive)])
-
-
-@pytest.mark.parametrize("held_out", [0.0, 0.5, -1.0, float("nan")])
-def test_held_out_leaves_something_to_train_on(tmp_path, held_out):
-    with pytest.raises(UserError, match=r"--data.held-out .* above 0 and below 0.5"):
-        Text([write(tmp_path / "a.txt", "one\ntwo\nthree\n")], held_out=held_out)

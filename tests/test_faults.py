@@ -63,7 +63,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A run left undisturbed, with checkpoints at 4, 8 and 12."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    return path, run(changed("train", checkpoint_every=4, keep=3), path)
+    return path, run(changed("train", checkpoint_every=4, keep_checkpoints=3), path)
 
 
 def spoil(path: Path, how: str) -> None:
@@ -103,7 +103,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     spoil(file, "missing" if how == "no manifest" else how)
     with pytest.raises(UserError, match="step 12 is damaged"):
         Checkpoints(path / "checkpoints", read_only=True).restore(whole[1].state, step=12)
-    result = run(changed("train", checkpoint_every=4, keep=3), path)
+    result = run(changed("train", checkpoint_every=4, keep_checkpoints=3), path)
     warned = capsys.readouterr().err
     assert str(file) in warned
     assert "step 8 is used instead" in warned
@@ -273,7 +273,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--distributed.process-id", 0], "--distributed.coordinator and --distributed.num-processes missing"),
+        (["--distributed.process-id", 0], "--distributed.coordinator and --distributed.num-processes are missing"),
         (
             ["--distributed.coordinator", "here", "--distributed.num-processes", 2, "--distributed.process-id", 0],
             "HOST",

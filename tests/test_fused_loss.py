@@ -17,7 +17,7 @@ from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT, output, output_parameters
 from minigpt_jax.ops import fused_loss
 from minigpt_jax.train import metrics, optim
-from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step
+from minigpt_jax.train.step import StepSpec, eval_step, init_state, train_step
 
 B, D = 3, TINY.width
 CONFIGS = {
@@ -159,7 +159,7 @@ def step_model(dropout: float) -> GPT:
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_no_step_holds_the_logits_of_a_batch(program: str, dropout: float) -> None:
     """64 rows of 64 tokens over 3,000 words: 49 MB of logits, if all were there at once."""
-    one = Trainer(step_model(dropout), OptimizerConfig(), train_pad_label=True)
+    one = StepSpec(step_model(dropout), OptimizerConfig(), train_pad_label=True)
     batch = Batch(np.zeros((64, STEP_T + 1), np.uint16), np.zeros(64, np.int32))
     hyper, key = optim.hyperparameters(one.optimizer, 100), jax.random.key(0)
     state = jax.eval_shape(functools.partial(init_state, one), hyper, key)

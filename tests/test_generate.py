@@ -221,7 +221,7 @@ REFUSED = {
     "--logit-bias 99": {"logit_bias": {99: 1.0}},
     "--seed": {"seed": 2**64},
     "row_ids": {"row_ids": [1]},
-    "num_return_sequences 2": {"num_return_sequences": 2},
+    "--num-return-sequences 2": {"num_return_sequences": 2},
 }
 
 

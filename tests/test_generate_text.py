@@ -11,7 +11,7 @@ from minigpt_jax import samplers
 from minigpt_jax.config import BOS_ID, PAD_ID
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
-from minigpt_jax.generate.texts import StopScanner, before_stop, settled
+from minigpt_jax.generate.texts import StopScanner, settled, without_partial_stop
 from tests.test_generate import PIECES, PROMPTS, language_model
 
 DRAWN = samplers.Random(temperature=1.5)
@@ -52,19 +52,24 @@ WRONG: dict[str, dict[str, Any]] = {
     "sampler 3": {"sampler": 3},
     "sampler <class": {"sampler": samplers.TopP},
     "--sampler topp": {"sampler": "topp"},
-    "seed 1.5": {"seed": 1.5},
-    "max_new_tokens '3'": {"max_new_tokens": "3"},
+    "--seed 1.5": {"seed": 1.5},
+    "--max-new-tokens 3": {"max_new_tokens": "3"},
     "--max-new-tokens 3000000000": {"max_new_tokens": 3_000_000_000},
-    "min_new_tokens None": {"min_new_tokens": None},
-    "repetition_penalty '2'": {"repetition_penalty": "2"},
+    "--min-new-tokens None": {"min_new_tokens": None},
+    "--repetition-penalty 2": {"repetition_penalty": "2"},
     "--repetition-penalty 1e-40": {"repetition_penalty": 1e-40},
     "--presence-penalty 1e+38": {"presence_penalty": 1e38},
     "--temperature 1e+38": {"sampler": samplers.Random(temperature=1e38)},
     "--temperature 1e-40": {"sampler": samplers.Random(temperature=1e-40)},
     "--logit-bias": {"logit_bias": {5: 1e38}},
+    "no_such is not a setting": {"no_such": 1},
+    "max_tokens is not a setting of generation; did you mean max_new_tokens?": {"max_tokens": 1},
+    "settings 3": {"settings": 3},
+    "processors": {"processors": "x"},
+    "--logit-bias 5 'a'": {"logit_bias": {5: "a"}},
     "row_ids 'a'": {"row_ids": "ab"},
     "row_ids: give": {"row_ids": [0, 2**32]},
-    "stop None": {"stop": [None]},
+    "--stop None": {"stop": [None]},
 }
 
 
@@ -186,7 +191,7 @@ def test_the_scanner_is_independent_of_the_chunks():
     ],
 )
 def test_what_may_begin_a_stop_is_held_back(text: str, stops: list[str], kept: str):
-    assert before_stop(text, stops) == kept
+    assert without_partial_stop(text, stops) == kept
 
 
 @pytest.mark.parametrize(

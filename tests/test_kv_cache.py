@@ -96,7 +96,7 @@ def test_attention_to_a_large_cache_stops_after_the_last_slot_in_use(monkeypatch
     expected = kv_cache.attend(query, everything, kv_cache.visible(position, slots))
     keys[:, unread:] = values[:, unread:] = np.nan
     layer = kv_cache.from_prefill([(keys, values)], slots, jnp.full(B, slots))[0]
-    monkeypatch.setattr(kv_cache, "_WORTH_A_CHOICE", 0)
+    monkeypatch.setattr(kv_cache, "_MIN_BYTES_TO_SKIP", 0)
     out = kv_cache.attend(query, layer, kv_cache.visible(position, slots))
     np.testing.assert_allclose(out, expected, atol=1e-6)
 

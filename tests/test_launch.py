@@ -4,10 +4,13 @@ import json
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from launch_checkout import Checkout, one_line
+
+from minigpt_jax.cli import COMMANDS
 
 
 @pytest.fixture
@@ -24,22 +27,16 @@ def test_the_checkouts_code_comes_before_the_users_pythonpath(checkout: Checkout
     assert told["env"]["PYTHONPATH"] == f"{checkout.root}:/of the user"
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h", "help"])
-def test_help_makes_no_environment(checkout: Checkout, flag: str) -> None:
+@pytest.mark.parametrize("flags", [["--help"], ["-h"], ["help"], []])
+def test_help_makes_no_environment_and_no_command_is_a_mistake(checkout: Checkout, flags: list[str]) -> None:
     checkout.have()
-    process = checkout.start(flag)
+    process = checkout.start(*flags)
     out, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
-    for command in ("FILE.py", "train", "sample", "evaluate", "sweep", "report", "test"):
-        assert command in out
+    told, untold, status = (out, err, 0) if flags else (err, out, 2)
+    assert (process.returncode, untold) == (status, "")
+    for command in ("./launch.sh FILE.py", *COMMANDS, "test"):
+        assert f" {command} " in told
     assert not (checkout.root / ".venv").exists()
-
-
-def test_no_command_is_a_mistake(checkout: Checkout) -> None:
-    process = checkout.start()
-    out, err = process.communicate()
-    assert (process.returncode, out) == (2, "")
-    assert "usage" in err
 
 
 @pytest.mark.parametrize(
@@ -78,16 +75,15 @@ def test_away_from_the_checkout(checkout: Checkout) -> None:
     assert "pyproject.toml" in one_line(err)
 
 
-def test_exit_status_is_the_programs(checkout: Checkout) -> None:
-    assert checkout.run("sample", "run", FAKE_MAIN="130")[0] == 130
-
-
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 43), (signal.SIGINT, 44)])
-def test_signals_reach_the_program(checkout: Checkout, sent: signal.Signals, status: int) -> None:
-    process = checkout.start("x.py", FAKE_MAIN="wait")
+@pytest.mark.parametrize(("sent", "status"), [(None, 130), (signal.SIGTERM, 43), (signal.SIGINT, 44)])
+def test_signals_reach_the_program_and_its_exit_status_the_caller(
+    checkout: Checkout, sent: signal.Signals | None, status: int
+) -> None:
+    process = checkout.start("x.py", FAKE_MAIN="wait" if sent else "130")
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["pid"] == process.pid  # launch.sh has become the program
-    process.send_signal(sent)
+    if sent:
+        process.send_signal(sent)
     process.communicate(timeout=30)
     assert process.returncode == status
 
@@ -108,24 +104,24 @@ def test_installs_once_and_then_starts_offline(checkout: Checkout, tool: str) ->
     assert not checkout.log.exists()
 
 
-def test_installs_again_when_the_project_file_changed(checkout: Checkout) -> None:
+@pytest.mark.parametrize(
+    ("change", "in_place"),
+    [
+        (lambda checkout: checkout.edit(), True),
+        (lambda checkout: (checkout.root / ".venv/minigpt.stamp").unlink(), True),  # as one made by hand
+        (lambda checkout: checkout.move(), False),  # its scripts name the old place
+    ],
+    ids=["project file edited", "environment made by hand", "checkout moved"],
+)
+def test_installs_again_after_a_change(checkout: Checkout, change: Callable[[Checkout], None], in_place: bool) -> None:
     checkout.run("x.py")
     (checkout.root / ".venv" / "mine").touch()
-    checkout.edit()
+    change(checkout)
     assert not checkout.whole()
-    checkout.run("x.py")
-    checkout.run("x.py")
+    for _ in range(2):
+        assert checkout.run("x.py")[0] == 0
     assert checkout.installations() == ["uv ."] * 2
-    assert (checkout.root / ".venv" / "mine").exists()  # in place
-
-
-def test_installs_anew_when_the_checkout_was_moved(checkout: Checkout) -> None:
-    checkout.run("x.py")
-    (checkout.root / ".venv" / "mine").touch()
-    checkout.root = checkout.root.rename(checkout.folder / "moved")
-    checkout.run("x.py")
-    assert checkout.installations() == ["uv ."] * 2
-    assert not (checkout.root / ".venv" / "mine").exists()  # its scripts name the old place
+    assert (checkout.root / ".venv" / "mine").exists() == in_place
 
 
 def test_installs_anew_for_another_python(checkout: Checkout) -> None:
@@ -138,15 +134,6 @@ def test_installs_anew_for_another_python(checkout: Checkout) -> None:
     status, _, err = checkout.run("x.py", PYTHON="python3.12")
     assert (status, "PYTHON=python3.12" in one_line(err)) == (2, True)
     assert checkout.whole()
-
-
-def test_an_environment_made_by_hand_is_kept(checkout: Checkout) -> None:
-    checkout.run("x.py")
-    (checkout.root / ".venv/minigpt.stamp").unlink()
-    (checkout.root / ".venv/mine").touch()
-    assert checkout.run("x.py")[0] == 0
-    assert checkout.installations() == ["uv ."] * 2
-    assert (checkout.root / ".venv/mine").exists()
 
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])

@@ -49,15 +49,17 @@ def test_import_brings_in(module: str, unwanted: list[str]) -> None:
     assert result.stdout.split() == []
 
 
-def test_pmap_is_named_in_one_module() -> None:
+@pytest.mark.parametrize(("name", "module"), [("pmap", "parallel/devices.py"), ("default_backend", "ops/platform.py")])
+def test_what_is_named_in_one_module(name: str, module: str) -> None:
+    package = ROOT / "minigpt_jax"
     naming = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "minigpt_jax").rglob("*.py")
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if (isinstance(node, ast.Attribute) and node.attr == "pmap")
-        or (isinstance(node, ast.alias) and node.name.endswith("pmap"))
+        if (isinstance(node, ast.Attribute) and node.attr == name)
+        or (isinstance(node, ast.alias) and node.name.endswith(name))
     }
-    assert naming == {"minigpt_jax/parallel/devices.py"}
+    assert naming == {module}
 
 
 def test_readme_has_the_rooms_of_the_contracts() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy_gpt import cross_entropy as numpy_cross_entropy
 
-from minigpt_jax.train.metrics import Sums, cross_entropy, distinct_ngrams, repeated_ngrams, token_sums
+from minigpt_jax.train.metrics import LossSums, cross_entropy, distinct_ngrams, repeated_ngrams, token_sums
 
 B, T, V = 5, 7, 11
 
@@ -46,7 +46,7 @@ def test_gradient_is_softmax_minus_one_hot() -> None:
     np.testing.assert_allclose(gradient, softmax - np.eye(V)[labels], atol=1e-5)
 
 
-def measured(seed: int) -> tuple[Sums, np.ndarray, np.ndarray, np.ndarray]:
+def measured(seed: int) -> tuple[LossSums, np.ndarray, np.ndarray, np.ndarray]:
     logits, labels = draw(seed)
     nats, counted = numpy_cross_entropy(logits, labels), labels != 0
     count = np.random.default_rng(seed).integers(1, 100, B)
@@ -73,7 +73,7 @@ def test_bytes_do_not_wrap_round_in_a_small_type() -> None:
 
 
 def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
-    total = Sums()
+    total = LossSums()
     parts = [measured(seed) for seed in range(4)]
     for sums, *_ in parts:
         total = total.plus(jax.tree.map(lambda x: x.item(), sums))
@@ -93,7 +93,7 @@ def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
 
 def test_perplexity_is_not_the_mean_of_batches() -> None:
     """One label at 1 nat and three at 5: exp(16 / 4), neither a mean of perplexities nor of batches' losses."""
-    first, second = Sums(nats=1.0, tokens=1, bytes=4), Sums(nats=15.0, tokens=3, bytes=8)
+    first, second = LossSums(nats=1.0, tokens=1, bytes=4), LossSums(nats=15.0, tokens=3, bytes=8)
     total = first.plus(second)
     assert total.perplexity == pytest.approx(math.exp(4))
     assert total.perplexity != pytest.approx((first.perplexity + second.perplexity) / 2)
@@ -101,14 +101,19 @@ def test_perplexity_is_not_the_mean_of_batches() -> None:
 
 
 def test_bits_per_byte_of_one_bit_a_byte() -> None:
-    assert Sums(nats=80 * math.log(2), tokens=20, bytes=80).bits_per_byte == pytest.approx(1.0)
+    assert LossSums(nats=80 * math.log(2), tokens=20, bytes=80).bits_per_byte == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
     ("sums", "perplexity"),
-    [(Sums(), math.nan), (Sums(2000.0, 1, 1), math.inf), (Sums(math.nan, 1, 1), math.nan), (Sums(0.0, 5, 1), 1.0)],
+    [
+        (LossSums(), math.nan),
+        (LossSums(2000.0, 1, 1), math.inf),
+        (LossSums(math.nan, 1, 1), math.nan),
+        (LossSums(0.0, 5, 1), 1.0),
+    ],
 )
-def test_perplexity_at_the_edges(sums: Sums, perplexity: float) -> None:
+def test_perplexity_at_the_edges(sums: LossSums, perplexity: float) -> None:
     assert sums.perplexity == pytest.approx(perplexity, nan_ok=True)
 
 

@@ -17,14 +17,14 @@ from minigpt_jax.benchmark.kerashub import SEQ_LEN, VOCAB_SIZE, allow_rank_promo
 from minigpt_jax.config import BOS_ID, Experiment, OptimizerConfig
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.train import optim
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
-from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step
+from minigpt_jax.train.step import StepSpec, eval_step, init_state, train_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*mask:UserWarning")  # Keras, of its own layers
 
 REFERENCE = Experiment("reference")
-TRAINER = Trainer(model.build(REFERENCE), REFERENCE.optimizer, train_pad_label=True)
+TRAINER = StepSpec(model.build(REFERENCE), REFERENCE.optimizer, train_pad_label=True)
 HYPER = optim.hyperparameters(REFERENCE.optimizer, total_steps=100)
 LENGTHS = (SEQ_LEN, 90, 17, 1)  # tokens of each line; the first fills the window
 
@@ -40,7 +40,8 @@ def batch(seed: int, lengths: tuple[int, ...] = LENGTHS) -> Batch:
 
 
 def for_keras(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    return batch.rows[:, :-1].astype(np.int32), batch.rows[:, 1:].astype(np.int32)
+    rows = np.asarray(batch.rows, np.int32)
+    return rows[:, :-1], rows[:, 1:]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_logits_agree(theirs: Any) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def step(trainer: Trainer, state: Any, batch: Batch) -> Any:
+def step(trainer: StepSpec, state: Any, batch: Batch) -> Any:
     return train_step(trainer, state, batch, HYPER, jax.random.key(0))
 
 
@@ -97,7 +98,7 @@ def test_perplexity_agrees(theirs: Any) -> None:
         expected = theirs.evaluate((for_keras(one) for one in batches), steps=2, verbose=0, return_dict=True)[
             "perplexity"
         ]
-    total = Sums()
+    total = LossSums()
     for one in batches:
         sums = jax.jit(eval_step, static_argnums=0)(TRAINER.model, from_keras(theirs), one)
         total = total.plus(jax.tree.map(lambda x: x.item(), sums))

@@ -26,7 +26,7 @@ from minigpt_jax.config import ModelConfig, OptimizerConfig
 from minigpt_jax.model import GPT
 from minigpt_jax.parallel import devices
 from minigpt_jax.train import optim
-from minigpt_jax.train.step import Trainer, eval_step, init_state, train_step, train_steps
+from minigpt_jax.train.step import StepSpec, eval_step, init_state, train_step, train_steps
 
 STEPS, B, T, V = 20, 16, 8, 50
 rng = np.random.default_rng(0)
@@ -44,7 +44,7 @@ hyper, key = optim.hyperparameters(config, STEPS), jax.random.key(0)
 model = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16), V, T)
 
 def trainer(accumulate=1):
-    return Trainer(model, config, True, accumulate, devices.axis_name())
+    return StepSpec(model, config, True, accumulate, devices.axis_name())
 
 @jax.jit
 def fresh():
@@ -71,7 +71,7 @@ out["kept"] = not gone(state)  # evaluation donates nothing
 
 modern = ModelConfig(1, 16, 2, feed_forward=16, tied_embeddings=True, convolution=3, head_gate=True, pointer=8)
 modern = GPT(modern, V, T, jax.numpy.bfloat16)
-half = Trainer(modern, OptimizerConfig("normuon"), True, 1, devices.axis_name())
+half = StepSpec(modern, OptimizerConfig("normuon"), True, 1, devices.axis_name())
 state = devices.put_replicated(init_state(half, hyper, jax.random.key(1)))
 step, out["half"] = devices.compile(functools.partial(train_step, half), donate=True), []
 for i in range(4):
@@ -94,7 +94,7 @@ out["accumulated"] = [float(metrics.objective), float(metrics.grad_norm)]
 
 dropping = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16, dropout=0.3), V, T)
 for accumulate in (1, 2):
-    one = Trainer(dropping, config, True, accumulate, devices.axis_name())
+    one = StepSpec(dropping, config, True, accumulate, devices.axis_name())
     state = devices.put_replicated(init_state(one, hyper, jax.random.key(1)))
     step, losses = devices.compile(functools.partial(train_step, one), donate=True), []
     for i in range(4):
@@ -189,7 +189,7 @@ def test_memory_of_the_state_is_given_on_where_asked(devices: int) -> None:
 
 @pytest.mark.parametrize(
     ("count", "accumulate", "batch_size", "nearest"),
-    [(4, 1, 10, "8 or 12"), (4, 1, 3, "take 4$"), (8, 1, 63, "56 or 64"), (4, 2, 12, "8 or 16"), (1, 3, 4, "3 or 6")],
+    [(4, 1, 10, "8 or 12"), (4, 1, 3, "use 4$"), (8, 1, 63, "56 or 64"), (4, 2, 12, "8 or 16"), (1, 3, 4, "3 or 6")],
 )
 def test_a_batch_that_does_not_divide_is_refused(
     count: int, accumulate: int, batch_size: int, nearest: str, monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,7 @@ def rows() -> Rows:
 
 def take(rows: Rows, count: int, **settings: int) -> list[np.ndarray]:
     stream = pipeline.batches(rows, **{"batch_size": SIZE, "seed": 0, **settings})
-    return [batch.rows for batch in itertools.islice(stream, count)]
+    return [np.asarray(batch.rows) for batch in itertools.islice(stream, count)]
 
 
 def test_each_epoch_visits_every_row_once_in_a_new_order(rows: Rows):

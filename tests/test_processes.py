@@ -96,7 +96,7 @@ class Bomb:
 def test_what_a_stranger_puts_into_the_store_runs_no_code(store: Store, monkeypatch: pytest.MonkeyPatch, sent: str):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     store.values["minigpt/0"] = sent
-    with pytest.raises(UserError, match="process 0 of this run sent cannot be read"):
+    with pytest.raises(UserError, match="message from process 0 of this run cannot be read"):
         processes.from_first(lambda: None)
 
 

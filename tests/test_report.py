@@ -242,7 +242,7 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["nowhere"], "nowhere is not a run directory: there is no such folder"),
         (["{run}", "{run}/samples"], "samples is not a run directory: it holds no config.json"),
         (["{run}/metrics.jsonl"], "it is a file"),
-        (["{run}", "--output", "{run}/config.json"], "config.json: is a file"),
+        (["{run}", "--output", "{run}/config.json"], "config.json: this is a file"),
         ([], "needs a run directory"),
     ],
 )
@@ -255,5 +255,5 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture, arguments: list[s
 
 
 def test_nothing_to_report():
-    with pytest.raises(UserError, match="name one or more"):
+    with pytest.raises(UserError, match="give one or more"):
         report.report([])

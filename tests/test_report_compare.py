@@ -42,7 +42,7 @@ def test_runs_on_different_corpora_are_not_ranked(tmp_path: Path):
     [written] = report.report([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     parsed = Page(written.html)
     assert best_rows(parsed) == []
-    assert "differ in corpus and tokenizer: figures of different texts do not compare" in parsed.text
+    assert "differ in corpus and tokenizer: figures of different texts cannot be compared" in parsed.text
 
 
 def test_the_same_corpus_cut_otherwise_is_told(tmp_path: Path):
@@ -139,8 +139,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(path: Path, text: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(page, "write_whole", refuse)
-    with pytest.raises(UserError, match="name another folder for the report with --output"):
+    monkeypatch.setattr(page, "write_atomic", refuse)
+    with pytest.raises(UserError, match="give another folder for the report with --output"):
         report.report([tmp_path / "r"])
 
 

@@ -115,7 +115,7 @@ def test_the_table_is_best_first(sweep: results.Sweep, page: Page):
         "seeds": "3",
         "perplexity": f"{math.exp(np.mean(best.scores)):.2f}",
         "bits per byte": f"{np.mean(best.scores) / 2:.4f}",
-        "lost": "",
+        "incomplete": "",
     }
     lost = {cells[0]: cells[-1] for cells in rows}
     assert lost["5"] == "2 pruned"
@@ -177,21 +177,21 @@ def test_objective_against_a_log_axis(sweep: results.Sweep):
     lines = {line.get_label(): line for line in axes.lines}
     rate = "optimizer.learning_rate"
     complete = [one for one in sweep.configurations if one.scores]
-    assert list(lines["a configuration"].get_xdata()) == [one.values[rate] for one in complete]
-    assert list(lines["a configuration"].get_ydata()) == pytest.approx([np.mean(one.scores) for one in complete])
-    assert sorted(lines["a seed"].get_ydata()) == sorted(
-        row["loss"] for row in sweep.rows if row["status"] == "complete"
-    )
+    means = lines["mean of a configuration"]
+    assert list(means.get_xdata()) == [one.values[rate] for one in complete]
+    assert list(means.get_ydata()) == pytest.approx([np.mean(one.scores) for one in complete])
+    assert sorted(lines["seed"].get_ydata()) == sorted(row["loss"] for row in sweep.rows if row["status"] == "complete")
     diverged = {row[rate] for row in sweep.rows if row["status"] == "diverged"}
     assert set(lines["diverged"].get_xdata()) == diverged
-    assert list(lines["the best"].get_ydata()) == pytest.approx([min(np.mean(one.scores) for one in complete)])
+    best = lines["best configuration"]
+    assert list(best.get_ydata()) == pytest.approx([min(np.mean(one.scores) for one in complete)])
 
 
 def test_categories_are_strips(sweep: results.Sweep):
     axis = sweep.axes[2]
     [axes] = axes_plots.against(sweep, axis).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == list(axis.values)
-    line = next(line for line in axes.lines if line.get_label() == "a configuration")
+    line = next(line for line in axes.lines if line.get_label() == "mean of a configuration")
     complete = [one for one in sweep.configurations if one.scores]
     assert [round(float(x)) for x in np.asarray(line.get_xdata())] == [
         axis.values.index(one.values[axis.field]) for one in complete
@@ -324,9 +324,9 @@ def test_importances_see_a_log_axis_as_one():
 
 def test_importances_of_too_little():
     axes, found = synthetic({"rate": 1.0, "kind": 0.1}, number=5)
-    assert importances(axes, found) == ({}, "Too few complete configurations for it: 5 of the 6 that it takes.")
+    assert importances(axes, found) == ({}, "Importances need 6 complete configurations; there are 5 so far.")
     axes, found = synthetic({"rate": 0.0, "kind": 0.0}, number=8)
-    assert importances(axes, found)[1] == "All configurations came to the same loss."
+    assert importances(axes, found)[1] == "All configurations reached the same loss."
     assert "No axis" in importances(axes, found[:1])[1]
 
 
@@ -361,9 +361,9 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture):
 
 
 def test_refusals(folder: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"holds no sweep\.json"):
+    with pytest.raises(UserError, match=r"it has no sweep\.json"):
         report.sweep(tmp_path)
-    with pytest.raises(UserError, match="holds one report, and these are 2"):
+    with pytest.raises(UserError, match="one folder holds one report, but these paths give 2"):
         report.report([folder, folder / "trials" / "0000-seed0"], tmp_path / "out")
     for text in ('{"axes"', "[]", "{}", '{"axes": [{"values": [1]}]}'):
         (tmp_path / "sweep.json").write_text(text)

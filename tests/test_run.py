@@ -121,9 +121,9 @@ def test_going_on_ends_bit_for_bit_as_one_go(tmp_path: Path, whole: Path):
     assert_same_run(path, whole)
 
 
-@pytest.mark.parametrize("steps_per_dispatch", [4, 5])
-def test_steps_per_dispatch_change_nothing(tmp_path: Path, whole: Path, steps_per_dispatch: int):
-    run(changed("train", steps_per_dispatch=steps_per_dispatch), tmp_path / "run")
+@pytest.mark.parametrize("steps_per_execution", [4, 5])
+def test_steps_per_execution_change_nothing(tmp_path: Path, whole: Path, steps_per_execution: int):
+    run(changed("train", steps_per_execution=steps_per_execution), tmp_path / "run")
     ours, theirs = figures(tmp_path / "run"), figures(whole)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for a, b in zip(ours, theirs, strict=True):

@@ -27,7 +27,7 @@ def described(path: Path, experiment: Experiment) -> RunDir:
 @pytest.mark.parametrize(
     "change",
     [
-        {"train": TrainConfig(epochs=9, log_every=1, steps_per_dispatch=4)},
+        {"train": TrainConfig(epochs=9, log_every=1, steps_per_execution=4)},
         {"sample": SampleConfig(prompts=("a",), k=3)},
         {"model": ModelConfig(remat=True)},
     ],
@@ -56,7 +56,8 @@ def test_two_processes_cannot_take_one_folder(tmp_path: Path):
     files = RunDir(tmp_path / "r")
     with run_dir.lock(files), pytest.raises(UserError, match="another process is training"):
         run_dir.lock(files)
-    run_dir.lock(files).close()
+    with run_dir.lock(files):
+        pass
 
 
 class Usage(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig
+from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig, options
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
@@ -92,35 +92,35 @@ def test_finish_is_the_heads_and_train_what_they_leave(tmp_path: Path):
     corpus = Tales()
     corpus.texts["train"] += ["the king is dead"] * 9  # too short for a line
     lines = store.prepare(experiment("lines"), corpus, tmp_path)
-    finished = store.prepare(experiment("packed", evaluation_layout="lines", finish=0.3), corpus, tmp_path)
-    heads, rest = finished.splits["finish"], finished.splits["train"]
-    np.testing.assert_array_equal(heads.rows, lines.splits["train"].rows)
-    np.testing.assert_array_equal(heads.bytes, lines.splits["train"].bytes)
+    annealed = store.prepare(experiment("packed", evaluation_layout="lines", anneal_fraction=0.3), corpus, tmp_path)
+    prefixes, rest = annealed.splits["anneal"], annealed.splits["train"]
+    np.testing.assert_array_equal(prefixes.rows, lines.splits["train"].rows)
+    np.testing.assert_array_equal(prefixes.bytes, lines.splits["train"].bytes)
     expected = [BOS_ID]
     for text in corpus.texts["train"]:
-        [ids] = finished.tokenizer.encode_batch([text])
-        ids = ids[heads.rows.shape[1] - 1 :] if len(text.encode()) > 40 else ids
+        [ids] = annealed.tokenizer.encode_batch([text])
+        ids = ids[prefixes.rows.shape[1] - 1 :] if len(text.encode()) > 40 else ids
         expected += [*ids, BOS_ID] if ids else []
     stream = [*rest.rows[:, :-1].ravel(), rest.rows[-1, -1]]
     np.testing.assert_array_equal(stream[: len(expected)], expected)
     assert not np.any(stream[len(expected) :])
-    assert heads.bytes.sum() + rest.bytes.sum() == sum(len(text.encode()) for text in corpus.texts["train"])
+    assert prefixes.bytes.sum() + rest.bytes.sum() == sum(len(text.encode()) for text in corpus.texts["train"])
     assert rest.floor is None
 
 
-def test_heads_that_leave_nothing(tmp_path: Path):
-    settings = experiment("packed", length=1000, evaluation_layout="lines", finish=0.3)
+def test_prefixes_that_leave_no_text_for_other_steps_are_refused(tmp_path: Path):
+    settings = experiment("packed", length=1000, evaluation_layout="lines", anneal_fraction=0.3)
     corpus = Tales()
     corpus.texts["train"] = [text for text in corpus.texts["train"] if len(text.encode()) > 40]
-    with pytest.raises(UserError, match=r"--data.finish 0.3: .*; drop it"):
+    with pytest.raises(UserError, match=r"--data.anneal-fraction 0.3: .*; set it to 0"):
         store.prepare(settings, corpus, tmp_path)
 
 
 @pytest.mark.parametrize("start", [0, 3, 6, 7, 8, 9])
-@pytest.mark.parametrize(("finish", "switch"), [(0.0, 10), (0.3, 7), (0.34, 7), (1.0, 0), (1e-9, 9)])
-def test_the_last_steps_take_the_rows_of_finish(tmp_path: Path, finish: float, switch: int, start: int):
-    """Batch i is the same wherever one starts: of `train` with number i, or of `finish` with its number since."""
-    settings = experiment("packed", evaluation_layout="lines", finish=finish)
+@pytest.mark.parametrize(("fraction", "switch"), [(0.0, 10), (0.3, 7), (0.34, 7), (1.0, 0), (1e-9, 9)])
+def test_the_last_steps_train_on_the_prefixes(tmp_path: Path, fraction: float, switch: int, start: int):
+    """Batch i is the same from any start: number i of `train`, or, after the switch, of `anneal` counted from there."""
+    settings = experiment("packed", evaluation_layout="lines", anneal_fraction=fraction)
     prepared = store.prepare(settings, Tales(), tmp_path)
 
     def source(rows: Rows, size: int, seed: int, start: int, *process: int) -> Iterator[Any]:
@@ -128,7 +128,7 @@ def test_the_last_steps_take_the_rows_of_finish(tmp_path: Path, finish: float, s
         return ((part, i, size, seed, process) for i in itertools.count(start))
 
     stream = prepared.training_batches(source, settings, 10, start, 1, 2)
-    expected = [("train", i) if i < switch else ("finish", i - switch) for i in range(start, 10)]
+    expected = [("train", i) if i < switch else ("anneal", i - switch) for i in range(start, 10)]
     assert list(itertools.islice(stream, 10 - start)) == [(*batch, 64, 0, (1, 2)) for batch in expected]
 
 
@@ -180,6 +180,54 @@ def test_another_corpus_or_setting_has_a_store_of_its_own(tmp_path: Path):
         prepared = store.prepare(experiment(layout, length), corpus, tmp_path)
         assert prepared.splits["train"].rows.shape[1] == length + 1
     assert len([path for path in (tmp_path / "stores").iterdir() if path.is_dir()]) == 3
+
+
+def test_every_field_of_text_and_tokenizer_is_in_a_cache_key_or_in_a_fingerprint():
+    of_the_text = {"corpus", "archive", "simplebooks", "files", "document", "json_field", "held_out"}
+    by_fingerprint = {f"data.{name}" for name in {*of_the_text, "stories", "stories_seed"}}
+    for option in options(Experiment("x")):
+        if option.name.startswith(("data.", "tokenizer.")):
+            assert bool(option.facts.caches) != (option.name in by_fingerprint), option.name
+
+
+def test_keys_are_those_of_earlier_caches():
+    lines = Experiment("x")
+    assert store.keyed(lines, "tokenizer") == {
+        "tokenizer": {"kind": "wordpiece", "vocabulary_size": 5000, "lowercase": True, "file": None},
+        "min_bytes": 512,
+    }
+    rows = {"row_length": 129, "dtype": "uint16", "layouts": ["lines"] * 3, "min_bytes": 512}
+    assert store.keyed(lines, "store") == rows
+    packed = Experiment("x", DataConfig(layout="packed"), TokenizerConfig(exact=False, vocabulary_size=200))
+    assert store.keyed(packed, "tokenizer")["tokenizer"]["exact"] is False
+    rows = {"row_length": 129, "dtype": "uint8", "layouts": ["packed"] * 3, "min_bytes": None}
+    assert store.keyed(packed, "store") == rows
+
+
+SAME_STORE = {
+    "evaluated as trained": ({"layout": "packed"}, {"layout": "packed", "evaluation_layout": "packed"}),
+    "no document is dropped": ({"layout": "packed", "min_bytes": 9}, {"layout": "packed"}),
+    "a longer finish": (
+        {"layout": "packed", "evaluation_layout": "lines", "finish": 0.1},
+        {"layout": "packed", "evaluation_layout": "lines", "finish": 0.2},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAME_STORE)
+def test_values_that_mean_the_same_rows_share_a_store(case: str):
+    one, other = (Experiment("x", data=DataConfig(**fields)) for fields in SAME_STORE[case])
+    assert store.keyed(one, "store") == store.keyed(other, "store")
+
+
+def test_a_finish_has_rows_of_its_own_and_a_vocabulary_is_made_for_the_long_documents():
+    plain = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines"))
+    finished = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines", anneal_fraction=0.1))
+    longer = Experiment("x", data=DataConfig(layout="packed", evaluation_layout="lines", min_bytes=9))
+    assert store.keyed(plain, "store") != store.keyed(finished, "store")
+    assert store.keyed(plain, "tokenizer") == store.keyed(finished, "tokenizer")
+    for cache in ("store", "tokenizer"):
+        assert store.keyed(plain, cache) != store.keyed(longer, cache)
 
 
 DAMAGES = {

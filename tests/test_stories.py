@@ -27,7 +27,6 @@ from minigpt_jax.corpora.stories import (
 )
 from minigpt_jax.corpora.stories_grammar import RULES
 from minigpt_jax.corpora.stories_words import LEXICONS, SLOTS
-from minigpt_jax.errors import UserError
 
 # A weighted name, a friend who is somebody else, a pronoun, alternatives, an optional word and a choice of ends.
 TOY_RULES = """
@@ -299,9 +298,3 @@ def test_tales_are_the_same_everywhere_and_always():
     assert hashlib.sha256(tales.encode()).hexdigest()[:16] == "9cab5c17fc74ff1d"
     assert stories.fingerprint[:16] == "3f13c82b70a319f0"
     assert stories.floor("valid") == pytest.approx(4268.637557403451, abs=1e-6)
-
-
-@pytest.mark.parametrize("num_train", [0, -3])
-def test_no_tales_to_train_on_is_the_users_mistake(num_train: int):
-    with pytest.raises(UserError, match=rf"--data\.stories is {num_train}; .*at least 1"):
-        Stories(num_train, seed=0)

@@ -24,9 +24,8 @@ from minigpt_jax.cache import cache_dir
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
-from minigpt_jax.train import evaluate, memory, optim
-from minigpt_jax.train import program as stack
-from minigpt_jax.train.step import Trainer, init_state, train_step
+from minigpt_jax.train import evaluate, memory, optim, program
+from minigpt_jax.train.step import StepSpec, init_state, train_step
 from minigpt_jax.trial.run import run
 
 STEPS = EXPERIMENT.train.steps or 0
@@ -48,10 +47,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweep.Plan, list[di
         traces.append(1)
         return step(*arguments)
 
-    stack._program.cache_clear()
+    program._stack.cache_clear()
     sweep_plan = plan(tmp_path_factory.mktemp("whole"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stack, "train_step", counted)
+        patch.setattr(program, "train_step", counted)
         outcome = sweep.sweep(sweep_plan, source=batches)
     assert not outcome.interrupted
     return sweep_plan, outcome.rows, len(traces)
@@ -70,7 +69,7 @@ def prepared() -> store.Prepared:
 @functools.cache
 def alone_program(dropout: float) -> Any:
     gpt = model.build(changed("model", EXPERIMENT, dropout=dropout))
-    trainer = Trainer(gpt, EXPERIMENT.optimizer, train_pad_label=False)
+    trainer = StepSpec(gpt, EXPERIMENT.optimizer, train_pad_label=False)
     return trainer, jax.jit(functools.partial(train_step, trainer))
 
 
@@ -197,29 +196,29 @@ def test_shapes_that_differ_form_groups(tmp_path: Path):
 
 
 def test_the_stack_is_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch):
-    lanes = stack.lanes_of([EXPERIMENT] * 40, [0] * 40, total_steps=1)
+    inputs = program.stack_inputs([EXPERIMENT] * 40, [0] * 40, total_steps=1)
     one = next(batches(prepared().splits["train"], 16, 0, 0, 0, 1))
     shaped = type(one)(*(x[None, None] for x in one))
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr(stack.Program, "compiled", lambda _, stacked, __: asked.append(stacked.source.size))
-        patch.setattr(stack, "memory_needed", lambda *_: 100.0 * asked[-1])
-        for there, fitting in ((1e9, 40), (100 * 24 / stack.MEMORY_SHARE, 20), (1, 1)):
+        patch.setattr(program.Stack, "compiled", lambda _, stacked, __: asked.append(stacked.stream.size))
+        patch.setattr(program, "memory_needed", lambda *_: 100.0 * asked[-1])
+        for there, fitting in ((1e9, 40), (100 * 24 / program.MEMORY_SHARE, 20), (1, 1)):
             asked.clear()
             patch.setattr(memory, "free", lambda there=there: there)
-            assert stack.fitting(EXPERIMENT, False, lanes, shaped) == fitting
+            assert program.fitting_trials(EXPERIMENT, False, inputs, shaped) == fitting
     assert asked == [40, 21, 10, 5, 3, 2]  # 40, 20, 10, 5, 3 and 2 trials, on 8 devices or fewer
     # What a program says of itself is more than its state and less than the state many times over.
-    program = stack.program(EXPERIMENT, False, 4)
-    stacked = program.stacked(jax.tree.map(lambda x: x[:4], lanes))
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(program.init, stacked)))
-    assert state < stack.memory_needed(program.compiled(stacked, shaped), program.devices) < 100 * state
+    stack = program.stack(EXPERIMENT, False, 4)
+    stacked = stack.stacked(jax.tree.map(lambda x: x[:4], inputs))
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(stack.init, stacked)))
+    assert state < program.memory_needed(stack.compiled(stacked, shaped), stack.devices) < 100 * state
     assert memory.free() > 2**20
 
 
 @pytest.mark.parametrize(("trials", "devices"), [(1, 1), (3, 3), (8, 8), (9, 5), (16, 8), (17, 6)])
 def test_no_device_is_kept_busy_with_padding(trials: int, devices: int):
-    assert stack.devices_for(trials) == devices
+    assert program.devices_for(trials) == devices
 
 
 WORKER = """
@@ -239,8 +238,8 @@ sweep.sweep(plan(Path({root!r})), source=source, most=4, lease=2.0)
 
 def test_a_killed_workers_trials_are_finished_once_by_another(tmp_path: Path, whole: tuple):
     _, undisturbed, _ = whole
-    program = WORKER.format(tests=str(Path(__file__).parent), root=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", program], env=os.environ, stdout=subprocess.PIPE, text=True)
+    code = WORKER.format(tests=str(Path(__file__).parent), root=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, text=True)
     sweep_plan = plan(tmp_path)
     trials = sweep_plan.folder / "trials"
     try:

@@ -101,3 +101,8 @@ def test_seeds_are_replicates_and_not_searched():
     experiment = trial.experiment
     assert (experiment.model.width, experiment.optimizer.b1, experiment.seed) == (32, 0.8, 2)
     assert experiment.name == EXPERIMENT.name  # so that the train command takes the run directory for the file's
+
+
+def test_an_axis_takes_the_earlier_name_of_a_field():
+    [axis] = axes.parse(["train.tensorboard=True,False"])
+    assert axis == axes.Axis("train.trackers", (("tensorboard",), ()))

@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +17,9 @@ import tiny_sweep
 from minigpt_jax import sweep
 from minigpt_jax.errors import UserError, without_password
 from minigpt_jax.sweep import storage as storage_
-from minigpt_jax.sweep.lockstep import Lockstep
+from minigpt_jax.sweep.group import pruned_configurations, score
 from minigpt_jax.sweep.study import Study, survivors
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 
 RATES = "optimizer.learning_rate=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3"
 
@@ -194,15 +193,11 @@ def test_tokenizers_are_told_apart_by_bits_per_byte(tmp_path: Path):
 @pytest.mark.parametrize(("axis", "pruned"), [(TOKENIZERS, {0}), ("model.width=8,16", {1})])
 def test_pruning_is_by_what_compares(tmp_path: Path, axis: str, pruned: set[int]):
     sweep_plan = plan(tmp_path, axis, "seed=0")
-    sums = [Sums(nats=200.0, tokens=100, bytes=190), Sums(nats=180.0, tokens=60, bytes=210)]
-    trials = [SimpleNamespace(configuration=i) for i in range(2)]
-    lanes = [SimpleNamespace(trial=trial, valid=one) for trial, one in zip(trials, sums, strict=True)]
-    scores: list[float] = []
-    study = SimpleNamespace(
-        plan=sweep_plan, report=lambda _, __, score: scores.append(score), scores_at=lambda _: scores
-    )
-    stack: Any = SimpleNamespace(study=study, lanes=lanes, _living=lambda: [0, 1])
-    assert Lockstep._pruned(stack, 5) == pruned
+    sums = [LossSums(nats=200.0, tokens=100, bytes=190), LossSums(nats=180.0, tokens=60, bytes=210)]
+    scores = {i: [score(sweep_plan.figure, one)] for i, one in enumerate(sums)}
+    with Study(sweep_plan) as study:
+        assert {claim.configuration for claim in study.claim(2)} == {0, 1}
+        assert pruned_configurations(study, 5, scores) == pruned
 
 
 def test_a_sweep_from_before_a_field_was_added_goes_on(tmp_path: Path):
@@ -340,7 +335,7 @@ def test_addresses_without_passwords(text: str, shown: str):
 
 
 def test_stars_for_a_password_leave_it_to_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    asked = []
-    monkeypatch.setattr(storage_.optuna.storages, "get_storage", asked.append)
+    asked, memory = [], storage_.optuna.storages.InMemoryStorage()
+    monkeypatch.setattr(storage_.optuna.storages, "get_storage", lambda address: asked.append(address) or memory)
     storage_.open_storage(tmp_path, "postgresql+psycopg://user:***@host/db")
     assert asked == ["postgresql+psycopg://user@host/db"]

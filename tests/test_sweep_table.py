@@ -13,10 +13,10 @@ from rich.console import Console
 from minigpt_jax import display, sweep
 from minigpt_jax.sweep import results
 from minigpt_jax.sweep.table import Table
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 
-GOOD, BAD = Sums(300.0, 100, 400), Sums(200.0, 100, 100)
+GOOD, BAD = LossSums(300.0, 100, 400), LossSums(200.0, 100, 100)
 """The first has more nats per token, and fewer bits per byte."""
 
 
@@ -77,7 +77,7 @@ def test_the_time_left_is_without_compiling(tmp_path: Path, monkeypatch: pytest.
     with display.TrainingBar(0, 100) as bar:
         now[0] += 60.0
         jax.monitoring.record_event_duration_secs(compiled, 50.0)
-        bar.line(10, 1.0, 1.0)
+        bar.logged(10, GOOD, 1.0)
     assert "90 s left" in display.console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     jax.monitoring.record_event_duration_secs(compiled, 5.0)
     assert table._watch.seconds == 70.0  # nobody listens any more

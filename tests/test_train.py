@@ -19,7 +19,7 @@ from minigpt_jax.model import GPT, DropoutCall
 from minigpt_jax.train import optim
 from minigpt_jax.train import step as step_module
 from minigpt_jax.train.state import TrainState
-from minigpt_jax.train.step import Trainer, _objective_sum, _pieces, eval_step, init_state, train_step, train_steps
+from minigpt_jax.train.step import StepSpec, _objective_sum, _pieces, eval_step, init_state, train_step, train_steps
 
 V, T = 50, 8
 MODEL = ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16)
@@ -41,9 +41,9 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
 def trainer(
     optimizer: OptimizerConfig = OPTIMIZER, pad_label: bool = True, accumulate: int = 1, **model: Any
-) -> Trainer:
+) -> StepSpec:
     gpt = GPT(replace(MODEL, **model), vocabulary_size=V, sequence_length=T)
-    return Trainer(gpt, optimizer, train_pad_label=pad_label, accumulate=accumulate)
+    return StepSpec(gpt, optimizer, train_pad_label=pad_label, accumulate=accumulate)
 
 
 def hyper(optimizer: OptimizerConfig = OPTIMIZER) -> optim.Hyperparameters:
@@ -55,7 +55,7 @@ def fresh() -> TrainState:
     return jax.jit(functools.partial(init_state, trainer()))(hyper(), jax.random.key(1))
 
 
-def start(one: Trainer) -> TrainState:
+def start(one: StepSpec) -> TrainState:
     """Step 0 of any trainer, from the same weights; they are drawn once, to save compilations."""
     params = fresh().params
     opt_state = optim.transformation(one.optimizer, hyper(one.optimizer), 0).init(params)
@@ -177,7 +177,7 @@ def test_dropout_is_keyed_by_step_and_row() -> None:
     one = trainer(dropout=0.5)
     row = batch((8,))
 
-    def objective(one: Trainer, at: int, rows: Batch) -> float:
+    def objective(one: StepSpec, at: int, rows: Batch) -> float:
         return float(step(one, replace(start(one), step=jnp.int32(at)), rows, hyper(), KEY)[1].objective)
 
     assert objective(one, 0, row) == objective(one, 0, row)

@@ -19,7 +19,7 @@ EXPERIMENT = Experiment(
     tokenizer=TokenizerConfig(vocabulary_size=300),
     model=ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=32, positions="rope", dropout=0.1),
     optimizer=OptimizerConfig(learning_rate=1e-2),
-    train=TrainConfig(batch_size=16, steps=12, log_every=5, evaluate_every=6, checkpoint_every=6, tensorboard=False),
+    train=TrainConfig(batch_size=16, steps=12, log_every=5, evaluate_every=6, checkpoint_every=6, trackers=()),
     sample=SampleConfig(prompts=("once upon a time",), max_new_tokens=8),
 )
 

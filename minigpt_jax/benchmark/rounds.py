@@ -19,7 +19,7 @@ import jax
 from rich.progress import track
 
 from minigpt_jax import display
-from minigpt_jax.trial.run import versions
+from minigpt_jax.trial.environment import versions
 
 
 @dataclass
@@ -44,15 +44,16 @@ def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
 
     A contender returns what it has made; the clock stops once JAX's arrays in it are there.
     """
-    timings = {name: Timing(_seconds(call)) for name, call in contenders.items()}
+    timings = {name: Timing(seconds(call)) for name, call in contenders.items()}
     console = display.console
     for _ in track(range(rounds), "timing", console=console, transient=True, disable=not console.is_terminal):
         for name, call in contenders.items():
-            timings[name].rounds.append(_seconds(call))
+            timings[name].rounds.append(seconds(call))
     return timings
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds(call: Callable[[], Any]) -> float:
+    """How long a call takes, until JAX's arrays in what it returns are there."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start

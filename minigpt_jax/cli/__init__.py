@@ -1,6 +1,5 @@
 """The command line: parses, dispatches, and turns expected errors into one clear line."""
 
-import difflib
 import errno
 import importlib
 import io
@@ -9,6 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from minigpt_jax.config import code, nearest
 from minigpt_jax.errors import UserError, printable
 from minigpt_jax.trial import signals
 from minigpt_jax.trial.signals import INTERRUPTED
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:
             if received:  # libraries turn an interrupt into errors of their own
                 return INTERRUPTED
-            if line := _told(error):
+            if line := _told(error) or code.blame(error):
                 return _fail(line)
             raise
 
@@ -59,9 +59,8 @@ def _main(arguments: list[str]) -> int:
     if name.endswith(".py"):
         name, rest = "train", arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}? " if near else text_hint(name)
-        raise UserError(f"{name} is neither a command nor a .py file: {hint}commands are {', '.join(COMMANDS)}")
+        hint = text_hint(name) or nearest(name, COMMANDS)
+        raise UserError(f"{name} is neither a command nor a .py file: commands are {', '.join(COMMANDS)}{hint}")
     return importlib.import_module(f"minigpt_jax.cli.{name}").main(rest)
 
 
@@ -69,7 +68,7 @@ def text_hint(file: str) -> str:
     """How to train on a file, where it is one."""
     if not Path(file).is_file():
         return ""
-    return f"to train on a text, ./launch.sh experiments/text.py --data.files {file}; "
+    return f"; to train on a text, ./launch.sh experiments/text.py --data.files {file}"
 
 
 def _told(error: Exception) -> str | None:

@@ -28,6 +28,10 @@ class Arguments:
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
     batch_size: int = 64
     """Rows at a time."""
+    trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the copies of code of the user's own that the run directory holds, if its model needs any."""
+    code: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """A file of yours to run in place of such a copy; may be given several times."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object."""
 
@@ -47,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
     if chosen.batch_size < 1:
         raise UserError(f"--batch-size {chosen.batch_size}: must be 1 or more")
-    lm = generate.load(chosen.run_dir, chosen.step)
+    lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
     if chosen.files:
         split, data = " ".join(chosen.files), lm.experiment.data
         texts = read_files(chosen.files, data.document, data.json_field, flag="--files")

@@ -7,126 +7,147 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from minigpt_jax.corpora import utf8
+from minigpt_jax import utf8
 from minigpt_jax.errors import UserError, printable
+from minigpt_jax.generate.settings import GenerationSettings, Stop
 
-METHOD_SETTINGS = ("k", "p", "num_beams", "alpha", "length_penalty", "temperature")
+if TYPE_CHECKING:
+    from minigpt_jax.samplers import Sampler
 _LIKE_A_FLAG = re.compile(r"--?[^\s\d-]\S*|--")
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Text from a run's model. With one prompt on a terminal, it is shown as it is made."""
+class MethodFlags:
+    """The settings of samplers as flags, each for the methods that its help names."""
 
-    run_dir: tyro.conf.Positional[Path]
-    """A run directory."""
-    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Text to go on from; may be given several times. An empty one starts a new text."""
-    prompt_file: Path | None = None
-    """A text file of prompts, one per line; - is standard input."""
-    sampler: str | None = None
-    """greedy, beam, random, top_k (the default), top_p, min_p, typical or contrastive."""
-    compare: bool = False
-    """Sample one prompt by all methods side by side, with the figures in which they differ."""
     k: int | None = None
     """top_k, contrastive: how many of the most probable tokens may be taken (10 for top_k, 4 for contrastive)."""
     p: float | None = None
     """top_p, typical: the probability mass to keep (0.9, 0.95); min_p: the least probability to keep, as a share of the
     most probable token's (0.1)."""
     num_beams: int | None = None
-    """beam: hypotheses (10)."""
+    """beam: number of hypotheses (10)."""
     alpha: float | None = None
     """contrastive: weight of the penalty on what resembles the context (0.6)."""
     length_penalty: float | None = None
-    """beam: exponent on the length; more of it favours longer texts (0.6)."""
+    """beam: exponent of the length; a greater one favours longer texts (0.6)."""
     temperature: float | None = None
-    """Methods that draw: divides the logits; 0 is greedy (1)."""
-    seed: int = 0
-    """With a row's number and the position, all that a random draw depends on."""
-    max_new_tokens: int | None = None
-    """Tokens to generate; up to the end of the training window by default."""
-    min_new_tokens: int = 0
-    """A stop that is complete before so many new tokens does not count."""
-    num_return_sequences: int = 1
-    """Texts for each prompt."""
-    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A string that ends a text; may be given several times."""
-    stop_token: Annotated[tuple[int, ...], tyro.conf.UseAppendAction] = ()
-    """A token id that ends a text; may be given several times."""
+    """random, top_k, top_p, min_p, typical: divides the logits; 0 is greedy (1)."""
+    top_k: int | None = None
+    """random: keep this many of the most probable tokens. The four filters of random combine, in this order; any of
+    them makes random the default method."""
+    top_p: float | None = None
+    """random: keep the fewest tokens whose probabilities reach this."""
+    min_p: float | None = None
+    """random: keep tokens at least this times as probable as the most probable one."""
+    typical_p: float | None = None
+    """random: keep the fewest tokens, those whose surprise is nearest the expected one first, whose probabilities reach
+    this."""
+
+    @property
+    def default_method(self) -> str:
+        """The method where --sampler names none."""
+        filters = (self.top_k, self.top_p, self.min_p, self.typical_p)
+        return "top_k" if all(value is None for value in filters) else "random"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Sample text from a run's model. With one prompt on a terminal, the text is shown as it is made."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """A run directory."""
+    prompt: tuple[str, ...] = ()
+    """Text to continue. An empty one starts a new text."""
+    prompt_file: Path | None = None
+    """A text file of prompts, one per line; - is standard input."""
+    sampler: str | None = None
+    """greedy, beam, random, top_k (the default), top_p, min_p, typical or contrastive; settings may follow, as in
+    top_p:p=0.9:temperature=0.8. FILE.py:Name:setting=1 is a sampler of your own: the file is run."""
+    compare: bool = False
+    """Sample one prompt by all methods side by side, with the figures in which they differ; or by those of a --sampler
+    with several values, such as top_k:k=1,5,10 or random:temperature=0.5..1.5 (five, evenly spaced)."""
+    method: Annotated[MethodFlags, tyro.conf.arg(name="")] = field(default_factory=MethodFlags)
+    settings: Annotated[GenerationSettings, tyro.conf.arg(name="")] = field(default_factory=GenerationSettings)
+    stop_token: tuple[int, ...] = ()
+    """A token id that ends a text."""
     stop_at_end: bool = False
     """Let a text end where the model ends its document."""
-    ban: Annotated[tuple[int, ...], tyro.conf.UseAppendAction] = ()
-    """A token id never to generate; may be given several times."""
-    repetition_penalty: float = 1.0
-    """Divides positive logits and multiplies negative ones, for all tokens so far, the prompt's included; 1: none."""
-    presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens generated before."""
-    frequency_penalty: float = 0.0
-    """Subtracted from a token's logit for each time it was generated."""
-    no_repeat_ngram: int = 0
-    """No sequence of so many tokens comes twice."""
+    ban: tuple[int, ...] = ()
+    """A token id never to generate."""
     step: int | Literal["best"] | None = None
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
+    trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the copies of code of the user's own that the run directory holds, if its model needs any."""
+    code: tuple[Path, ...] = ()
+    """A file of yours to run in place of such a copy."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason."""
+    """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason and, with
+    --top-logprobs, top_logprobs: for each token the most probable ones as [id, text, logprob]."""
 
 
 def main(arguments: list[str]) -> int:
     """Samples; returns the exit status."""
     _check_dashes(arguments)
-    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt sample")
+    # Flags that take several values are given once for each.
+    chosen = tyro.cli(tyro.conf.UseAppendAction[Arguments], args=arguments, prog="minigpt sample", registry=_FLAG_TYPES)
     prompts = _prompts(chosen)
     from minigpt_jax.cli import jax_setup
 
     jax_setup.prepare()
-    from minigpt_jax import generate, samplers
+    from minigpt_jax import generate
+    from minigpt_jax.generate import methods
 
-    method_settings = {name: getattr(chosen, name) for name in METHOD_SETTINGS}
     if chosen.compare:
-        _check_comparison(chosen, prompts)
-        methods = samplers.create_all(**method_settings)
+        compared = _compared_methods(chosen, prompts)
     else:
-        sampler = samplers.create(chosen.sampler or "top_k", **method_settings)
-    lm = generate.load(chosen.run_dir, chosen.step)
-    settings: dict[str, Any] = {
-        "seed": chosen.seed,
-        "stop": [*chosen.stop, *chosen.stop_token, *([lm.end_id] if chosen.stop_at_end else [])],
-        "logit_bias": {token: float("-inf") for token in chosen.ban},
-    }
-    for name in (
-        "min_new_tokens",
-        "num_return_sequences",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "no_repeat_ngram",
-    ):
-        settings[name] = getattr(chosen, name)
+        sampler = methods.parse_one(chosen.sampler or chosen.method.default_method, settings=vars(chosen.method))
+    lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
+    settings = chosen.settings.replace(
+        stop=[*chosen.settings.stop, *chosen.stop_token, *([lm.end_id] if chosen.stop_at_end else [])],
+        logit_bias={**chosen.settings.logit_bias, **dict.fromkeys(chosen.ban, float("-inf"))},
+    )
     if chosen.compare:
-        _print_comparison(
-            chosen, lm, prompts[0], generate.compare(lm, prompts[0], methods, chosen.max_new_tokens, **settings)
-        )
+        _print_comparison(chosen, lm, prompts[0], generate.compare(lm, prompts[0], compared, settings))
         return 0
-    if _can_stream(chosen, prompts):
-        settings.pop("num_return_sequences")
-        for piece in lm.stream(prompts[0], sampler, chosen.max_new_tokens, full=True, **settings):
+    if _can_stream(chosen, prompts, sampler):
+        for piece in lm.stream(prompts[0], sampler, full=True, settings=settings):
             print(printable(piece), end="", flush=True)
         print()
         return 0
-    for generation in lm.generate(prompts, sampler, chosen.max_new_tokens, **settings):
+    for generation in lm.generate(prompts, sampler, settings=settings):
         if chosen.json_:
             fields = dataclasses.asdict(generation)
             del fields["score"]
+            if fields["top_logprobs"] is None:
+                del fields["top_logprobs"]
             print(json.dumps(fields, ensure_ascii=False))
         else:
             print(printable(generation.full_text.strip()), end="\n\n" if len(prompts) > 1 else "\n")
     return 0
+
+
+_FLAG_TYPES = tyro.constructors.ConstructorRegistry()
+
+
+@_FLAG_TYPES.primitive_rule
+def _stop_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """On the command line a stop is always a string; --stop-token has the ids."""
+    if kind.type != Stop:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="TEXT",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
 
 
 def _check_dashes(arguments: list[str]) -> None:
@@ -157,13 +178,25 @@ def _prompts(chosen: Arguments) -> list[str]:
     return prompts or [""]
 
 
-def _check_comparison(chosen: Arguments, prompts: list[str]) -> None:
-    if chosen.sampler is not None:
-        raise UserError(f"--compare runs all methods, and --sampler {chosen.sampler} names one; drop one of the two")
-    if len(prompts) > 1 or chosen.num_return_sequences > 1:
+def _compared_methods(chosen: Arguments, prompts: list[str]) -> list["Sampler"]:
+    """The methods that --compare runs: those of --sampler, or all."""
+    from minigpt_jax import samplers
+    from minigpt_jax.generate import methods
+
+    if chosen.sampler is None:
+        compared = samplers.create_all(**vars(chosen.method))
+    else:
+        compared = [one.sampler for one in methods.parse(chosen.sampler, settings=vars(chosen.method))]
+        if len(compared) == 1:
+            raise UserError(
+                f"--compare runs several methods, and --sampler {chosen.sampler} names one; drop one of the two, or "
+                "give several values, such as top_k:k=1,5,10"
+            )
+    if len(prompts) > 1 or chosen.settings.num_return_sequences > 1:
         raise UserError("--compare takes one prompt and one text of each method; give a single --prompt")
-    if chosen.stop:
+    if chosen.settings.stop and not all(method.streams for method in compared):
         raise UserError("--compare runs beam search too, which takes no stop strings; give --stop-token ids instead")
+    return compared
 
 
 def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterator[Any]) -> None:
@@ -172,14 +205,14 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
     from rich.text import Text
 
     from minigpt_jax.display import console
-    from minigpt_jax.storage.run_dir import RunDir, write_whole
+    from minigpt_jax.storage.run_dir import RunDir, write_atomic
 
     rows: list[dict[str, Any]] = []
     for one in compared:
         rows.append(dataclasses.asdict(one))
         if chosen.json_:
             print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
-    record = {"prompt": prompt, "seed": chosen.seed, "step": lm.step, "rows": rows}
+    record = {"prompt": prompt, "seed": chosen.settings.seed, "step": lm.step, "rows": rows}
     if not chosen.json_:
         table = Table(title=Text(f"{printable(prompt) or '[BOS]'} …"), title_justify="left", show_lines=True)
         table.add_column("method", no_wrap=True)
@@ -196,11 +229,11 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
             table.add_row("\n".join(figures), Text(printable(row["full_text"])))
         console.print(table)
     try:
-        write_whole(RunDir(chosen.run_dir).samples / "compare.json", json.dumps(record, ensure_ascii=False, indent=2))
+        write_atomic(RunDir(chosen.run_dir).samples / "compare.json", json.dumps(record, ensure_ascii=False, indent=2))
     except OSError:  # someone else's run, to be read only
         print(f"{chosen.run_dir} cannot be written: its report will not show this comparison", file=sys.stderr)
 
 
-def _can_stream(chosen: Arguments, prompts: list[str]) -> bool:
-    one_text = len(prompts) == 1 and chosen.num_return_sequences == 1
-    return sys.stdout.isatty() and not chosen.json_ and one_text and chosen.sampler != "beam"
+def _can_stream(chosen: Arguments, prompts: list[str], sampler: "Sampler") -> bool:
+    one_text = len(prompts) == 1 and chosen.settings.num_return_sequences == 1
+    return sys.stdout.isatty() and not chosen.json_ and one_text and sampler.streams

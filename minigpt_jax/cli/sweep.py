@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--prune and --no-prune: give one of the two, or none for the search's own default")
     defined = load_experiment(chosen.file)
     prog = f"minigpt sweep {chosen.file} … --"
-    experiment = tyro.cli(Flags, args=flags, prog=prog, default=Flags(defined)).experiment
+    experiment = tyro.cli(Flags, args=config.current_flags(flags), prog=prog, default=Flags(defined)).experiment
 
     jax_setup.prepare()
     from minigpt_jax import report, sweep
@@ -112,7 +112,7 @@ def _check_place_of_flags(words: list[str]) -> None:
     fields = set(config.flatten(Experiment(name=""))) - {"name"}
     for word in words:
         if word.startswith("--"):
-            section, _, leaf = word[2:].partition("=")[0].replace("-", "_").rpartition(".")
+            section, _, leaf = config.current_flags([word])[0][2:].partition("=")[0].replace("-", "_").rpartition(".")
             if {f"{section}.{leaf}".lstrip("."), f"{section}.{leaf.removeprefix('no_')}".lstrip(".")} & fields:
                 raise UserError(
                     f"{word} is a flag of the experiment: put it after --, as in ./launch.sh sweep FILE.py AXIS … -- "

@@ -40,14 +40,15 @@ def main(arguments: list[str]) -> int:
         jax_setup.prepare()
         return defined(flags)
     default = Arguments(defined)
-    chosen = tyro.cli(Arguments, args=flags, prog=f"minigpt train {file}", default=default)
+    chosen = tyro.cli(Arguments, args=config.current_flags(flags), prog=f"minigpt train {file}", default=default)
     config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
     from minigpt_jax.trial.run import run
 
+    experiment = config.code.load(chosen.experiment, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
-        result = run(chosen.experiment, chosen.run_dir, resume=chosen.resume)
+        result = run(experiment, chosen.run_dir, resume=chosen.resume)
     if result.interrupted:
         print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
         return cli.INTERRUPTED
@@ -72,7 +73,7 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
     if not path.is_file():
         raise UserError(f"{file}: there is no such experiment file; name one such as experiments/quickstart.py")
     if path.suffix != ".py":
-        raise UserError(f"{file} is no .py file that defines an experiment: {cli.text_hint(file).rstrip('; ')}")
+        raise UserError(f"{file} is no .py file that defines an experiment{cli.text_hint(file)}")
     try:
         defined = _run_file(path)
     except UserError:

@@ -4,10 +4,15 @@ Every field is a flag of the command line (`--model.num-layers 4`) and an axis o
 
     options        what a field declares about itself, and the one check of a value against it
     experiment     the dataclasses
+    aliases        earlier names of fields
+    code           code of the user's own, by its name
     validation     each field, then the rules across fields
     serialization  to JSON and back
 """
 
+from minigpt_jax.config import code
+from minigpt_jax.config.aliases import current_flags, current_name, earlier_names
+from minigpt_jax.config.code import Code
 from minigpt_jax.config.experiment import (
     BOS_ID,
     PAD_ID,
@@ -30,6 +35,7 @@ __all__ = [
     "PAD_ID",
     "RESERVED_PIECES",
     "UNK_ID",
+    "Code",
     "DataConfig",
     "Experiment",
     "Facts",
@@ -40,7 +46,11 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "check_fields",
+    "code",
+    "current_flags",
+    "current_name",
     "dumps",
+    "earlier_names",
     "flag_name",
     "flatten",
     "from_json",

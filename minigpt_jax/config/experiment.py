@@ -4,18 +4,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from minigpt_jax.config.options import option
+from minigpt_jax.config.options import Alias, accepts_aliases, option
 
 PAD_ID, UNK_ID, BOS_ID = 0, 1, 2
 RESERVED_PIECES = ("[PAD]", "[UNK]", "[BOS]")
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class DataConfig:
     """The corpus, and how its text becomes rows of token ids."""
 
-    corpus: Literal["simplebooks", "stories", "text"] = "simplebooks"
-    """SimpleBooks, generated stories, or text files of your own."""
+    corpus: Literal["simplebooks", "stories", "text"] | str = option("simplebooks", code=True)
+    """SimpleBooks, generated stories, text files of your own, or a corpus of your own, FILE.py:Name."""
     archive: Path | None = option(None, resumable=True)  # what it holds is fingerprinted, not where it lies
     """A SimpleBooks archive (.zip) on disk instead of the download."""
     simplebooks: Literal["simplebooks-92-raw", "simplebooks-2-raw", "simplebooks-92", "simplebooks-2"] = (
@@ -34,17 +35,17 @@ class DataConfig:
     """For stories: how many tales to generate for training."""
     stories_seed: int = option(0, at_least=0)
     """For stories: the seed of the tales."""
-    layout: Literal["lines", "packed"] = "lines"
+    layout: Literal["lines", "packed"] = option("lines", caches=("store",))
     """lines: the head of each long document, padded; packed: all the text, cut into full windows."""
-    evaluation_layout: Literal["lines", "packed"] | None = None
+    evaluation_layout: Literal["lines", "packed"] | None = option(None, caches=("store",))
     """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
     default."""
-    finish: float = option(0.0, at_least=0, at_most=1)
-    """For packed, evaluated as lines: train the last share of the steps on the heads of the long documents, and the
-    others on what these leave of the text."""
-    min_bytes: int = option(512, at_least=0)
+    anneal_fraction: float = option(0.0, at_least=0, at_most=1, caches=("store",), aliases=("finish",))
+    """For the packed layout evaluated as lines: the fraction of steps, the last ones, that train on the prefixes of
+    long documents; the other steps train on the text without these prefixes."""
+    min_bytes: int = option(512, at_least=0, caches=("tokenizer", "store"))
     """For lines: keep documents of more UTF-8 bytes than this."""
-    sequence_length: int = option(128, above=0)
+    sequence_length: int = option(128, above=0, caches=("store",))
     """Tokens in a window."""
 
     def layout_of(self, split: str) -> Literal["lines", "packed"]:
@@ -52,23 +53,25 @@ class DataConfig:
         return self.layout if split == "train" else self.evaluation_layout or self.layout
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class TokenizerConfig:
     """How text is cut into pieces."""
 
-    kind: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
+    kind: Literal["wordpiece", "unigram", "bpe"] = option("wordpiece", caches=("tokenizer",))
     """WordPiece, or SentencePiece by unigram or byte-pair encoding."""
-    vocabulary_size: int = option(5000, above=len(RESERVED_PIECES))
+    vocabulary_size: int = option(5000, above=len(RESERVED_PIECES), caches=("tokenizer", "store"))
     """Pieces to train, the reserved ones included, and rows of the embedding and the output layer."""
-    exact: bool = True
+    exact: bool = option(True, caches=("tokenizer",), newer=True)
     """Refuse a text that cannot fill the vocabulary, or has too many characters for it. Otherwise train the pieces that
     it gives, and spell its rarest characters in bytes (SentencePiece only)."""
-    lowercase: bool = True
+    lowercase: bool = option(True, caches=("tokenizer",))
     """Fold case (WordPiece only; SentencePiece is lossless)."""
-    file: Path | None = option(None, resumable=True)  # fingerprinted too
+    file: Path | None = option(None, resumable=True, caches=("tokenizer",))  # fingerprinted too
     """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer; the defaults are the KerasHub tutorial's model."""
@@ -83,8 +86,10 @@ class ModelConfig:
     """Key-value heads (grouped-query attention); as many as query heads by default."""
     feed_forward: int = option(128, above=0)
     """Hidden width of the feed-forward layer."""
-    activation: Literal["relu", "gelu", "relu2", "swiglu"] = "relu"
-    """Activation of the feed-forward layer; gelu is GPT-2's tanh form."""
+    block: Literal["transformer"] | str = option("transformer", code=True)
+    """The decoder block: attention and feed-forward, or a Flax module of your own, FILE.py:Name."""
+    activation: Literal["relu", "gelu", "relu2", "swiglu"] | str = option("relu", code=True)
+    """Activation of the feed-forward layer; gelu is GPT-2's tanh form; FILE.py:Name is a function of your own."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation layer."""
     norm_position: Literal["post", "pre"] = "post"
@@ -135,13 +140,14 @@ class ModelConfig:
         return self.num_kv_heads or self.num_heads
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The update rule and its schedule."""
 
-    name: Literal["adam", "adamw", "muon", "normuon", "lion"] = "adam"
+    name: Literal["adam", "adamw", "muon", "normuon", "lion"] | str = option("adam", code=True)
     """adam is Keras's form of it; muon takes the matrices of blocks and pointer and leaves the rest to NAdam; normuon
-    evens out how far each neuron's weights move."""
+    evens out how far each neuron's weights move; FILE.py:Name is an Optax transformation of your own."""
     learning_rate: float = option(1e-3, at_least=0, traced=True)
     """Peak learning rate."""
     muon_learning_rate: float = option(2e-2, at_least=0, traced=True)
@@ -168,6 +174,7 @@ class OptimizerConfig:
     """Keep an exponential moving average of the weights; evaluation and sampling use it."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, how much at once, and what is recorded on the way."""
@@ -180,7 +187,7 @@ class TrainConfig:
     """Stop after this many steps, whatever the epochs; the schedule's horizon too."""
     accumulate: int = option(1, above=0)
     """Micro-batches that one step's gradient is summed over."""
-    steps_per_dispatch: int | None = option(None, above=0, resumable=True)
+    steps_per_execution: int | None = option(None, above=0, resumable=True, aliases=("steps_per_dispatch",))
     """Steps run by one call of the compiled program; by default one on CPU and several on accelerators."""
     log_every: int = option(20, above=0, resumable=True)
     """Steps between training lines of metrics.jsonl."""
@@ -190,12 +197,19 @@ class TrainConfig:
     """Steps between checkpoints; each epoch by default."""
     patience: int | None = option(None, above=0, resumable=True)
     """End after this many evaluations in a row without a lower validation loss; never by default."""
-    keep: int = option(2, above=0, resumable=True)
+    keep_checkpoints: int = option(2, above=0, resumable=True, aliases=("keep",))
     """Latest checkpoints to keep, besides the best."""
-    tensorboard: bool = option(True, resumable=True)
-    """Write TensorBoard summaries."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"] | str, ...] = option(
+        ("tensorboard",),
+        resumable=True,
+        code=True,
+        aliases=(Alias("tensorboard", bool, lambda on: ("tensorboard",) if on else ()),),
+    )
+    """Where the figures of metrics.jsonl go too: tensorboard, wandb (Weights & Biases), trackio or a tracker of
+    your own, FILE.py:Name; none by --train.trackers alone."""
 
 
+@accepts_aliases
 @dataclass(frozen=True)
 class SampleConfig:
     """The text sampled at each evaluation, by top-k as in the tutorial's callback."""

@@ -6,10 +6,12 @@ experiment files, sweep axes and config.json are all checked against this one de
 
 import dataclasses
 import difflib
+import functools
 import math
+import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +19,32 @@ import numpy as np
 
 from minigpt_jax.errors import UserError
 
+Config = typing.TypeVar("Config", bound=type)
 _INT32_MAX = 2**31 - 1
+CODE = "FILE.py:Name"
+_CODE = re.compile(r".*[^/]\.py:[A-Za-z_]\w*")
 _FLOAT32 = np.finfo(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alias:
+    """An earlier name of a field, which experiment files, flags, sweep axes and config.json may still use.
+
+    Attributes:
+        name: without its section.
+        kind: the type of values under this name, where it is not the field's.
+        convert: turns a value under this name into the field's; None where both are the same.
+    """
+
+    name: str
+    kind: Any = None
+    convert: Callable[[Any], Any] | None = None
+
+    def current(self, value: Any, section: str = "") -> Any:
+        """The field's value for a value under this name. Raises UserError where that is not of `kind`."""
+        if self.kind is not None:
+            check_option(Option(f"{section}.{self.name}".lstrip("."), self.kind, value, Facts()))
+        return value if self.convert is None else self.convert(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +55,11 @@ class Facts:
         at_least, above, at_most, below: the range of a number; None where it is open.
         traced: the value is an argument of the compiled train step, so trials that differ in it share one program.
         resumable: a run may be resumed with another value.
+        caches: what is kept on disk for later runs and depends on the value: `tokenizer` (trained pieces), `store`
+            (tokenised rows). What determines the text itself is in the corpus' fingerprint instead.
+        newer: the field came after such caches: at its default it is not part of their keys, so that they are found.
+        code: the value may also be the name of code of the user's own, FILE.py:Name.
+        aliases: earlier names of the field.
     """
 
     at_least: float | None = None
@@ -37,6 +68,10 @@ class Facts:
     below: float | None = None
     traced: bool = False
     resumable: bool = False
+    caches: tuple[Literal["tokenizer", "store"], ...] = ()
+    newer: bool = False
+    code: bool = False
+    aliases: tuple[Alias, ...] = ()
 
     def range_problem(self, value: float) -> str | None:
         """The rule that a number breaks, or None."""
@@ -52,18 +87,40 @@ class Facts:
         return "must be " + " and ".join(f"{words} {bound:,}" for words, (bound, _) in given.items())
 
 
-def option(default: Any, **facts: Any) -> Any:
-    """A dataclass field with this default and these `Facts`."""
-    return dataclasses.field(default=default, metadata={"facts": Facts(**facts)})
+def option(default: Any, *, aliases: tuple[str | Alias, ...] = (), **facts: Any) -> Any:
+    """A dataclass field with this default and these `Facts`; an alias that is a string only renames the field."""
+    named = tuple(Alias(alias) if isinstance(alias, str) else alias for alias in aliases)
+    return dataclasses.field(default=default, metadata={"facts": Facts(aliases=named, **facts)})
+
+
+def accepts_aliases(cls: Config) -> Config:
+    """Lets a dataclass of options be made with the earlier names of its fields too, as older experiment files do."""
+    earlier = {
+        alias.name: (field.name, alias)
+        for field in dataclasses.fields(cls)
+        for alias in field.metadata.get("facts", Facts()).aliases
+    }
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def with_aliases(self: Any, *values: Any, **named: Any) -> None:
+        for name in named.keys() & earlier.keys():
+            current, alias = earlier[name]
+            named[current] = alias.current(named.pop(name))
+        init(self, *values, **named)
+
+    cls.__init__ = with_aliases
+    return cls
 
 
 class Option(NamedTuple):
-    """One field of an experiment: its dotted name, its type, its value in this experiment, and its facts."""
+    """One field of an experiment: its dotted name, its type, its value in this experiment, its facts and default."""
 
     name: str
     type: Any
     value: Any
     facts: Facts
+    default: Any = None
 
 
 def options(config: Any, prefix: str = "") -> Iterator[Option]:
@@ -76,7 +133,7 @@ def options(config: Any, prefix: str = "") -> Iterator[Option]:
     for field in dataclasses.fields(config):
         name, kind, value = prefix + field.name, hints[field.name], getattr(config, field.name)
         if not dataclasses.is_dataclass(kind):
-            yield Option(name, kind, value, field.metadata.get("facts", Facts()))
+            yield Option(name, kind, value, field.metadata.get("facts", Facts()), field.default)
         elif isinstance(value, typing.cast(type, kind)):
             yield from options(value, f"{name}.")
         else:
@@ -102,9 +159,11 @@ def problem(kind: Any, value: Any, facts: Facts) -> str | None:
         inner = [one for one in typing.get_args(kind) if one is not type(None)]
         if value is None and len(inner) < len(typing.get_args(kind)):
             return None
-        return problem(inner[0], value, facts)  # every union of an experiment is of one type and None
+        if facts.code:  # the names of what the package has, or a string
+            return None if names_code(value) else _choice_problem(value, (*typing.get_args(inner[0]), CODE))
+        return problem(inner[0], value, facts)  # every other union of an experiment is of one type and None
     if typing.get_origin(kind) is tuple:
-        return _tuple_problem(value, typing.get_args(kind)[0])
+        return _tuple_problem(value, typing.get_args(kind)[0], Facts(code=facts.code))
     if kind is bool:
         return None if isinstance(value, bool) else "must be True or False"
     if kind is str:
@@ -116,14 +175,23 @@ def problem(kind: Any, value: Any, facts: Facts) -> str | None:
     raise TypeError(f"an experiment's field cannot be of type {kind}")
 
 
+def names_code(value: Any) -> bool:
+    """Whether a field's value is the name of code of the user's own."""
+    return isinstance(value, str) and _CODE.fullmatch(value) is not None
+
+
 def _choice_problem(value: Any, choices: tuple[str, ...]) -> str | None:
     if isinstance(value, str) and value in choices:
         return None
     return f"must be {_listed(choices)}{nearest(str(value), choices)}"
 
 
-def nearest(value: str, choices: typing.Iterable[str]) -> str:
-    """`; did you mean …?` with the choice that is nearest to a mistyped one, or nothing."""
+def nearest(value: str, choices: Iterable[str]) -> str:
+    """`; did you mean …?` with the choice that is nearest to a mistyped one, or nothing.
+
+    >>> nearest("rms_norm", ["layernorm", "rmsnorm"])
+    '; did you mean rmsnorm?'
+    """
     spelled = {choice.replace("_", "").replace("-", "").lower(): choice for choice in choices}
     near = difflib.get_close_matches(value.replace("_", "").replace("-", "").lower(), spelled, n=1, cutoff=0.5)
     return f"; did you mean {spelled[near[0]]}?" if near else ""
@@ -133,12 +201,12 @@ def _listed(choices: tuple[str, ...]) -> str:
     return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
-def _tuple_problem(value: Any, inner: Any) -> str | None:
+def _tuple_problem(value: Any, inner: Any, facts: Facts) -> str | None:
     if isinstance(value, str):
         return f"must be a tuple; write ({value!r},)"
     if not isinstance(value, tuple):
         return "must be a tuple"
-    return next((rule for item in value if (rule := problem(inner, item, Facts())) is not None), None)
+    return next((rule for item in value if (rule := problem(inner, item, facts)) is not None), None)
 
 
 def _number_problem(kind: type, value: Any, facts: Facts) -> str | None:

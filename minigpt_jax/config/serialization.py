@@ -7,6 +7,8 @@ from typing import Any, get_origin
 
 import cattrs
 
+from minigpt_jax.config.aliases import current_json
+from minigpt_jax.config.code import Code
 from minigpt_jax.config.experiment import Experiment
 from minigpt_jax.config.options import options
 from minigpt_jax.config.validation import validate
@@ -19,13 +21,15 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_json(value: Any) -> Experiment:
-    """The inverse of `to_json`; fields that an older file lacks take their defaults.
+    """The inverse of `to_json`; fields that an older file lacks take their defaults, and its names are understood.
 
     Raises:
         UserError: a field is unknown, or has a value that an experiment file could not give it either.
     """
     try:
-        experiment = _converter.structure(value, Experiment)
+        experiment = _converter.structure(current_json(value), Experiment)
+    except UserError as error:
+        raise UserError(f"the experiment in config.json cannot be read: {error}") from error
     except Exception as error:  # of whatever kind a hand-edited file leads to
         reasons = "; ".join(cattrs.transform_error(error))
         raise UserError(f"the experiment in config.json cannot be read: {reasons}") from error
@@ -57,6 +61,7 @@ def _structure_field(value: Any, kind: Any) -> Any:
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_unstructure_hook(Path, str)
+_converter.register_unstructure_hook(Code, str)
 _converter.register_structure_hook_func(lambda kind: not is_dataclass(kind), _structure_field)
 for _kind in (bool, int, float, str):  # which cattrs would convert: 64.5 to 64
     _converter.register_structure_hook(_kind, _structure_field)

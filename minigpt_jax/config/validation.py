@@ -3,7 +3,7 @@
 from typing import Any
 
 from minigpt_jax.config.experiment import Experiment
-from minigpt_jax.config.options import check_option, flag_name, options
+from minigpt_jax.config.options import check_option, flag_name, names_code, options
 from minigpt_jax.errors import UserError
 
 
@@ -36,13 +36,13 @@ def _check_names(experiment: Experiment) -> None:
 def _check_data(experiment: Experiment) -> None:
     data = experiment.data
     _require(
-        not data.finish or (data.layout == "packed" and data.evaluation_layout == "lines"),
-        "data.finish",
-        data.finish,
+        not data.anneal_fraction or (data.layout == "packed" and data.evaluation_layout == "lines"),
+        "data.anneal_fraction",
+        data.anneal_fraction,
         "needs --data.layout packed and --data.evaluation-layout lines",
     )
     _require(
-        data.corpus == "simplebooks" or data.archive is None,
+        data.corpus == "simplebooks" or names_code(data.corpus) or data.archive is None,
         "data.archive",
         data.archive,
         f"is a SimpleBooks archive, but --data.corpus is {data.corpus}; drop one of the two",
@@ -54,7 +54,13 @@ def _check_data(experiment: Experiment) -> None:
         "needs --data.files, the files, globs or folders to read",
     )
     _require(
-        data.corpus == "text" or not data.files,
+        all(file.strip() for file in data.files),
+        "data.files",
+        " ".join(map(repr, data.files)),
+        "one of them is blank; name a file, a glob or a folder",
+    )
+    _require(
+        data.corpus == "text" or names_code(data.corpus) or not data.files,
         "data.files",
         " ".join(data.files),
         f"are text files, but --data.corpus is {data.corpus}; add --data.corpus text",

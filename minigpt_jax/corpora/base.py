@@ -1,16 +1,14 @@
 """What a corpus is: three splits of documents, streamed in order, and a fingerprint of all that determines them."""
 
 import contextlib
-import hashlib
 import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
-from minigpt_jax.corpora.utf8 import check_encoding, decode
 from minigpt_jax.errors import UserError
+from minigpt_jax.utf8 import check_encoding, decode
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -19,11 +17,9 @@ MAX_DOCUMENT = 16 << 20
 _CHUNK = 1 << 18
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Documents of text in three splits. Lengths are not filtered here: the token store does that."""
-
-    @property
-    def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str:
@@ -39,7 +35,11 @@ class Corpus(Protocol):
         ...
 
 
-def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool = False) -> Iterator[tuple[int, str]]:
+BinaryFile = io.BufferedIOBase | io.RawIOBase
+"""A file open for bytes; those of zip and gzip among them, which `typing.IO` does not know at run time."""
+
+
+def read_lines(stream: BinaryFile, source: str, *, universal: bool = False) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, text) of each line that is not blank.
 
     Lines are those of `tf.data.TextLineDataset`: cut at line feeds alone, every carriage return dropped, so that a
@@ -57,7 +57,7 @@ def read_lines(stream: IO[bytes] | io.RawIOBase, source: str, *, universal: bool
             yield number, line
 
 
-def _raw_lines(stream: IO[bytes] | io.RawIOBase, source: str, universal: bool) -> Iterator[bytes]:
+def _raw_lines(stream: BinaryFile, source: str, universal: bool) -> Iterator[bytes]:
     """The lines with their ends, in memory bounded by the longest one."""
     done = 0
     rest = stream.read(_CHUNK)
@@ -84,9 +84,3 @@ def readable(source: str) -> Iterator[None]:
         # An OSError's own text repeats the path, which the source has already named.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"{source} cannot be read: {reason}; get the file again, or check its permissions") from error
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,10 +10,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import cast, get_args, get_type_hints
 
+from minigpt_jax import files
 from minigpt_jax.config import DataConfig
-from minigpt_jax.corpora.base import SPLITS, Split, file_sha256, read_lines, readable
+from minigpt_jax.corpora.base import SPLITS, Split, read_lines, readable
 from minigpt_jax.errors import UserError
 
 CONFIGURATIONS: tuple[str, ...] = get_args(get_type_hints(DataConfig)["simplebooks"])
@@ -34,14 +35,13 @@ class SimpleBooks:
     """
 
     def __init__(self, archive: Path, configuration: str, unpacked: Path | None = None, source: str | None = None):
-        self.name = configuration
         self._archive = archive
         self._unpacked = unpacked
         self._source = source or f"--data.archive {archive}"
         with open_zip(archive, self._source) as file:
             self._members = _members(file, configuration, self._source)
         with readable(self._source):
-            self.fingerprint = hashlib.sha256(f"{configuration} {file_sha256(archive)}".encode()).hexdigest()
+            self.fingerprint = hashlib.sha256(f"{configuration} {files.sha256(archive)}".encode()).hexdigest()
         for split in SPLITS:
             documents = self.documents(split)
             if next(documents, None) is None:
@@ -55,7 +55,7 @@ class SimpleBooks:
         source = f"{self._source}: {member.filename}"
         with readable(source):
             if self._unpacked is None:
-                with zipfile.ZipFile(self._archive) as file, file.open(member) as stream:
+                with zipfile.ZipFile(self._archive) as file, cast(io.BufferedIOBase, file.open(member)) as stream:
                     yield from (line for _, line in read_lines(stream, source))
             else:
                 with _CheckedFile(self._unpacked / member.filename, member.CRC) as stream:

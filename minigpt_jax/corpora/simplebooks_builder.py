@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from etils import epath
 
-from minigpt_jax.corpora.base import Split, file_sha256
+from minigpt_jax import files
+from minigpt_jax.corpora.base import Split
 from minigpt_jax.corpora.simplebooks import CONFIGURATIONS
 from minigpt_jax.corpora.simplebooks import SimpleBooks as Corpus
 from minigpt_jax.corpora.simplebooks_download import download
@@ -71,7 +72,7 @@ class SimpleBooks(tfds.core.GeneratorBasedBuilder):
             name = config.configuration if isinstance(config, SimpleBooksConfig) else config or CONFIGURATIONS[0]
             corpus = Corpus(path, name, source=f"archive {path}")
             config = SimpleBooksConfig(
-                name=f"{name}-{file_sha256(path)[:16]}",
+                name=f"{name}-{files.sha256(path)[:16]}",
                 configuration=name,
                 archive=str(path),
                 description=f"simplebooks/{name} of an archive with fingerprint {corpus.fingerprint}.",

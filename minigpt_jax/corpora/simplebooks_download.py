@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from minigpt_jax.corpora.base import file_sha256
+from minigpt_jax import files
+from minigpt_jax.cache import lock
 from minigpt_jax.corpora.simplebooks import holdings, open_zip
 from minigpt_jax.errors import UserError
 
@@ -52,10 +53,8 @@ def download(cache: Path, url: str = URL, size: int = SIZE) -> Download:
         archive = _recorded_archive(folder, url)
         if archive and _is_unpacked(archive, _unpacked(folder, archive)):
             return Download(archive, _unpacked(folder, archive))
-        from filelock import FileLock
-
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
+        with lock(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             archive = _recorded_archive(folder, url)
             if archive is None:
                 archive = _download(folder, url, size)
@@ -79,7 +78,7 @@ def _download(folder: Path, url: str, size: int) -> Path:
         except (OSError, tfds.download.DownloadError) as error:
             raise UserError(f"the download of {url} failed: {_reason(error)}; try again, or {WAYS_OUT}") from error
         _check(archive, url, size)
-        record = {"url": url, "archive": archive.relative_to(folder).as_posix(), "sha256": file_sha256(archive)}
+        record = {"url": url, "archive": archive.relative_to(folder).as_posix(), "sha256": files.sha256(archive)}
         before = _record(folder)
         if before.get("url") == url and before["sha256"] != record["sha256"]:
             raise UserError(
@@ -148,7 +147,7 @@ def _recorded_archive(folder: Path, url: str) -> Path | None:
     if record.get("url") != url:
         return None
     archive = folder / record["archive"]
-    return archive if archive.is_file() and file_sha256(archive) == record["sha256"] else None
+    return archive if archive.is_file() and files.sha256(archive) == record["sha256"] else None
 
 
 def _record(folder: Path) -> dict[str, str]:

@@ -21,7 +21,6 @@ from typing import NamedTuple
 from minigpt_jax.corpora.base import Split
 from minigpt_jax.corpora.stories_grammar import RULES
 from minigpt_jax.corpora.stories_words import LEXICONS, SLOTS
-from minigpt_jax.errors import UserError
 
 MAX_WORDS = 126  # of a tale: with a start and an end it fits a window of 128
 MAX_HELD_OUT = 500  # tales in each of validation and test: their mean loss is known to half a percent
@@ -279,18 +278,11 @@ class Stories:
     Validation and test hold a tenth as many tales as training, at most `MAX_HELD_OUT`.
 
     Args:
-        num_train: tales to train on.
+        num_train: tales to train on, at least 1.
         seed: draws other tales from the same grammar.
-
-    Raises:
-        UserError: num_train is not positive.
     """
 
-    name = "stories"
-
     def __init__(self, num_train: int, seed: int):
-        if num_train < 1:
-            raise UserError(f"--data.stories is {num_train}; it must be at least 1 tale")
         held_out = min(MAX_HELD_OUT, math.ceil(num_train / 10))
         self.sizes: dict[Split, int] = {"train": num_train, "valid": held_out, "test": held_out}
         self.seed = seed

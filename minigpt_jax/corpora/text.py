@@ -7,6 +7,7 @@ fingerprint, and learns where to cut the splits.
 import glob
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,14 +16,14 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from minigpt_jax.corpora.base import MAX_DOCUMENT, Split, read_lines, readable
 from minigpt_jax.corpora.simplebooks import holdings, open_zip
-from minigpt_jax.corpora.utf8 import check_encoding, decode
 from minigpt_jax.errors import UserError
+from minigpt_jax.utf8 import check_encoding, decode
 
 ALLOWED = ".txt, .jsonl, .txt.gz, .jsonl.gz or .zip"
 
@@ -58,13 +59,6 @@ class Text:
         json_field: str = "text",
         held_out: float = 0.02,
     ):
-        if not files or not all(spec.strip() for spec in files):
-            raise UserError("--data.corpus text needs --data.files: files, globs or folders of " + ALLOWED)
-        if not 0 < held_out < 0.5:
-            raise UserError(
-                f"--data.held-out {held_out:g} must be above 0 and below 0.5: a share for each of two splits"
-            )
-        self.name = "text"
         self._document = document
         self._json_field = json_field
         self._sources = _sources(files, "--data.files")
@@ -142,7 +136,7 @@ def _documents(source: "_Source", document: str, json_field: str, flag: str) -> 
         if source.members:
             with zipfile.ZipFile(source.path) as file:  # once for all its members: its directory may be long
                 for name in source.members:
-                    with readable(f"{label}: {name}"), file.open(name) as stream:
+                    with readable(f"{label}: {name}"), cast(io.BufferedIOBase, file.open(name)) as stream:
                         yield from _texts(stream, name, document, json_field, f"{label}: {name}")
         else:
             open_file: Any = gzip.open if source.path.suffix.lower() == ".gz" else open
@@ -150,7 +144,7 @@ def _documents(source: "_Source", document: str, json_field: str, flag: str) -> 
                 yield from _texts(stream, source.path.name, document, json_field, label)
 
 
-def _texts(stream: IO[bytes], name: str, document: str, json_field: str, label: str) -> Iterator[str]:
+def _texts(stream: io.BufferedIOBase, name: str, document: str, json_field: str, label: str) -> Iterator[str]:
     """The documents of one file or member, without those that show nothing."""
     if name.lower().removesuffix(".gz").endswith(".jsonl"):
         texts = (_field(line, json_field, f"{label}:{number}") for number, line in _lines(stream, label))
@@ -161,12 +155,12 @@ def _texts(stream: IO[bytes], name: str, document: str, json_field: str, label: 
     yield from filter(_VISIBLE.search, texts)
 
 
-def _lines(stream: IO[bytes], label: str) -> Iterator[tuple[int, str]]:
+def _lines(stream: io.BufferedIOBase, label: str) -> Iterator[tuple[int, str]]:
     for number, line in read_lines(stream, label, universal=True):
         yield number, line.removeprefix("\ufeff") if number == 1 else line  # a byte order mark
 
 
-def _whole(stream: IO[bytes], label: str) -> str:
+def _whole(stream: io.BufferedIOBase, label: str) -> str:
     """All of a file, its lines parted by line feeds."""
     raw = stream.read(MAX_DOCUMENT + 1)
     check_encoding(raw, label)

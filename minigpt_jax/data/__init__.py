@@ -1,1 +1,1 @@
-"""From text to batches: `rows` cuts it, `store` tokenises once, onto disk, `pipeline` draws batches with tf.data."""
+"""From text to batches: `rows` cuts text, `store` tokenises it once onto disk, `pipeline` draws batches by tf.data."""

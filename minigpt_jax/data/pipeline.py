@@ -1,4 +1,4 @@
-"""Training batches with tf.data: batch i is a pure function of (seed, i), so that resuming is starting at i."""
+"""Training batches with tf.data: batch i is a pure function of (seed, i), so a run resumes by starting at batch i."""
 
 import contextlib
 import os
@@ -10,35 +10,38 @@ from minigpt_jax.data.rows import Rows
 
 
 @contextlib.contextmanager
-def _native_logs_unsaid() -> Iterator[None]:
-    """Hides what TensorFlow's C++ says at any log level, of instructions and missing GPUs; exceptions still pass."""
-    kept = os.dup(2)
+def _without_native_logs() -> Iterator[None]:
+    """Hides the lines about CPU instructions and missing GPUs that TensorFlow's C++ code prints at any log level.
+
+    Exceptions still pass.
+    """
+    stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-with _native_logs_unsaid():
+with _without_native_logs():
     import tensorflow
 
-    tf: Any = tensorflow  # whose own types are incomplete
+    tf: Any = tensorflow  # its type annotations are incomplete
 
-    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
-    tf.constant(0)  # makes its devices, while nobody listens
+    tf.config.set_visible_devices([], "GPU")  # the accelerator is left to JAX
+    tf.constant(0)  # initialises the devices now, so that what TensorFlow logs about them is hidden too
 
 
 def batches(
     rows: Rows, batch_size: int, seed: int, start: int = 0, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """Endless training batches from number `start` on; a process gets its share of each global batch.
+    """Yields training batches without end, from batch number `start`. Each process gets its part of the global batch.
 
-    Every epoch visits every row once, in an order drawn anew from (seed, epoch) over rows, not over batches. The
-    permutation is computed where it is needed (`tf.random.experimental.index_shuffle`), so nothing of the earlier
-    batches is read or stored.
+    Every epoch visits every row once. Its order is a permutation of the rows (not of whole batches) drawn from
+    (seed, epoch). `tf.random.experimental.index_shuffle` computes any entry of the permutation alone, so earlier
+    batches are neither read nor stored.
     """
     per_epoch = rows.steps_per_epoch(batch_size)
     share = batch_size // process_count

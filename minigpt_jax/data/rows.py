@@ -1,9 +1,9 @@
-"""Rows: a split's text as a matrix of token ids, and how documents are cut into them.
+"""Rows: the text of a split as a matrix of token ids, and the two layouts that cut documents into rows.
 
-A row is T + 1 ids: features and labels, which overlap (`batch.Batch`). In the `lines` layout it is [BOS] and the first
-T ids of one long document, padded; in the `packed` layout the text of all documents is one stream,
-`[BOS] document [BOS] document … [BOS]`, cut into rows that overlap by one id, so that every id but the first is a
-label once and a document's end is the label [BOS].
+A row is T + 1 ids: features and labels, which overlap (`batch.Batch`). In the `lines` layout a row is [BOS] and the
+first T ids of one long document, padded. In the `packed` layout the text of all documents is one stream,
+`[BOS] document [BOS] document … [BOS]`, cut into rows that overlap by one id. Every id but the first is then a label
+exactly once, and the label at the end of a document is [BOS].
 """
 
 import zipfile
@@ -21,18 +21,18 @@ from minigpt_jax.errors import UserError
 
 Layout = Literal["lines", "packed"]
 Encoded = tuple[np.ndarray, np.ndarray, int]
-"""A document: its ids, [n], the UTF-8 bytes of text up to the end of each, [n], and the bytes of all of it."""
+"""An encoded document: its ids [n], the number of UTF-8 bytes of text up to the end of each id [n], and in all."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One split's rows.
+    """The rows of one split.
 
     Attributes:
         rows: [rows, T+1] token ids.
-        bytes: [rows] UTF-8 bytes of the original text that a row's labels stand for.
-        floor: nats that the corpus's own generator gives these texts, ends included, where there is one and the rows
-            hold all of their text.
+        bytes: [rows] the number of UTF-8 bytes of the original text that each row's labels stand for.
+        floor: the entropy of these texts in nats, ends of documents included. None if the generator of the corpus is
+            unknown or the rows do not hold all of its text.
     """
 
     rows: np.ndarray
@@ -47,11 +47,11 @@ class Rows:
         return None if self.floor is None else self.floor / np.log(2) / int(self.bytes.sum())
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches that hold every row once, the last one filled up."""
+        """The number of batches that hold every row once. The last one may be padded."""
         return -(-len(self) // batch_size)
 
     def take(self, indices: np.ndarray) -> Batch:
-        """Rows by index; an index past the end gives a row of zeros, which weighs nothing."""
+        """The rows at these indices. An index past the end gives a row of zeros, which has no weight."""
         inside = indices < len(self)
         safe = np.where(inside, indices, 0)
         return Batch(
@@ -60,7 +60,7 @@ class Rows:
         )
 
     def in_order(self, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-        """All rows once, a process's share of each batch, for evaluation; the last batch is filled up."""
+        """Yields every row once, in order, for evaluation: this process's part of each batch. The last is padded."""
         share = batch_size // process_count
         for start in range(process_index * share, len(self) + process_index * share, batch_size):
             yield self.take(np.arange(start, start + share))
@@ -72,24 +72,31 @@ class Rows:
 
     @classmethod
     def load(cls, path: Path) -> "Rows":
-        """Raises UserError where the file is missing, damaged or not what `save` wrote."""
+        """Loads what `save` wrote. Raises UserError if the file is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 rows, sizes, floor = arrays["rows"], arrays["bytes"], float(arrays["floor"])
             kinds = rows.dtype.kind + sizes.dtype.kind
             if kinds not in ("ui", "ii") or rows.ndim != 2 or sizes.shape != rows.shape[:1]:
-                raise ValueError("its arrays are of other shapes or types")
+                raise ValueError("its arrays have unexpected shapes or types")
         except FileNotFoundError as error:
-            raise UserError(f"{path} is missing; restore it, or train on: the same command again writes it") from error
+            raise UserError(
+                f"{path} is missing; restore it, or write it again by resuming the run with the same command"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{path} is damaged ({error}); restore it, or train on: the same command again writes it"
+                f"{path} is damaged ({error}); restore it, or write it again by resuming the run with the same command"
             ) from error
         return cls(rows, sizes, None if np.isnan(floor) else floor)
 
 
 def line_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A row a document, its head: ids [1, length], and the bytes of text that they stand for, [1]."""
+    """One row per document, its prefix: yields ids [1, length], and the bytes of the text that they stand for [1].
+
+    >>> document = np.array([5, 6, 7]), np.array([3, 8, 12]), 12  # ids, where each one's text ends, bytes in all
+    >>> list(line_rows(iter([document]), length=3))  # BOS_ID is 2
+    [(array([[2, 5, 6]]), array([8]))]
+    """
     for ids, ends, _ in encoded:
         if len(ids):
             ids, ends = ids[: length - 1], ends[: length - 1]
@@ -99,18 +106,18 @@ def line_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.ndar
             yield row[None], ends[-1:]
 
 
-def without_heads(encoded: Iterator[Encoded], length: int, min_bytes: int) -> Iterator[Encoded]:
-    """Of the documents that are rows in the lines layout, what stands after those rows; the others as they are."""
+def without_prefixes(encoded: Iterator[Encoded], length: int, min_bytes: int) -> Iterator[Encoded]:
+    """Removes from each document the prefix that is its row in the `lines` layout, if it has one."""
     for ids, ends, text_bytes in encoded:
         if text_bytes <= min_bytes:
             yield ids, ends, text_bytes
         elif len(ids) >= length:
-            head = ends[length - 2]
-            yield ids[length - 1 :], ends[length - 1 :] - head, text_bytes - head
+            prefix = ends[length - 2]
+            yield ids[length - 1 :], ends[length - 1 :] - prefix, text_bytes - prefix
 
 
 def packed_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The documents as one stream, about 1,024 rows at a time: ids [n, length], and the bytes of their labels, [n]."""
+    """Cuts the stream of all documents. Yields about 1,024 rows at a time: ids [n, length], and label bytes [n]."""
     step = length - 1
     ids_parts, sizes_parts = [np.array([BOS_ID])], [np.array([0])]
     pending = 1
@@ -126,14 +133,14 @@ def packed_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.nd
         if not count:
             return np.zeros((0, length), np.int64), np.zeros(0, np.int64)
         rows = np.lib.stride_tricks.sliding_window_view(ids, length)[::step][:count]
-        # A row's bytes are its labels': the id that it shares with the row before belongs to that one.
+        # The bytes of a row are those of its labels. Its first id is only a feature: it is a label of the row before.
         row_bytes = sizes[1 : 1 + count * step].reshape(count, step).sum(axis=1)
         ids_parts, sizes_parts = [ids[count * step :]], [sizes[count * step :]]
         pending = len(ids_parts[0])
         return rows, row_bytes
 
     for ids, ends, text_bytes in encoded:
-        # The boundary after a document carries what follows its last token, so that all bytes are counted.
+        # The [BOS] after a document counts the bytes that follow its last token, so that all bytes are counted.
         sizes = np.diff(np.append(ends, text_bytes), prepend=0)
         ids_parts += [ids, np.array([BOS_ID])]
         sizes_parts.append(sizes)

@@ -1,4 +1,7 @@
-"""The token store: a corpus tokenised once, as a matrix of rows on disk for each split. No TensorFlow here."""
+"""The token store: a corpus is tokenised once and stored on disk, as a matrix of rows for each split.
+
+This module does not need TensorFlow.
+"""
 
 import hashlib
 import itertools
@@ -12,41 +15,42 @@ from typing import Any, Literal
 import joblib
 import numpy as np
 
-from minigpt_jax import display
+from minigpt_jax import display, files
 from minigpt_jax import tokenizer as tokenizers
+from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
-from minigpt_jax.cache import written_whole
-from minigpt_jax.config import DataConfig, Experiment, to_json
+from minigpt_jax.config import DataConfig, Experiment, flatten, options
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.batch import Batch
-from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_heads
+from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_prefixes
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
 Split = Literal["train", "valid", "test"]
-Part = Literal["train", "valid", "test", "finish"]
+Part = Literal["train", "valid", "test", "anneal"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FORMAT = 1
 DOCUMENTS_A_CHUNK = 1024
 DOCUMENTS_A_WORKER = 50_000
 
 BatchSource = Callable[..., Iterator[Batch]]
-"""As `pipeline.batches`: (rows, batch_size, seed, start, process_index, process_count) → endless batches."""
+"""A function such as `pipeline.batches`: (rows, batch_size, seed, start, process_index, process_count) → batches."""
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Wraps an iterable of so many items to show progress under a title."""
+"""A function (items, title, number of items) → items that shows the progress of the iteration under a title."""
 
 
 def no_progress(items: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-    """A `Track` that shows nothing."""
+    """A `Track` that does not show anything."""
     del title, total
     return items
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A corpus made ready: its tokenizer and the rows of each split.
+    """A corpus that is ready for training: its tokenizer and the rows of each split.
 
-    With `data.finish`, the heads of the training split's long documents are `finish`, and `train` what they leave.
+    With `data.anneal_fraction`, the part `anneal` has the prefixes of long training documents, on which the last steps
+    train, and `train` has the text without these prefixes.
     """
 
     tokenizer: Tokenizer
@@ -61,75 +65,99 @@ class Prepared:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """Training batches from number `start` on, drawn by `source`; the last ones of `total_steps` from `finish`."""
+        """Training batches from number `start`, drawn by `source`. The last ones come from `anneal`, if it exists."""
         rest = (process_index, process_count)
         size, seed = experiment.train.batch_size, experiment.seed
-        finish = experiment.data.finish
-        switch = total_steps - max(1, round(finish * total_steps)) if finish else total_steps
+        fraction = experiment.data.anneal_fraction
+        switch = total_steps - max(1, round(fraction * total_steps)) if fraction else total_steps
         if switch == total_steps:
             return source(self.splits["train"], size, seed, start, *rest)
         first = source(self.splits["train"], size, seed, start, *rest) if start < switch else iter(())
-        last = source(self.splits["finish"], size, seed, max(0, start - switch), *rest)
+        last = source(self.splits["anneal"], size, seed, max(0, start - switch), *rest)
         return itertools.chain(itertools.islice(first, max(0, switch - start)), last)
 
 
 def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = no_progress) -> Prepared:
-    """Trains the tokenizer and tokenises the corpus, or takes both from `cache` where they are there and whole.
+    """Trains the tokenizer and tokenises the corpus, or reads both from `cache` if they are there and undamaged.
 
-    Raises UserError where the corpus is too small for a row, or cannot fill the vocabulary.
+    Raises:
+        UserError: the corpus is too small for one row, or for the vocabulary.
     """
     data, tokenizer = experiment.data, _tokenizer(experiment, corpus, cache, track)
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,
-        "row_length": data.sequence_length + 1,
-        "dtype": np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).name,
-        "layouts": [layout for _, layout in _parts(data).values()],
-        "min_bytes": data.min_bytes if "lines" in (data.layout, data.layout_of("valid")) else None,
+        **keyed(experiment, "store"),
     }
     folder = cache / "stores" / _key(description)
     with cache_lock(folder):
         splits = _open(folder, description, data)
         if splits is None:
-            if experiment.tokenizer.file is not None:  # else it was told before the vocabulary was trained
-                _tell_kept(corpus, data)
+            if experiment.tokenizer.file is not None:  # otherwise the warning came before the vocabulary was trained
+                _warn_of_dropped_text(corpus, data)
             _build(folder, description, data, corpus, tokenizer, track)
             splits = _open(folder, description, data)
         assert splits is not None, f"the store that was just written to {folder} is damaged"
     return Prepared(tokenizer, splits)
 
 
+def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[str, Any]:
+    """What something kept in the cache depends on beside the text: the fields that say so (`Facts.caches`).
+
+    Values that mean the same rows look the same. Names are those of the first caches, so that these are still found.
+    """
+    data, values = experiment.data, flatten(experiment)
+    fields = {
+        option.name: values[option.name]
+        for option in options(experiment)
+        if cache in option.facts.caches and not (option.facts.newer and option.value == option.default)
+    }
+    held_out = data.layout_of("valid")
+    if "lines" not in ((held_out,) if cache == "tokenizer" else (data.layout, held_out)):
+        fields["data.min_bytes"] = None
+    if cache == "tokenizer":
+        pieces = {name.partition(".")[2]: fields.pop(name) for name in list(fields) if name.startswith("tokenizer.")}
+        return {"tokenizer": pieces} | {name.partition(".")[2]: value for name, value in fields.items()}
+    del fields["data.layout"], fields["data.evaluation_layout"], fields["data.anneal_fraction"]
+    return {
+        "layouts": [layout for _, layout in _parts(data).values()],
+        "row_length": fields.pop("data.sequence_length") + 1,
+        "dtype": np.min_scalar_type(fields.pop("tokenizer.vocabulary_size") - 1).name,
+    } | {name.partition(".")[2]: value for name, value in fields.items()}
+
+
 def _parts(data: DataConfig) -> dict[Part, tuple[Split, Layout]]:
-    """What a store holds: of which split, and in which layout."""
+    """The parts of a store: for each its split and its layout."""
     parts: dict[Part, tuple[Split, Layout]] = {split: (split, data.layout_of(split)) for split in SPLITS}
-    if data.finish:
-        parts["finish"] = "train", data.layout_of("valid")
+    if data.anneal_fraction:
+        parts["anneal"] = "train", data.layout_of("valid")
     return parts
 
 
 def documents(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> Iterator[str]:
-    """The documents that a layout keeps: all of them if packed, only the long ones if a line is a row."""
+    """The documents that a layout uses: "packed" uses all, "lines" only those of more than `min_bytes` bytes."""
     texts = corpus.documents(split)
-    return (text for text in texts if _kept(text, layout, min_bytes))
+    return (text for text in texts if _is_used(text, layout, min_bytes))
 
 
-def _kept(text: str, layout: Layout, min_bytes: int) -> bool:
+def _is_used(text: str, layout: Layout, min_bytes: int) -> bool:
     return layout == "packed" or len(text.encode()) > min_bytes
 
 
 def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer, source: str) -> Rows:
-    """Rows of any texts, in memory, cut as those of the experiment's corpus; `source` names them in an error.
+    """Cuts any texts into rows, in memory, in the layout of the experiment. `source` names them in an error.
 
-    Raises UserError where the layout keeps none of them.
+    Raises:
+        UserError: the layout uses none of the texts.
     """
     data, layout = experiment.data, experiment.data.layout_of("valid")
-    kept = [text for text in texts if _kept(text, layout, data.min_bytes)]
+    used = [text for text in texts if _is_used(text, layout, data.min_bytes)]
     cut = CUT[layout]
-    parts = list(cut(iter(_encode_chunk(tokenizer, kept)), data.sequence_length + 1)) if kept else []
+    parts = list(cut(iter(_encode_chunk(tokenizer, used)), data.sequence_length + 1)) if used else []
     if not sum(len(rows) for rows, _ in parts):
-        least = "" if layout == "packed" else f", as the run took lines of more than {data.min_bytes} bytes alone"
-        raise UserError(f"{source}: no text to evaluate{least}; give more of it")
+        least = "" if layout == "packed" else f", as this run uses only lines of more than {data.min_bytes} bytes"
+        raise UserError(f"{source}: there is no text to evaluate{least}; give more text")
     rows, sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Rows(rows.astype(np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1)), sizes.astype(np.int32))
 
@@ -138,26 +166,23 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
     config = experiment.tokenizer
     if config.file is not None:
         return tokenizers.from_file(config)
-    settings = to_json(experiment)
     data, layout = experiment.data, experiment.data.layout_of("valid")
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
-        # Without `exact` where it is set: what was trained before there was such a field is still found.
-        "tokenizer": {k: v for k, v in settings["tokenizer"].items() if (k, v) != ("exact", True)},
-        "min_bytes": data.min_bytes if layout == "lines" else None,
+        **keyed(experiment, "tokenizer"),
     }
     folder = cache / "tokenizers" / _key(description)
     with cache_lock(folder):
         tokenizer = _open_tokenizer(folder, description)
         if tokenizer is None:
-            _tell_kept(corpus, data)
+            _warn_of_dropped_text(corpus, data)
             total = sum(1 for _ in documents(corpus, "train", layout, data.min_bytes))
             if not total:
                 raise _too_small(data, "train", layout)
             texts = documents(corpus, "train", layout, data.min_bytes)
             texts = track(texts, "training the tokenizer", total)
-            with written_whole(folder) as partial:
+            with atomic_folder(folder) as partial:
                 tokenizer = tokenizers.train(config, texts)
                 tokenizer.save(partial)
                 (partial / "description.json").write_text(
@@ -167,7 +192,7 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
 
 
 def _open_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer in `folder`, or None where it is missing or damaged."""
+    """The tokenizer in `folder`, or None if it is missing or damaged."""
     try:
         tokenizer = tokenizers.load(folder)
         expected = {**description, "fingerprint": tokenizer.fingerprint}
@@ -181,14 +206,14 @@ def _build(
 ) -> None:
     length, dtype = description["row_length"], np.dtype(description["dtype"])
     meta: dict[str, Any] = {"description": description, "splits": {}}
-    with written_whole(folder) as partial:
+    with atomic_folder(folder) as partial:
         for part, (split, layout) in _parts(config).items():
             total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
             texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", total))
             encoded = _encoded(texts, tokenizer, total)
-            headless = part == "train" and config.finish > 0
-            if headless:
-                encoded = without_heads(encoded, length, config.min_bytes)
+            cut_prefixes = part == "train" and config.anneal_fraction > 0
+            if cut_prefixes:
+                encoded = without_prefixes(encoded, length, config.min_bytes)
             count = labels = 0
             with (
                 (partial / f"{part}.rows").open("wb") as rows_file,
@@ -200,33 +225,33 @@ def _build(
                     count += len(rows)
                     labels += np.count_nonzero(rows[:, 1:])
             if not count or (part == "train" and layout == "packed" and labels < length - 1):
-                raise _too_small(config, split, layout, headless)
+                raise _too_small(config, split, layout, cut_prefixes)
             meta["splits"][part] = {
                 "rows": count,
-                "floor": corpus.floor(split) if layout == "packed" and not headless else None,
-                "sha256": {kind: _sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
+                "sha256": {kind: files.sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
+                "floor": corpus.floor(split) if layout == "packed" and not cut_prefixes else None,
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
-def _tell_kept(corpus: Corpus, config: DataConfig) -> None:
-    """Warns where the layout drops most of the training text."""
+def _warn_of_dropped_text(corpus: Corpus, config: DataConfig) -> None:
+    """Warns if the layout drops more than half of the training text."""
     if config.layout == "packed":
         return
     sizes = [len(text.encode()) for text in corpus.documents("train")]
-    kept = [size for size in sizes if size > config.min_bytes]
-    if kept and 2 * sum(kept) < sum(sizes):
+    used = [size for size in sizes if size > config.min_bytes]
+    if used and 2 * sum(used) < sum(sizes):
         display.warn(
-            f"{len(kept):,} of {len(sizes):,} training documents are longer than --data.min-bytes {config.min_bytes} "
-            f"and kept, with {sum(kept) / sum(sizes):.0%} of the text; --data.layout packed uses all of it, as "
-            "experiments/text.py does"
+            f"only {len(used):,} of {len(sizes):,} training documents, with {sum(used) / sum(sizes):.0%} of the text, "
+            f"are longer than --data.min-bytes {config.min_bytes} and used; --data.layout packed uses all of the text, "
+            "as experiments/text.py does"
         )
 
 
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total: int) -> Iterator[Encoded]:
-    """Ids, the bytes of text up to the end of each, and the bytes of the whole, document by document.
+    """Encodes the documents one by one.
 
-    Chunks of documents are encoded by all cores, where there are enough of them to pay for starting processes.
+    If there are enough documents to make it worth starting processes, all cores encode chunks of documents.
     """
     chunks = iter(lambda: list(itertools.islice(texts, DOCUMENTS_A_CHUNK)), [])
     workers = min(os.cpu_count() or 1, total // DOCUMENTS_A_WORKER + 1)
@@ -240,14 +265,15 @@ def _encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
     return [(ids, ends, len(text.encode())) for text, (ids, ends) in zip(texts, encoded, strict=True)]
 
 
-def _too_small(config: DataConfig, split: Split, layout: Layout, headless: bool = False) -> UserError:
-    if headless:
+def _too_small(config: DataConfig, split: Split, layout: Layout, cut_prefixes: bool = False) -> UserError:
+    if cut_prefixes:
         return UserError(
-            f"--data.finish {config.finish}: the heads of the long documents are next to all of the text; drop it"
+            f"--data.anneal-fraction {config.anneal_fraction}: the prefixes of long documents are almost all of the "
+            "text, which leaves too little for the other steps; set it to 0"
         )
     if layout == "lines":
         return UserError(
-            f"--data.min-bytes {config.min_bytes}: no document of the {split} split is longer; lower it, or take "
+            f"--data.min-bytes {config.min_bytes}: no document of the {split} split is longer; lower it, or use "
             "--data.layout packed, which uses all the text, as experiments/text.py does"
         )
     return UserError(
@@ -257,7 +283,7 @@ def _too_small(config: DataConfig, split: Split, layout: Layout, headless: bool 
 
 
 def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[Part, Rows] | None:
-    """The store in `folder`, or None where it is missing, another's, or damaged."""
+    """The rows in `folder`, or None if the store is missing, damaged or of another description."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
         if meta["description"] != description:
@@ -265,7 +291,7 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
         splits: dict[Part, Rows] = {}
         for part in _parts(data):
             about = meta["splits"][part]
-            if any(_sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
+            if any(files.sha256(folder / f"{part}.{kind}") != total for kind, total in about["sha256"].items()):
                 return None
             shape = (about["rows"], description["row_length"])
             rows = np.memmap(folder / f"{part}.rows", np.dtype(description["dtype"]), mode="r", shape=shape)
@@ -278,8 +304,3 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
 
 def _key(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,16 @@
-"""`load(run_dir)`: a trained model that samples and scores in this process. No TensorFlow here."""
+"""`load(run_dir)`: a trained model that samples and scores in this process. No TensorFlow here.
 
-from minigpt_jax.generate.compare import Compared, compare
-from minigpt_jax.generate.generation import Generation
-from minigpt_jax.generate.language_model import LanguageModel, load
+settings        everything that can be asked of generation, and its one check
+methods         samplers from text
+requests        prompts and settings as the rows of a program
+programs        the compiled programs
+texts           what the host does with text
+generation      a sampled text
+language_model  a model with its tokenizer and weights
+comparison      one prompt under several methods
+"""
 
-__all__ = ["Compared", "Generation", "LanguageModel", "compare", "load"]
+import lazy_loader
+
+# On first use, so that the command line's help does not wait for JAX.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,18 +1,29 @@
 """A sampled text, and how it is made of a program's output."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from minigpt_jax.generate.texts import Decode, StopScanner, begun
+from minigpt_jax.generate.requests import Row
+from minigpt_jax.generate.texts import StopScanner, stop_overlap
 from minigpt_jax.parallel import devices
-from minigpt_jax.samplers import Output
+from minigpt_jax.samplers import Output, TopTokens
+from minigpt_jax.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "banned"]
+
+
+class TopLogprob(NamedTuple):
+    """One of the most probable tokens in some place."""
+
+    id: int
+    text: str
+    logprob: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,6 +37,8 @@ class Generation:
         logprobs: the model's own log-probability of each, in nats, before any processor.
         finish_reason: "stop" if a stop ended it, "length" if its limit did, "banned" if bans left no token to draw.
         score: what beam search ranks by; for others the sum of `logprobs`.
+        top_logprobs: for each new token the most probable tokens in its place, best first, by the model's own
+            log-probabilities; None if they were not asked for.
     """
 
     prompt: str
@@ -35,6 +48,7 @@ class Generation:
     logprobs: list[float]
     finish_reason: FinishReason
     score: float
+    top_logprobs: list[list[TopLogprob]] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -43,43 +57,57 @@ class Generation:
 
 
 def generations(
-    decode: Decode,
-    prompts: Sequence[str],
-    ids: Sequence[list[int]],
-    limits: Sequence[int],
-    copies: int,
-    kept: int,
-    sequences: Sequence[Sequence[int]],
-    scanners: Sequence[StopScanner],
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    scanners: Sequence[StopScanner | None],
     output: Output,
 ) -> tuple[list[Generation], np.ndarray]:
-    """The texts of an output, cut where a stop begins, and which rows a stop string has ended."""
+    """The texts of a program's output, each cut where a stop begins, and which rows a stop string has ended.
+
+    `scanners` has one for each row that stop strings may end, and None for the others.
+    """
     output = jax.tree.map(np.asarray, devices.join_rows(output))
-    generations, found = [], np.zeros(len(prompts) * copies, bool)
-    for row in range(len(found)):
-        prompt = row // copies
-        for k in range(kept):
-            tokens = output.tokens[row, k, : int(output.length[row, k])].tolist()
-            stopped = bool(output.stopped[row, k])
-            if scanners and scanners[row].scan(tokens):
-                found[row] = stopped = True
-                tokens, text = tokens[: scanners[row].tokens], scanners[row].text
+    decode = tokenizer.decode
+    generations, found = [], np.zeros(len(rows), bool)
+    for b, (row, scanner) in enumerate(zip(rows, scanners, strict=True)):
+        sequences = row.settings.stop_sequences
+        for k in range(row.returned):
+            tokens = output.tokens[b, k, : int(output.length[b, k])].tolist()
+            stopped = bool(output.stopped[b, k])
+            if scanner is not None and scanner.scan(tokens):
+                found[b] = stopped = True
+                tokens, text = tokens[: scanner.tokens], scanner.text
                 # Both decode the same last tokens, so what was cut off stands at the end of the whole text too.
-                full_text = decode(ids[prompt][1:] + tokens).removesuffix(decode(tokens)[len(text) :])
+                full_text = decode(row.ids[1:] + tokens).removesuffix(decode(tokens)[len(text) :])
             else:
-                shown = tokens[: len(tokens) - begun(tokens, sequences)] if stopped else tokens
-                text, full_text = decode(shown), decode(ids[prompt][1:] + shown)
-            logprobs = [float(x) for x in output.logprobs[row, k, : len(tokens)]]
-            score = float(output.score[row, k])
+                shown = tokens[: len(tokens) - stop_overlap(tokens, sequences)] if stopped else tokens
+                text, full_text = decode(shown), decode(row.ids[1:] + shown)
+            logprobs = [float(x) for x in output.logprobs[b, k, : len(tokens)]]
             generations.append(
                 Generation(
-                    prompts[prompt],
-                    text,
-                    full_text,
-                    tokens,
-                    logprobs,
-                    "stop" if stopped else "length" if len(tokens) == limits[prompt] else "banned",
-                    math.fsum(logprobs) if found[row] else score,
+                    prompt=row.prompt,
+                    text=text,
+                    full_text=full_text,
+                    tokens=tokens,
+                    logprobs=logprobs,
+                    finish_reason="stop" if stopped else "length" if len(tokens) == row.limit else "banned",
+                    score=math.fsum(logprobs) if found[b] else float(output.score[b, k]),
+                    top_logprobs=_top_logprobs(tokenizer, output.top, (b, k), len(tokens), row.settings.top_logprobs),
                 )
             )
     return generations, found
+
+
+def _top_logprobs(
+    tokenizer: Tokenizer, top: TopTokens | None, place: tuple[int, int], length: int, count: int
+) -> list[list[TopLogprob]] | None:
+    """The `count` most probable tokens in the place of each of the first `length` new tokens; None for none."""
+    if top is None or not count:
+        return None
+    texts = functools.cache(lambda token: tokenizer.decode([token]) if token < len(tokenizer) else "")
+    return [
+        [TopLogprob(token, texts(token), logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
+        for tokens, logprobs in zip(
+            top.tokens[place][:length, :count].tolist(), top.logprobs[place][:length, :count].tolist(), strict=True
+        )
+    ]

@@ -1,6 +1,5 @@
 """The compiled programs of sampling and scoring. Weights are arguments, never constants."""
 
-import dataclasses
 import functools
 import itertools
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 from minigpt_jax import model, samplers
 from minigpt_jax.config import PAD_ID
 from minigpt_jax.model import GPT
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
-from minigpt_jax.samplers import Output, Request, Sampler
+from minigpt_jax.samplers import Output, Processor, Request, Sampler
 from minigpt_jax.train import metrics
 
 
@@ -28,7 +28,9 @@ class Programs:
 
 
 @functools.lru_cache(256)
-def programs(gpt: GPT, slots: int, room: int, sampler: Any) -> Programs:
+def programs(
+    gpt: GPT, slots: int, room: int, sampler: Any, processors: tuple[Processor, ...] = (), top_logprobs: int = 0
+) -> Programs:
     """The programs for a cache of `slots` and `room` new tokens; `sampler` is the tree structure of one."""
     del sampler  # its structure alone is compiled for
 
@@ -36,38 +38,43 @@ def programs(gpt: GPT, slots: int, room: int, sampler: Any) -> Programs:
         apply = functools.partial(gpt.apply, {"params": weights})
         return functools.partial(_prefill, apply, slots), functools.partial(apply, method="step")
 
-    def whole(weights: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
-        return samplers.decode(*bound(weights), sampler, joined(by_row, shared), room)
+    def whole(weights: Any, request: Request, sampler: Sampler) -> Output:
+        return samplers.decode(
+            *bound(weights), sampler, request, room, processors=processors, top_logprobs=top_logprobs
+        )
 
-    def start(weights: Any, by_row: Any, shared: Any, sampler: Sampler) -> Any:
-        return samplers.start(bound(weights)[0], sampler, joined(by_row, shared), room)
+    def start(weights: Any, request: Request, sampler: Sampler) -> Any:
+        return samplers.start(bound(weights)[0], sampler, request, room, top_logprobs=top_logprobs)
 
-    def advance(state: Any, weights: Any, by_row: Any, shared: Any, sampler: Sampler, until: Any, done: Any) -> Any:
-        request = joined(by_row, shared)
-        return samplers.advance(bound(weights)[1], sampler, request, samplers.halt(state, done), until)
+    def advance(state: Any, weights: Any, request: Request, sampler: Sampler, until: Any, done: Any) -> Any:
+        state = samplers.halt(state, done)
+        return samplers.advance(bound(weights)[1], sampler, request, state, until, processors=processors)
 
-    def result(state: Any, by_row: Any, shared: Any, sampler: Sampler) -> Output:
-        return samplers.result(sampler, joined(by_row, shared), state)
+    def result(state: Any, request: Request, sampler: Sampler) -> Output:
+        return samplers.result(sampler, request, state)
 
     compile_rows = functools.partial(devices.compile_rows, options=compiler_options())
     rows, all_rows = 0, None
     return Programs(
-        whole=compile_rows(whole, (all_rows, rows, all_rows, all_rows)),
-        start=compile_rows(start, (all_rows, rows, all_rows, all_rows)),
-        advance=compile_rows(advance, (rows, all_rows, rows, all_rows, all_rows, all_rows, rows), donate=(0,)),
-        result=compile_rows(result, (rows, rows, all_rows, all_rows)),
+        whole=compile_rows(whole, (all_rows, rows, all_rows)),
+        start=compile_rows(start, (all_rows, rows, all_rows)),
+        advance=compile_rows(advance, (rows, all_rows, rows, all_rows, all_rows, rows), donate=(0,)),
+        result=compile_rows(result, (rows, rows, all_rows)),
     )
 
 
-@functools.cache
 def compiler_options() -> dict[str, Any]:
-    """What makes steps of few rows fast on CPU.
+    """What makes steps of few rows fast on CPU."""
+    return _without_ynnpack() if on_cpu() else {}
+
+
+@functools.cache
+def _without_ynnpack() -> dict[str, Any]:
+    """The options that have XLA use Eigen's matrix products, where it knows them.
 
     YNNPACK's products, which XLA prefers since jaxlib 0.10, take up to twice as long there as Eigen's: they arrange
     the weights anew at each call.
     """
-    if jax.default_backend() != "cpu":
-        return {}
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         jax.jit(lambda: 0, compiler_options=options)()
@@ -90,21 +97,6 @@ def scorer(gpt: GPT) -> Any:
 
 def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:
     return apply(tokens_BT, length_B, slots, method="prefill")
-
-
-_BY_ROW = ("tokens", "length", "limit", "row_id", "copy")
-
-
-def split(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What all rows of a request share, and what each has of its own, split among the devices."""
-    fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    by_row = {name: devices.split_rows(fields.pop(name)) for name in _BY_ROW}
-    return fields, by_row
-
-
-def joined(by_row: dict[str, Any], shared: dict[str, Any]) -> Request:
-    """The inverse of `split`, on each device for its rows."""
-    return Request(**by_row, **shared)
 
 
 def row_bucket(rows: int, devices: int) -> int:

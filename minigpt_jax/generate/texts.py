@@ -1,13 +1,11 @@
-"""What generation does with text on the host: arguments, stop strings, and the part of a text that is settled."""
+"""What generation does with text on the host: prompts, stops, and the part of a text that is settled."""
 
-import operator
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from minigpt_jax.errors import UserError
 
-Stop = str | int | Sequence[int]
 Decode = Callable[[list[int]], str]
 
 
@@ -20,36 +18,12 @@ def as_texts(texts: Any, name: str) -> list[str]:
     found = [str(text) if isinstance(text, str) else text for text in texts]  # of NumPy's strings, plain ones
     for text in found:
         if not isinstance(text, str):
-            raise UserError(f"{name}: {text!r} is no string; give strings, such as ['once upon a time']")
+            raise UserError(f"{name}: {text!r} is not a string; give strings, such as ['once upon a time']")
     return found
 
 
-def as_int(value: Any, name: str) -> int:
-    """A whole number, NumPy's included. Raises UserError for anything else."""
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise UserError(f"{name} {value!r}: must be a whole number") from error
-
-
-def sorted_stops(stop: Any) -> tuple[list[str], list[list[int]]]:
-    """Stop strings, and stop sequences of ids. Raises UserError for an empty string or what is neither."""
-    if isinstance(stop, str) or not isinstance(stop, Iterable):
-        stop = [stop]
-    stops = list(stop)
-    strings = [str(one) for one in stops if isinstance(one, str)]
-    if "" in strings:
-        raise UserError("--stop '': an empty string stops nothing; leave it out")
-    sequences = [
-        [as_int(token, "stop") for token in (one if isinstance(one, Iterable) else [one])]
-        for one in stops
-        if not isinstance(one, str)
-    ]
-    return strings, sequences
-
-
 class StopScanner:
-    """Looks for stop strings in one row's text as its tokens come, and so finds the same whatever the chunks are.
+    """Looks for stop strings in one row's text as its tokens arrive. What it finds is independent of the chunks.
 
     A string counts if it is completed by new token number `min_new_tokens` or a later one.
 
@@ -66,7 +40,7 @@ class StopScanner:
         self.text = ""
 
     def scan(self, tokens: Sequence[int]) -> bool:
-        """Takes note of the tokens so far, of which the earlier ones are as before; True once a string is complete."""
+        """Scans the new ones of the tokens so far; True once a stop string is complete."""
         if self._early is None and len(tokens) >= self._least:
             # What is complete in the text before the first token that counts never counts.
             self._early = len(self._decode(list(tokens[: self._least - 1])))
@@ -80,24 +54,24 @@ class StopScanner:
         return self.tokens is not None
 
 
-def before_stop(text: str, strings: Sequence[str]) -> str:
-    """The part of an unfinished text that cannot belong to a stop string which is complete only later."""
+def without_partial_stop(text: str, strings: Sequence[str]) -> str:
+    """An unfinished text without the end that may turn out to begin a stop string."""
     for length in range(min(max(map(len, strings), default=0), len(text)), 0, -1):
         if any(one.startswith(text[-length:]) for one in strings):
             return text[:-length]
     return text
 
 
-def begun(tokens: Sequence[int], sequences: Sequence[Sequence[int]]) -> int:
-    """How many of the last tokens begin, or are, one of the stop sequences of ids."""
+def stop_overlap(tokens: Sequence[int], sequences: Sequence[Sequence[int]]) -> int:
+    """How many of the last tokens are the beginning, or all, of one of the stop sequences."""
     longest = min(max(map(len, sequences), default=0), len(tokens))
     return next((n for n in range(longest, 0, -1) if any(list(one[:n]) == list(tokens[-n:]) for one in sequences)), 0)
 
 
 def settled(text: str) -> str:
-    """The part of an unfinished text that later tokens will not change: whole characters, and whole words.
+    """The part of an unfinished text that later tokens will not change: whole characters and whole words.
 
-    A wide character, as of Chinese, is a word of its own.
+    A wide character, such as a Chinese one, is a word of its own.
     """
     text = text.rstrip("\ufffd")
     for end in range(len(text), 0, -1):
@@ -108,6 +82,6 @@ def settled(text: str) -> str:
     return ""
 
 
-def head(text: str) -> str:
-    """A text's first words, for a message."""
+def abbreviated(text: str) -> str:
+    """A text's first characters, for a message."""
     return text if len(text) <= 40 else text[:37] + "…"

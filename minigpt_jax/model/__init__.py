@@ -1,6 +1,6 @@
-"""The GPT: `gpt` is the whole of it and what is asked of it, `blocks` and `pointer` what it is made of."""
+"""The GPT: `gpt` has the whole model and the functions that apply it; `blocks` and `pointer` have its parts."""
 
-from minigpt_jax.model.blocks import DropoutCall
+from minigpt_jax.model.blocks import DropoutCall, Params
 from minigpt_jax.model.gpt import (
     GPT,
     build,
@@ -10,7 +10,7 @@ from minigpt_jax.model.gpt import (
     output,
     output_parameters,
     parameter_shapes,
-    shares,
+    pointer_mixture,
     training_mask,
     untied,
 )
@@ -18,6 +18,7 @@ from minigpt_jax.model.gpt import (
 __all__ = [
     "GPT",
     "DropoutCall",
+    "Params",
     "build",
     "compute_dtype",
     "hidden",
@@ -25,7 +26,7 @@ __all__ = [
     "output",
     "output_parameters",
     "parameter_shapes",
-    "shares",
+    "pointer_mixture",
     "training_mask",
     "untied",
 ]

@@ -1,6 +1,7 @@
-"""The transformer block and its parts; the letters of shapes are those of `gpt`."""
+"""The transformer block and its parts. Shapes use the letters of `gpt`."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,17 +10,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from minigpt_jax import rng
-from minigpt_jax.config import ModelConfig
+from minigpt_jax.config import ModelConfig, code
+from minigpt_jax.errors import UserError
 from minigpt_jax.ops import attention, kv_cache
 from minigpt_jax.ops.matmul import dot_general
 
 Dtype = Any
-Kept = tuple[Any, ...]
-"""What a block or the pointer leaves to a cache: a `kv_cache.Layer`, or what `kv_cache.from_prefill` makes one of."""
+Params = Mapping[str, Any]
+"""The parameters of a Flax module: a tree of arrays, by the names of its parts."""
+LayerState = tuple[Any, ...]
+"""The state that a block or the pointer returns for the cache. In a decode step it is a `kv_cache.Layer`; in a full
+pass it is the tuple of arrays from which `kv_cache.from_prefill` makes a layer."""
 
 
 def rotate(x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], theta: float) -> Float[Array, "B T N H"]:
-    """Rotary position embedding (Su et al. 2021): turns the pair (i, i + H/2) by position · theta^(-2i/H) radians."""
+    """Rotary position embedding (Su et al. 2021): rotates the pair (i, i + H/2) by position · theta^(-2i/H) radians."""
     half = x_BTNH.shape[-1] // 2
     frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BT1H = position_BT[:, :, None, None].astype(jnp.float32) * frequency_H[None, None, None, :]
@@ -29,8 +34,8 @@ def rotate(x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], thet
 
 
 def norm(config: ModelConfig, dtype: Dtype, name: str) -> nn.Module:
-    """The configuration's normalisation of the last axis."""
-    # Statistics are float32 whatever the compute type, which is Flax's default.
+    """The configured normalisation of the last axis."""
+    # Flax computes the statistics in float32, whatever the compute type.
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.norm_epsilon, dtype, name=name)
     return nn.LayerNorm(config.norm_epsilon, dtype, use_bias=config.use_bias, name=name)
@@ -39,9 +44,18 @@ def norm(config: ModelConfig, dtype: Dtype, name: str) -> nn.Module:
 def dense(
     config: ModelConfig, features: int, dtype: Dtype, name: str, ends_branch: bool = False, result: Dtype = None
 ) -> nn.Dense:
-    """A layer from [*B I] to [*B features], whose product of operands of `dtype` is given as `result`, or as `dtype`.
+    """A dense layer from [*B I] to [*B features].
 
-    Its kernel starts by Glorot, as Keras's does, or at 0 where it ends a residual branch and `zero_init` asks for it.
+    Its kernel is initialised by Glorot's rule, as in Keras, or to 0 if `zero_init` is configured and the layer is the
+    last one of a residual branch.
+
+    Args:
+        config: the model's configuration.
+        features: the width of the output.
+        dtype: the type of the operands.
+        name: the name of the layer in the parameter tree.
+        ends_branch: whether the layer is the last one of a residual branch.
+        result: the type of the output; `dtype` by default.
     """
     zeros = ends_branch and config.zero_init
     init = nn.initializers.zeros if zeros else nn.initializers.glorot_uniform()
@@ -56,11 +70,11 @@ def dense(
 
 
 class DropoutCall(NamedTuple):
-    """What one call of the model says about dropout; both may be traced.
+    """The dropout settings of one call of the model. Both may be traced.
 
     Attributes:
-        rate: in place of the configured one, if given.
-        first_row: the place in the global batch of the first row of this call.
+        rate: replaces the configured rate, if given.
+        first_row: the index of this call's first row in the global batch.
     """
 
     rate: Any = None
@@ -68,10 +82,10 @@ class DropoutCall(NamedTuple):
 
 
 class Dropout(nn.Module):
-    """Sets a share of the entries to 0 and scales the others up. None at all at a configured `rate` of 0.
+    """Sets a fraction `rate` of the entries to 0 and scales the others up. Does nothing if the configured rate is 0.
 
-    A row's mask depends on the key, the layer and the row's place in the global batch alone, so it is the same however
-    the batch is divided among devices, processes and micro-batches.
+    A row's mask depends only on the key, the layer and the row's index in the global batch. It is therefore the same
+    however the batch is divided among devices, processes and micro-batches.
     """
 
     rate: float
@@ -85,23 +99,25 @@ class Dropout(nn.Module):
         call = call or DropoutCall()
         keep = 1.0 - (self.rate if call.rate is None else call.rate)
         key_B = rng.at(self.make_rng("dropout"), call.first_row + jnp.arange(x.shape[0]))
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(key_B)
-        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(key_B)
+        return jnp.where(mask, x / jnp.asarray(keep, x.dtype), 0)
 
 
 def earlier(x_BTD: Float[Array, "B T D"], back: int, mask_BTS: Bool[Array, "B T T"]) -> Float[Array, "B T D"]:
-    """x of so many positions before, where `mask` lets it be seen; else 0."""
+    """Shifts x by `back` positions. Where `mask` does not allow a position to see that earlier one, it gets 0."""
     length = x_BTD.shape[1]
     seen_BT = jnp.pad(jnp.diagonal(mask_BTS, -back, 1, 2), ((0, 0), (back, 0)))[:, :length]
     return jnp.where(seen_BT[:, :, None], jnp.pad(x_BTD, ((0, 0), (back, 0), (0, 0)))[:, :length], 0)
 
 
 class Convolution(nn.Module):
-    """x plus a causal convolution of it over `span` tokens, each feature by itself, in float32.
+    """Adds to x a causal depthwise convolution of x over `span` tokens, computed in float32.
 
-    It lets a branch read the last few tokens without attention (Canon layers A and C: Allen-Zhu 2025): of them, those
-    that `mask` lets it see. Its weights start at 0. Given the span - 1 inputs before x (C), all of them seen, T
-    is 1 and it returns those before the next token, else x itself.
+    It lets a branch read the last few tokens without attention (Canon layers A and C: Allen-Zhu 2025), as far as `mask`
+    allows. Its weights are initialised to 0.
+
+    In a full pass `recent_BCD` is None, and the second result is x itself. In a decode step T is 1 and `recent_BCD` is
+    the C = span - 1 inputs before x; the second result is then the C inputs before the next token.
     """
 
     span: int
@@ -114,23 +130,24 @@ class Convolution(nn.Module):
         taps_SD = self.param("taps", nn.initializers.zeros, (self.span, x_BTD.shape[-1]))
         y_BTD = x_BTD.astype(jnp.float32)
         if recent_BCD is None:
-            kept = x_BTD
+            state = x_BTD
             shifted = [y_BTD, *(earlier(y_BTD, i, mask_BTS) for i in range(1, self.span))]
         else:
             inputs = jnp.concatenate([recent_BCD, x_BTD], axis=1)
-            kept = inputs[:, 1:]
+            state = inputs[:, 1:]
             shifted = jnp.split(inputs.astype(jnp.float32), self.span, axis=1)[::-1]
         for taps_D, shifted_BTD in zip(taps_SD, shifted, strict=True):
             y_BTD = y_BTD + taps_D[None, None] * shifted_BTD
-        return y_BTD.astype(self.dtype), kept
+        return y_BTD.astype(self.dtype), state
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, with grouped key-value heads if there are fewer of them.
+    """Multi-head self-attention, with grouped-query attention if there are fewer key-value heads than query heads.
 
-    Given a cache layer, T is 1: it writes its key and value there, attends to the slots and returns the layer. Else it
-    attends to its own keys and values and returns those, [B T K H] both, for a cache to start from. With `head_gate`,
-    each head's output is scaled by a sigmoid of the token (G1, one gate a head, in Qiu et al. 2025).
+    Without a cache layer it is a full pass: tokens attend to each other, and the second result is the keys and the
+    values, [B T K H] both. With a cache layer it is a decode step: T is 1, the token's key and value are written to the
+    layer, the token attends to its slots, and the second result is the layer. With `head_gate`, the output of each head
+    is multiplied by a sigmoid gate computed from the token (G1 with one gate per head, in Qiu et al. 2025).
     """
 
     config: ModelConfig
@@ -143,7 +160,7 @@ class Attention(nn.Module):
         position_BT: Int[Array, "B T"],
         mask_BTS: Bool[Array, "B T S"],
         layer: kv_cache.Layer | None = None,
-    ) -> tuple[Float[Array, "B T D"], Kept]:
+    ) -> tuple[Float[Array, "B T D"], LayerState]:
         config = self.config
         heads = config.head_width * config.num_heads
         kv_heads = config.head_width * config.kv_heads
@@ -157,23 +174,46 @@ class Attention(nn.Module):
         if config.positions == "rope":
             q_BTNH = rotate(q_BTNH, position_BT, config.rope_theta)
             k_BTKH = rotate(k_BTKH, position_BT, config.rope_theta)
-        kept: Kept
+        state: LayerState
         if layer is None:
-            kept = (k_BTKH, v_BTKH)
+            state = (k_BTKH, v_BTKH)
             y_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
         else:
-            kept = layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
+            state = layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
             y_BTNH = kv_cache.attend(q_BTNH, layer, mask_BTS[:, 0])
         if config.head_gate:
             gate_BTN = nn.sigmoid(dense(config, config.num_heads, self.dtype, "gate")(x_BTD))
             y_BTNH = y_BTNH * gate_BTN[..., None]
         y_BTX = y_BTNH.reshape(*x_BTD.shape[:2], heads)
         y_BTD = dense(config, config.width, self.dtype, "out", ends_branch=True)(y_BTX)
-        return y_BTD, kept
+        return y_BTD, state
+
+
+def activation(config: ModelConfig) -> Callable[[Array], Array]:
+    """The configuration's activation, a function of each number alone or at least one that keeps the shape.
+
+    Raises:
+        UserError: it is code of the user's own that has not been run, or that gives another shape.
+    """
+    known = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}
+    if config.activation in known:
+        return known[config.activation]
+    function = code.loaded(config.activation)
+
+    def checked(h: Array) -> Array:
+        out = function(h)
+        if jnp.shape(out) != h.shape:
+            raise UserError(
+                f"--model.activation {config.activation}: it makes {jnp.shape(out)} of an array of {h.shape}; it must "
+                "keep the shape"
+            )
+        return out.astype(h.dtype)
+
+    return checked
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with an activation between; SwiGLU (Shazeer 2020) has a third, the gate."""
+    """Two dense layers with an activation between them. SwiGLU (Shazeer 2020) has a third layer, the gate."""
 
     config: ModelConfig
     dtype: Dtype
@@ -185,16 +225,21 @@ class FeedForward(nn.Module):
         if config.activation == "swiglu":
             h_BTF = h_BTF * nn.silu(dense(config, config.feed_forward, self.dtype, "gate")(x_BTD))
         else:
-            h_BTF = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}[config.activation](
-                h_BTF
-            )
+            h_BTF = activation(config)(h_BTF)
         return dense(config, config.width, self.dtype, "down", ends_branch=True)(h_BTF)
 
 
 class Block(nn.Module):
-    """Attention then feed-forward, each a residual branch normalised before (pre) or after the sum (post).
+    """Attention, then feed-forward, each in a residual branch.
 
-    With `convolution`, each branch takes its input through one.
+    Normalisation is applied to the input of each branch ("pre") or to the sum ("post"). With `convolution`, the input
+    of each branch passes through a `Convolution`.
+
+    A user's own block (`--model.block FILE.py:Name`) has to have the same interface: a module with the fields `config`
+    and `dtype`, and a call with these arguments. In a full pass `layer` is None; the call returns its output and the
+    state from which the cache starts: (keys [B T K H], values [B T K H]), followed by any arrays [B T D] of which the
+    next token needs the last positions. In a decode step T is 1; the call returns its output and the `kv_cache.Layer`
+    with the token written to it. `Attention` returns such a state in both cases. `deterministic` turns dropout off.
     """
 
     config: ModelConfig
@@ -209,7 +254,7 @@ class Block(nn.Module):
         layer: kv_cache.Layer | None = None,
         deterministic: bool = True,
         dropout_call: DropoutCall | None = None,
-    ) -> tuple[Float[Array, "B T D"], Kept]:
+    ) -> tuple[Float[Array, "B T D"], LayerState]:
         config, dtype = self.config, self.dtype
         pre = config.norm_position == "pre"
         module = Dropout(config.dropout)
@@ -224,17 +269,17 @@ class Block(nn.Module):
                 return x_BTD
             recent = None if layer is None else layer.recent[len(inputs)]
             convolution = Convolution(config.convolution, dtype, name=name)
-            y_BTD, left = convolution(x_BTD, mask_BTS, recent)
-            inputs.append(left)
+            y_BTD, latest = convolution(x_BTD, mask_BTS, recent)
+            inputs.append(latest)
             return y_BTD
 
         inner_BTD = convolved(attention_norm(x_BTD) if pre else x_BTD, "attention_convolution")
-        y_BTD, kept = Attention(config, dtype, name="attention")(inner_BTD, position_BT, mask_BTS, layer)
+        y_BTD, state = Attention(config, dtype, name="attention")(inner_BTD, position_BT, mask_BTS, layer)
         x_BTD = x_BTD + dropout(y_BTD)
         x_BTD = x_BTD if pre else attention_norm(x_BTD)
 
         inner_BTD = convolved(feed_forward_norm(x_BTD) if pre else x_BTD, "feed_forward_convolution")
         x_BTD = x_BTD + dropout(FeedForward(config, dtype, name="feed_forward")(inner_BTD))
         x_BTD = x_BTD if pre else feed_forward_norm(x_BTD)
-        keys, values = kept[:2]
+        keys, values = state[:2]
         return x_BTD, (keys, values, *inputs) if layer is None else kv_cache.Layer(keys, values, tuple(inputs))

@@ -1,7 +1,7 @@
-"""The GPT: one Flax Linen module for training (full pass), prefill and decode step.
+"""The GPT: one Flax Linen module for the full pass of training, for prefill and for the decode step.
 
 Shapes: B batch, T query positions, S cache slots, D width, N heads, K key-value heads, H head width, F feed-forward
-width, V vocabulary. With the default configuration it is the KerasHub tutorial's decoder to the letter.
+width, V vocabulary. With the default configuration it is exactly the decoder of the KerasHub tutorial.
 """
 
 import dataclasses
@@ -13,22 +13,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
-from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, Kept, dense, norm
-from minigpt_jax.model.pointer import Pointer, Shares
+from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig, code
+from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, LayerState, Params, dense, norm
+from minigpt_jax.model.pointer import Pointer, PointerMixture
 from minigpt_jax.ops import kv_cache
 from minigpt_jax.ops.embedding import Embed
+from minigpt_jax.ops.platform import on_cpu
 
 
 def compute_dtype(config: ModelConfig) -> Dtype:
-    """The type that matrix products run in; "auto" is bfloat16 but on CPU, where few have it."""
+    """The type of matmul operands. "auto" is bfloat16, but float32 on CPU, as few CPUs support bfloat16."""
     if config.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if on_cpu() else jnp.bfloat16
     return jnp.dtype(config.dtype)
 
 
 def build(experiment: Experiment) -> "GPT":
-    """The experiment's model; it has a row for each id that was asked for, whatever the trained vocabulary's length."""
+    """The experiment's model. Its embedding has the configured number of rows, even if the vocabulary is smaller."""
     return GPT(
         experiment.model,
         vocabulary_size=experiment.tokenizer.vocabulary_size,
@@ -37,87 +38,94 @@ def build(experiment: Experiment) -> "GPT":
     )
 
 
-def parameter_shapes(experiment: Experiment) -> Any:
-    """The tree of the parameters' shapes and types, found without making them."""
+def parameter_shapes(experiment: Experiment) -> Params:
+    """The tree of the parameters' shapes and types, without allocating the parameters."""
     gpt = build(experiment)
     tokens_BT = jax.ShapeDtypeStruct((1, gpt.sequence_length), jnp.int32)
     return jax.eval_shape(gpt.init, jax.random.key(0), tokens_BT)["params"]
 
 
-def untied(gpt: "GPT", params: Any) -> tuple["GPT", Any]:
-    """The same model with an output layer of its own, where it is the token embedding.
+def untied(gpt: "GPT", params: Params) -> tuple["GPT", Params]:
+    """The same model with a separate output layer, if its output layer is the token embedding.
 
-    A step reads the whole output layer for a few rows. On CPU a product with [D, V] streams through it, one with the
-    embedding's [V, D] takes several times as long.
+    A decode step reads the whole output layer for only a few rows. On CPU a matmul with a [D, V] kernel streams through
+    memory, while one with the embedding, [V, D], takes several times as long.
     """
     if not gpt.config.tied_embeddings:
         return gpt, params
-    params = dict(params)
-    output = {"kernel": jnp.copy(params["token_embedding"]["embedding"].T)}
+    rest = dict(params)
+    output = {"kernel": jnp.copy(rest["token_embedding"]["embedding"].T)}
     if gpt.config.use_bias:
-        output["bias"] = params.pop("output_bias")
-    return gpt.clone(config=dataclasses.replace(gpt.config, tied_embeddings=False)), {**params, "output": output}
+        output["bias"] = rest.pop("output_bias")
+    return gpt.clone(config=dataclasses.replace(gpt.config, tied_embeddings=False)), {**rest, "output": output}
 
 
 def logits(
     gpt: "GPT",
-    params: Any,
+    params: Params,
     tokens_BT: Int[Array, "B T"],
     dropout_key: Array | None = None,
     dropout_call: DropoutCall | None = None,
 ) -> Float[Array, "B T V"]:
-    """The full pass with these parameters; dropout only with a key for it; see `DropoutCall`."""
+    """The logits of a full pass. Dropout is applied only if `dropout_key` is given; see `DropoutCall`."""
     return _of_full_pass("__call__", gpt, params, tokens_BT, dropout_key, dropout_call)
 
 
 def hidden(
     gpt: "GPT",
-    params: Any,
+    params: Params,
     tokens_BT: Int[Array, "B T"],
     dropout_key: Array | None = None,
     dropout_call: DropoutCall | None = None,
 ) -> Float[Array, "B T D"]:
-    """`logits` without the output layer and the pointer."""
+    """The hidden states of a full pass, from which the output layer and the pointer make the logits; see `logits`."""
     return _of_full_pass("hidden", gpt, params, tokens_BT, dropout_key, dropout_call)
 
 
 def _of_full_pass(
-    method: str, gpt: "GPT", params: Any, tokens_BT: Array, dropout_key: Array | None, dropout_call: DropoutCall | None
+    method: str,
+    gpt: "GPT",
+    params: Params,
+    tokens_BT: Array,
+    dropout_key: Array | None,
+    dropout_call: DropoutCall | None,
 ) -> Array:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     out: Any = gpt.apply({"params": params}, tokens_BT, dropout_key is None, dropout_call, rngs=rngs, method=method)
     return out
 
 
-def shares(gpt: "GPT", params: Any, hidden_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"]) -> Shares | None:
-    """The pointer's part in a full pass's predictions, if there is one."""
+def pointer_mixture(
+    gpt: "GPT", params: Params, hidden_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"]
+) -> PointerMixture | None:
+    """The pointer's mixture for the predictions of a full pass, or None if the model has no pointer."""
     if not gpt.config.pointer:
         return None
-    out: Any = gpt.apply({"params": params}, hidden_BTD, tokens_BT, method=GPT.shares)
+    out: Any = gpt.apply({"params": params}, hidden_BTD, tokens_BT, method=GPT.pointer_mixture)
     return out
 
 
-def output(gpt: "GPT", params: Any, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """The output layer alone; `output_parameters` are all that it needs."""
+def output(gpt: "GPT", params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Applies the output layer alone. `params` needs to hold only its `output_parameters`."""
     out: Any = gpt.apply({"params": params}, hidden, method=GPT.output_logits)
     return out
 
 
-def output_parameters(gpt: "GPT", params: Any) -> dict[str, Any]:
-    """Those of the parameters that the output layer uses."""
+def output_parameters(gpt: "GPT", params: Params) -> Params:
+    """The parameters that the output layer uses."""
     names = ("token_embedding", "output_bias") if gpt.config.tied_embeddings else ("output",)
     return {name: params[name] for name in names if name in params}
 
 
 def keras_uniform(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Uniform(-0.05, 0.05): Keras's default for embeddings."""
+    """Draws from Uniform(-0.05, 0.05), Keras's default initialiser of embeddings."""
     return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
 def training_mask(tokens_BT: Int[Array, "B T"], isolate_documents: bool = False) -> Bool[Array, "B T T"]:
-    """True where query t may attend to key s: s is not after t, s is not [PAD], and both are in one document if asked.
+    """True where query t may attend to key s: s is not after t and s is not [PAD].
 
-    A document opens with [BOS]; with `isolate_documents`, nothing before the latest [BOS] is seen.
+    With `isolate_documents` both also have to belong to the same document. A document begins with [BOS].
     """
     length = tokens_BT.shape[1]
     mask_BTS = jnp.tril(jnp.ones((1, length, length), bool)) & (tokens_BT != PAD_ID)[:, None, :]
@@ -128,10 +136,10 @@ def training_mask(tokens_BT: Int[Array, "B T"], isolate_documents: bool = False)
 
 
 class GPT(nn.Module):
-    """Token ids to logits over the next token.
+    """Maps token ids to float32 logits over the next token.
 
-    Calling it is the full pass for training; `prefill` and `step` are the same blocks with a cache, in the form that
-    `samplers` drives. Logits are float32.
+    Calling the module makes the full pass that is used in training. `prefill` and `step` use the same blocks with a
+    cache, in the form that `samplers` expects.
     """
 
     config: ModelConfig
@@ -148,7 +156,9 @@ class GPT(nn.Module):
         if config.embedding_norm:
             self.embedding_norm = nn.RMSNorm(config.norm_epsilon, self.dtype, use_scale=False)
         self.dropout = Dropout(config.dropout)
-        block = nn.remat(Block, static_argnums=(5,)) if config.remat else Block
+        block = Block if config.block == "transformer" else code.loaded(config.block)
+        if config.remat:
+            block = nn.remat(block, static_argnums=(5,))
         self.blocks = [block(config, self.dtype, name=f"block_{i}") for i in range(config.num_layers)]
         if config.norm_position == "pre":
             self.final_norm = norm(config, self.dtype, "final_norm")
@@ -162,50 +172,51 @@ class GPT(nn.Module):
     def __call__(
         self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_call: DropoutCall | None = None
     ) -> Float[Array, "B T V"]:
-        """Logits for the token after each of `tokens_BT`. With dropout, needs an rng named "dropout"."""
+        """Logits for the token after each of `tokens_BT`. Unless `deterministic`, it needs an rng named "dropout"."""
         hidden_BTD = self.hidden(tokens_BT, deterministic, dropout_call)
-        return self._predictions(hidden_BTD, tokens_BT, *self._places(tokens_BT))[0]
+        return self._predictions(hidden_BTD, tokens_BT, *self._positions_and_mask(tokens_BT))[0]
 
     def hidden(
         self, tokens_BT: Int[Array, "B T"], deterministic: bool = True, dropout_call: DropoutCall | None = None
     ) -> Float[Array, "B T D"]:
-        """What the output layer makes its logits from."""
+        """The hidden states of a full pass: the input of the output layer."""
         return self._full_pass(tokens_BT, deterministic, dropout_call)[0]
 
     def prefill(
         self, tokens_BT: Int[Array, "B T"], length_B: Int[Array, "B"], slots: int
     ) -> tuple[Float[Array, "B V"], Float[Array, "B T D"], kv_cache.Cache]:
-        """The full pass over right-padded prompts, whose keys and values start a cache of `slots` positions.
+        """A full pass over right-padded prompts, whose keys and values fill a new cache of `slots` slots.
 
         Returns the logits after each row's last token, all hidden states, and the cache.
         """
         hidden_BTD, layers = self._full_pass(tokens_BT, deterministic=True)
-        logits_B1V, pointed = self._predictions(hidden_BTD, tokens_BT, *self._places(tokens_BT), of=length_B - 1)
+        position_BT, mask_BTS = self._positions_and_mask(tokens_BT)
+        logits_B1V, pointer = self._predictions(hidden_BTD, tokens_BT, position_BT, mask_BTS, of=length_B - 1)
         cache = kv_cache.from_prefill(layers, slots, length_B, recent=self.config.convolution - 1)
-        cache += kv_cache.from_prefill(pointed, slots, length_B, recent=1)
+        cache += kv_cache.from_prefill(pointer, slots, length_B, recent=1)
         return logits_B1V[:, 0], hidden_BTD, cache
 
     def step(
         self, tokens_B: Int[Array, "B"], cache: kv_cache.Cache, position_B: Int[Array, "B"]
     ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], kv_cache.Cache]:
-        """One token a row, at `position_B`, attending to the cache and to itself.
+        """Decodes one token per row, at `position_B`, which attends to the cache and to itself.
 
-        `isolate_documents` is not looked at: text that goes on after a [BOS] still sees what stands before it.
+        `isolate_documents` has no effect here: tokens after a [BOS] still attend to those before it.
         """
         tokens_B1, position_B1 = tokens_B[:, None], position_B[:, None]
         mask_B1S = kv_cache.visible(position_B, kv_cache.num_slots(cache))[:, None]
-        blocks, pointer = (cache[:-1], cache[-1]) if self.config.pointer else (cache, None)
+        blocks, layer = (cache[:-1], cache[-1]) if self.config.pointer else (cache, None)
         hidden_B1D, layers = self._blocks(tokens_B1, position_B1, mask_B1S, blocks)
-        logits_B1V, pointed = self._predictions(hidden_B1D, tokens_B1, position_B1, mask_B1S, pointer)
-        cache = tuple(kv_cache.Layer(*layer) for layer in (*layers, *pointed))
+        logits_B1V, pointer = self._predictions(hidden_B1D, tokens_B1, position_B1, mask_B1S, layer)
+        cache = tuple(kv_cache.Layer(*layer) for layer in (*layers, *pointer))
         return logits_B1V[:, 0], hidden_B1D[:, 0], cache
 
-    def shares(self, hidden_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"]) -> Shares:
-        """The pointer, of a full pass's hidden states."""
-        return self.pointer(hidden_BTD, tokens_BT, *self._places(tokens_BT))[0]
+    def pointer_mixture(self, hidden_BTD: Float[Array, "B T D"], tokens_BT: Int[Array, "B T"]) -> PointerMixture:
+        """The pointer's mixture, from the hidden states of a full pass."""
+        return self.pointer(hidden_BTD, tokens_BT, *self._positions_and_mask(tokens_BT))[0]
 
     def output_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """The output layer, alone."""
+        """Applies the output layer alone."""
         if not self.config.tied_embeddings:
             logits = self.output(hidden)
         else:
@@ -225,8 +236,11 @@ class GPT(nn.Module):
         mask_BTS: Bool[Array, "B T S"],
         layer: kv_cache.Layer | None = None,
         of: Int[Array, "B"] | None = None,
-    ) -> tuple[Float[Array, "B U V"], tuple[Kept, ...]]:
-        """Logits at all positions, or at one a row, `of`; and what the pointer, if there is one, leaves to a cache."""
+    ) -> tuple[Float[Array, "B U V"], tuple[LayerState, ...]]:
+        """The logits, and the pointer's state for the cache if there is a pointer.
+
+        The logits are those at all positions, or only at position `of` of each row.
+        """
 
         def taken(x: Array) -> Array:
             return x if of is None else jnp.take_along_axis(x, of.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)
@@ -234,17 +248,18 @@ class GPT(nn.Module):
         logits_BUV = self.output_logits(taken(hidden_BTD))
         if not self.config.pointer:
             return logits_BUV, ()
-        shares, kept = self.pointer(hidden_BTD, tokens_BT, position_BT, mask_BTS, layer)
-        shares = shares._replace(output=taken(shares.output), weights=taken(shares.weights))
-        return shares.mixed(logits_BUV), (kept,)
+        mixture, state = self.pointer(hidden_BTD, tokens_BT, position_BT, mask_BTS, layer)
+        mixture = mixture._replace(output=taken(mixture.output), weights=taken(mixture.weights))
+        return mixture.logits(logits_BUV), (state,)
 
     def _full_pass(
         self, tokens_BT: Int[Array, "B T"], deterministic: bool, dropout_call: DropoutCall | None = None
-    ) -> tuple[Float[Array, "B T D"], tuple[Kept, ...]]:
-        return self._blocks(tokens_BT, *self._places(tokens_BT), None, deterministic, dropout_call)
+    ) -> tuple[Float[Array, "B T D"], tuple[LayerState, ...]]:
+        position_BT, mask_BTS = self._positions_and_mask(tokens_BT)
+        return self._blocks(tokens_BT, position_BT, mask_BTS, None, deterministic, dropout_call)
 
-    def _places(self, tokens_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Bool[Array, "B T T"]]:
-        """A full pass's positions and mask."""
+    def _positions_and_mask(self, tokens_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Bool[Array, "B T T"]]:
+        """The positions and the attention mask of a full pass."""
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         return position_BT, training_mask(tokens_BT, self.config.isolate_documents)
 
@@ -256,7 +271,7 @@ class GPT(nn.Module):
         cache: kv_cache.Cache | None,
         deterministic: bool = True,
         dropout_call: DropoutCall | None = None,
-    ) -> tuple[Float[Array, "B T D"], tuple[Kept, ...]]:
+    ) -> tuple[Float[Array, "B T D"], tuple[LayerState, ...]]:
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.positions == "learned":
             x_BTD = x_BTD + self.position_embedding(position_BT)
@@ -266,8 +281,8 @@ class GPT(nn.Module):
         layers = []
         blocks = self.blocks * self.config.repeats
         for block, layer in zip(blocks, cache or [None] * len(blocks), strict=True):
-            x_BTD, kept = block(x_BTD, position_BT, mask_BTS, layer, deterministic, dropout_call)
-            layers.append(kept)
+            x_BTD, state = block(x_BTD, position_BT, mask_BTS, layer, deterministic, dropout_call)
+            layers.append(state)
         if self.config.norm_position == "pre":
             x_BTD = self.final_norm(x_BTD)
         return x_BTD, tuple(layers)

@@ -1,1 +1,1 @@
-"""Array functions that know no model: attention, embedding, the fused loss, the key-value cache, matrix products."""
+"""Array functions that are independent of any model: attention, embedding, fused loss, key-value cache, matmul."""

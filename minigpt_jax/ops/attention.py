@@ -1,10 +1,11 @@
-"""Attention of a full pass. Letters: K key-value heads, of which each serves G = N / K query heads."""
+"""Attention over a whole sequence. Letters: K key-value heads, each of which serves G = N / K query heads."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from minigpt_jax.ops.matmul import matmul
+from minigpt_jax.ops.platform import on_cpu
 
 
 def attend(
@@ -13,8 +14,8 @@ def attend(
     v_BSKH: Float[Array, "B S K H"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """Scaled dot-product attention; a query that may see no key sees all of them alike."""
-    if jax.default_backend() == "cpu":
+    """Scaled dot-product attention. A query whose mask allows no key attends to all keys equally."""
+    if on_cpu():
         return heads_first(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
     return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None])
 
@@ -25,17 +26,17 @@ def heads_first(
     v_BSKH: Float[Array, "B S K H"],
     mask_BTS: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """`jax.nn.dot_product_attention`, laid out for a CPU.
+    """`jax.nn.dot_product_attention` in the layout that is fast on CPU.
 
-    XLA's batched products on CPU take about half the time where the axes of the batch, heads among them, are in front.
+    XLA's batched matmul on CPU takes about half the time if all batch axes, heads included, come first.
     """
     batch, length, heads, width = q_BTNH.shape
     kv_heads = k_BSKH.shape[2]
-    q_BKGTH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, kv_heads, -1, width)  # G and T as one axis
+    q_BKGTH = q_BTNH.transpose(0, 2, 1, 3).reshape(batch, kv_heads, -1, width)  # G and T are merged into one axis
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     scores = matmul(q_BKGTH, k_BKSH.mT, jnp.float32)
     scores_BNTS = scores.reshape(batch, heads, length, -1) * width**-0.5
-    lowest = -0.7 * jnp.finfo(jnp.float32).max  # finite, so that a row of nothing else is uniform
+    lowest = -0.7 * jnp.finfo(jnp.float32).max  # finite, so that a fully masked row gives uniform weights, not NaN
     weights_BNTS = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores_BNTS, lowest)).astype(v_BSKH.dtype)
     weights = weights_BNTS.reshape(scores.shape)
     y_BKGTH = matmul(weights, v_BKSH)

@@ -1,13 +1,14 @@
-"""The static key-value cache: a pytree of fixed shape, rows first in every leaf.
+"""The static key-value cache: a pytree of fixed shape, with rows as the first axis of every leaf.
 
-A cache is a tuple of one `Layer` a layer of the model, its pointer being one, so that no layer's arrays are ever
-restacked. Letters: B rows, N key-value heads, G query heads to a key-value head, S slots, H head width, T prompt
-positions, C positions and D features of the inputs that a convolution or pointer still needs; W is H but in a pointer.
+A cache is a tuple with one `Layer` for each layer of the model (a pointer counts as a layer), so that the arrays of
+different layers are never stacked. Letters: B rows, N key-value heads, G query heads per key-value head, S slots, H
+head width, T prompt positions. A convolution or a pointer also needs its latest inputs: C positions of D features. W is
+the width of the values, which differs from H only in a pointer.
 
-The position p of a row lives in slot p mod S. As long as positions stay below S that is the position itself; past it
-the cache rolls: a new token takes the slot of the one S positions ago, and attention sees a window of the last S
-tokens (keys must then carry their position in themselves, as rotary ones do). Slots that hold nothing yet, or the
-padding of a ragged prompt, are hidden by `visible`, never cleared.
+Position p of a row is stored in slot p mod S. While positions stay below S, the slot is the position itself. Past S the
+cache rolls: a new token overwrites the one S positions before it, and attention sees a window of the last S tokens.
+(Keys must then encode their position themselves, as rotary ones do.) Slots that are empty, or that hold the padding of
+a ragged prompt, are masked by `visible` and never cleared.
 """
 
 import functools
@@ -19,14 +20,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+from minigpt_jax.ops.platform import on_cpu
+
 
 class Layer(NamedTuple):
     """Keys and values of one layer, and the latest inputs of its convolutions if it has any.
 
     A pointer's values are the tokens themselves, and its input is the last hidden state.
 
-    Heads come before slots: a step's attention is then a product of contiguous [S, H] blocks, which on CPU takes a
-    quarter of the time that it takes with slots before heads. Nothing outside this module knows of it.
+    Heads come before slots, so that a decode step's attention multiplies contiguous [S, H] blocks. On CPU this takes a
+    quarter of the time of the other order. Code outside this module does not depend on the order.
     """
 
     keys: Float[Array, "B N S H"]
@@ -36,15 +39,16 @@ class Layer(NamedTuple):
 
 Cache = tuple[Layer, ...]
 
-# On CPU attention passes over slots that nothing is in yet, where a layer's keys are more bytes than stay in cache.
-_PARTS, _WORTH_A_CHOICE = 4, 1 << 20
+# On CPU, if a layer's keys take more bytes than the processor's cache holds, attention skips parts that are still
+# empty.
+_PARTS, _MIN_BYTES_TO_SKIP = 4, 1 << 20
 _BLOCK = 16  # slots that are reordered at a time
 
 
 def allocate(
     batch: int, num_layers: int, slots: int, heads: int, head_width: int, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> Cache:
-    """An empty cache of `num_layers` layers for `heads` key-value heads."""
+    """An empty cache of `num_layers` layers with `heads` key-value heads each."""
     shape = (batch, heads, slots, head_width)
     return tuple(Layer(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(num_layers))
 
@@ -57,17 +61,21 @@ def from_prefill(
 ) -> Cache:
     """A cache of `slots` slots that holds the keys and values of right-padded prompts of `length` tokens.
 
-    Of a row longer than the cache the last `slots` tokens are kept.
+    If a row is longer than the cache, only its last `slots` tokens are stored.
 
     Args:
-        layers: keys [B T N H], values [B T N W], and any inputs of convolutions or a pointer, [B T D] each.
-        recent: how many of those inputs are kept; those before a row's first token are 0.
+        layers: for each layer its keys [B T N H], its values [B T N W], and the inputs [B T D] of each of its
+            convolutions, or of the pointer.
+        slots: S.
+        length: the number of tokens in each row.
+        recent: C, the number of latest inputs to store; inputs before a row's first token are 0.
     """
 
     def place(x_BTNH: Array) -> Array:
         width = x_BTNH.shape[1]
         if width > slots:
-            # The latest position of the row that lives in each slot; a slot without one gets any, and stays hidden.
+            # The latest position that each slot stores. A slot that stores none gets an arbitrary one, and stays
+            # masked.
             last_B1 = length[:, None] - 1
             position_BS = last_B1 - (last_B1 - jnp.arange(slots)[None]) % slots
             x_BTNH = jnp.take_along_axis(x_BTNH, jnp.maximum(position_BS, 0)[:, :, None, None], axis=1)
@@ -85,10 +93,11 @@ def from_prefill(
 def write(
     layer: Layer, keys: Float[Array, "B 1 N H"], values: Num[Array, "B 1 N W"], position: Int[Array, "B"]
 ) -> Layer:
-    """Put one token a row into the slot of its position; in place where the cache is a loop's or a donated buffer.
+    """Stores one token per row in the slot of its position. The cache is updated in place inside a loop or if donated.
 
-    One scatter of B * N rows: on CPU the only form that neither copies the cache nor turns its layout round under the
-    attention that follows (a vmapped dynamic_update_slice does the latter, and selecting by a mask rewrites it all).
+    It is one scatter of B * N rows. On CPU this is the only form that neither copies the cache nor changes the layout
+    that the following attention reads: a vmapped dynamic_update_slice changes the layout, and selecting by a mask
+    rewrites the whole cache.
     """
     return layer._replace(
         keys=_put(layer.keys, keys[:, 0], position), values=_put(layer.values, values[:, 0], position)
@@ -98,15 +107,15 @@ def write(
 def attend(
     query: Float[Array, "B 1 M H"], layer: Layer, mask: Bool[Array, "B S"], scale: float | None = None
 ) -> Float[Array, "B 1 M H"]:
-    """Attention of one query a row to the slots where `mask` is true; M = N * G query heads.
+    """Attention of one query per row to the slots where `mask` is true; M = N * G query heads.
 
-    `scale` is 1 / sqrt(H) by default. Scores and softmax are float32.
+    `scale` is 1 / sqrt(H) by default. Scores and softmax are computed in float32.
     """
     slots, parts = layer.keys.shape[2], _PARTS
-    if jax.default_backend() != "cpu" or layer.keys.nbytes < _WORTH_A_CHOICE or slots % parts:
+    if not on_cpu() or layer.keys.nbytes < _MIN_BYTES_TO_SKIP or slots % parts:
         return _attend(query, layer, mask, scale)
 
-    # Memory bounds it: read the slots up to the last one in use, in steps of a part.
+    # Attention is bound by memory: read only up to the part that holds the last slot in use.
     def first(count: int) -> Callable[..., Array]:
         return lambda query, keys, values, mask: _attend(
             query, Layer(keys[:, :, :count], values[:, :, :count]), mask[:, :count], scale
@@ -129,34 +138,41 @@ def _attend(query: Array, layer: Layer, mask: Array, scale: float | None) -> Arr
 
 
 def of_one_head(layer: Layer) -> tuple[Float[Array, "B S H"], Num[Array, "B S W"]]:
-    """Keys and values of a layer that has a single head, by slot."""
+    """The keys and values of a layer that has a single head, without the axis of heads."""
     return layer.keys[:, 0], layer.values[:, 0]
 
 
 def num_slots(cache: Cache) -> int:
-    """S, the positions that the cache has room for."""
+    """S, the number of positions that the cache has room for."""
     return cache[0].keys.shape[2]
 
 
 def visible(position: Int[Array, "B"], slots: int) -> Bool[Array, "B S"]:
-    """Which slots the token at `position`, itself just written, may attend to: of the last S positions all there are.
+    """Which slots the token at `position` may attend to, after it has been written to the cache itself.
 
-    Before the cache is full these are the slots up to the token's own; from then on all of them.
+    Until the cache is full these are the slots up to that of the token. From then on they are all slots.
+
+    >>> visible(jnp.array([1, 7]), slots=4).astype(int).tolist()
+    [[1, 1, 0, 0], [1, 1, 1, 1]]
     """
     return jnp.arange(slots)[None] <= position[:, None]
 
 
 def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = None) -> PyTree:
-    """A cache whose row i is the given one's row rows[i]; R may differ from B. Takes any pytree with rows first.
+    """A cache whose row i is row `rows[i]` of the given one. R may differ from B. Takes any pytree with rows first.
 
-    With `used`, R is B, no layer holds anything yet in the slots from there on, and these may stay as they are.
+    Args:
+        cache: the cache to gather from.
+        rows: the row to take for each new row.
+        used: a promise that the slots from `used` on are empty in every layer, so that they need not be copied. R has
+            to be B then.
     """
     gather = lambda leaf: leaf.at[rows].get(mode="promise_in_bounds")  # noqa: E731
 
     def take(node: Layer | Array) -> Layer | Array:
         if not isinstance(node, Layer):
             return gather(node)
-        if used is None or jax.default_backend() != "cpu" or node.keys.shape[2] % _BLOCK:
+        if used is None or not on_cpu() or node.keys.shape[2] % _BLOCK:
             return Layer(*jax.tree.map(gather, tuple(node)))
         keys, values = _reorder_blocks((node.keys, node.values), gather, used)
         return Layer(keys, values, jax.tree.map(gather, node.recent))
@@ -165,7 +181,7 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
 
 
 def _reorder_blocks(leaves: tuple[Array, Array], gather: Callable[[Array], Array], used: Array) -> tuple[Array, Array]:
-    """A few slots at a time, in place: gathered whole, a loop's cache would be copied back to where it was, too."""
+    """Gathers a few slots at a time, in place. A single gather inside a loop would also copy the whole result back."""
 
     def block(i: Array, leaves: tuple[Array, Array]) -> tuple[Array, Array]:
         keys, values = (gather(lax.dynamic_slice_in_dim(leaf, i * _BLOCK, _BLOCK, axis=2)) for leaf in leaves)
@@ -177,15 +193,15 @@ def _reorder_blocks(leaves: tuple[Array, Array], gather: Callable[[Array], Array
 
 
 def repeat(cache: PyTree, times: int) -> PyTree:
-    """A cache of B * times rows, each row `times` over, side by side. Takes any pytree with rows first."""
+    """A cache of B * times rows: each row is repeated `times` times in turn. Takes any pytree with rows first."""
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), cache)
 
 
 def adopt(cache: PyTree, rows: Int[Array, "B"], position: Int[Array, "B"]) -> PyTree:
-    """`reorder`, for when row i and row rows[i] differ in nothing but their token at position[i].
+    """`reorder` for rows that differ only in one token: row i and row `rows[i]` may differ only at `position[i]`.
 
-    Then it is enough to copy that one slot. That is so for candidates that go on from one context; what is no key or
-    value is gathered whole.
+    Candidates that continue the same context are such rows. It is then enough to copy the keys and values of one slot;
+    other leaves are gathered whole.
     """
 
     def take(node: Layer | Array) -> Layer | Array:

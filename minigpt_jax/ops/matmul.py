@@ -1,9 +1,9 @@
-"""Matrix products of bfloat16 that sum in float32, in the form that a CPU is fast at.
+"""Matmul of bfloat16 operands with accumulation in float32, in the form that is fast on CPU.
 
-With AMX or AVX-512 BF16 a CPU multiplies bfloat16 several times as fast as float32, but XLA makes use of it only where
-the result is float32 and both operands lie in memory row by row (jaxlib 0.10, two cores: up to 1,900 GFLOP/s, about 200
-in any other form). For other devices and types all of this is `jnp.matmul`, whose result is rounded to their type
-before it is given another.
+A CPU with AMX or AVX-512 BF16 multiplies bfloat16 several times as fast as float32. XLA uses these instructions only if
+the result is float32 and both operands are row-major in memory. With jaxlib 0.10 on two cores this form reaches up to
+1,900 GFLOP/s, and any other form about 200. On other devices, and for other types, the functions here are `jnp.matmul`,
+whose result is rounded to the operands' type before it is cast.
 """
 
 from typing import Any
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
+from minigpt_jax.ops.platform import on_cpu
+
 
 def matmul(a: Float[Array, "*B M K"], b: Float[Array, "*B K N"], dtype: Any = None) -> Float[Array, "*B M N"]:
-    """`jnp.matmul` of two arrays with the same leading axes; the result is of `dtype`, by default theirs."""
+    """`jnp.matmul` of two arrays with the same leading axes. The result has type `dtype`, by default that of `a`."""
     dtype = dtype or a.dtype
-    if jax.default_backend() == "cpu" and a.dtype == b.dtype == jnp.bfloat16:
+    if on_cpu() and a.dtype == b.dtype == jnp.bfloat16:
         return _in_float32(a, b).astype(dtype)
     return jnp.matmul(a, b).astype(dtype)
 
@@ -25,7 +27,7 @@ def matmul(a: Float[Array, "*B M K"], b: Float[Array, "*B K N"], dtype: Any = No
 def dot_general(
     a: Array, b: Array, dimension_numbers: Any, precision: None = None, preferred_element_type: Any = None
 ) -> Array:
-    """`jax.lax.dot_general` for a dense layer, a product of the last axis of `a` with a matrix."""
+    """A drop-in for `jax.lax.dot_general` in a dense layer: the product of the last axis of `a` with a matrix."""
     assert dimension_numbers == (((a.ndim - 1,), (0,)), ((), ())), dimension_numbers
     assert precision is None, precision
     return matmul(a.reshape(-1, a.shape[-1]), b, preferred_element_type).reshape(*a.shape[:-1], -1)
@@ -33,7 +35,7 @@ def dot_general(
 
 @jax.custom_vjp
 def _in_float32(a: Array, b: Array) -> Array:
-    # The result too: a product that XLA lays out by columns is one that it cannot run.
+    # The result has to be row-major too: XLA has no fast kernel for a column-major one.
     return _by_rows(jnp.matmul(_by_rows(a), _by_rows(b), preferred_element_type=jnp.float32))
 
 
@@ -41,11 +43,11 @@ def _forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
     return _in_float32(a, b), (a, b)
 
 
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    a, b = kept
+def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    a, b = residuals
     gradient = gradient.astype(a.dtype)
     a_gradient = _in_float32(gradient, b.mT)
-    narrow = a.shape[-1] <= gradient.shape[-1]  # of the two, the narrower is copied
+    narrow = a.shape[-1] <= gradient.shape[-1]  # the narrower of the two is the one that gets transposed in memory
     b_gradient = _in_float32(a.mT, gradient) if narrow else _in_float32(gradient.mT, a).mT
     return a_gradient.astype(a.dtype), b_gradient.astype(b.dtype)
 
@@ -54,5 +56,5 @@ _in_float32.defvjp(_forward, _backward)
 
 
 def _by_rows(x: Array) -> Array:
-    """The same array, in memory row by row: a transposed one is copied, before a loop that does not change it."""
+    """The same array in row-major layout. A transposed array is copied once, outside any loop that only reads it."""
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, and how all of them end when one of them does.
+"""Several processes as one run: how they find each other, and how all of them end if one of them ends.
 
-JAX's coordination service notices a process that has gone and aborts the others with pages of its own log. Here the
-last thing that each of them says is one clear line.
+If a process is lost, JAX's coordination service aborts the others with pages of its log. The functions here make each
+of them end with one clear line instead.
 """
 
 import contextlib
@@ -24,31 +24,32 @@ HEARTBEAT_SECONDS = 60
 LOST, NOT_JOINED = 1, 2
 """Exit statuses."""
 _LOST_LINE = (
-    "minigpt: another process of this run was lost; the latest checkpoint is whole: "
-    "start all processes again, as many as you like, to resume from it\n"
+    "minigpt: another process of this run was lost; the latest checkpoint is intact: "
+    "start all processes again, in any number, to resume from it\n"
 )
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """How this process finds the others of its run; a run of one process needs none of it."""
+    """How this process finds the others of its run. A run of one process needs none of these settings."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, the same for all."""
+    """HOST:PORT at which process 0 listens; the same for all processes."""
     num_processes: int | None = None
-    """Processes in all."""
+    """The number of processes of the run."""
     process_id: int | None = None
-    """This process, from 0 on."""
+    """The number of this process, counted from 0."""
     cluster: Literal["auto", "detect", "off"] = "auto"
-    """auto: join the other tasks of srun, mpirun or a TPU pod; detect: of Kubernetes too; off: stand alone."""
+    """auto: join the other tasks of srun, mpirun or a TPU pod; detect: also of Kubernetes; off: join no others."""
     wait_seconds: int = 120
-    """How long to wait at the start for all processes to join."""
+    """The number of seconds to wait at the start until all processes have joined."""
 
 
 def wanted(settings: Distributed) -> bool:
-    """Whether there are other processes to join, from the flags or the launcher's environment.
+    """Whether the flags or the launcher's environment name other processes to join.
 
-    Raises UserError where some of the flags are missing or cannot be.
+    Raises:
+        UserError: some of the flags are missing or invalid.
     """
     flags = {
         "--distributed.coordinator": settings.coordinator,
@@ -62,7 +63,8 @@ def wanted(settings: Distributed) -> bool:
         _check(settings)
         return True
     if len(missing) < len(flags):
-        raise UserError(f"{' and '.join(missing)} missing: give all of {', '.join(flags)}, or none")
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{' and '.join(missing)} {verb} missing: give all of {', '.join(flags)}, or none")
     if settings.cluster != "auto":
         return settings.cluster == "detect"
     tasks = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
@@ -85,10 +87,10 @@ def _check(settings: Distributed) -> None:
 
 
 def own_address(coordinator: str | None) -> str | None:
-    """Where process 0 listens: at the coordinator's own address, instead of at all addresses of its machine.
+    """The address at which process 0 listens: only that of the coordinator, not all addresses of its machine.
 
-    None, which leaves it to JAX, where that address is unknown or the others may reach it by another one: behind a
-    forwarded port, or where the machine's own /etc/hosts says that its name is 127.0.1.1.
+    Returns None, which leaves the choice to JAX, if the address is unknown or if the other processes may have to use
+    another one. That is so behind a forwarded port, or if the machine's /etc/hosts maps its name to 127.0.1.1.
     """
     if coordinator is None or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return None
@@ -108,24 +110,25 @@ def own_address(coordinator: str | None) -> str | None:
 
 @contextlib.contextmanager
 def joined(settings: Distributed) -> Iterator[None]:
-    """Joins the other processes, if there are any, before JAX is used, and leaves the run with them.
+    """Joins the other processes of the run, if there are any. JAX must not have been used before.
 
-    A process that fails leaves at once, as the others wait for it no longer; one that loses another says so and exits
-    with status 1.
+    A process that fails exits at once, without waiting for the others. If another process is lost, this one prints a
+    line and exits with status 1. If the others do not join, it prints a line and exits with status 2.
 
-    Raises UserError if the coordinator cannot be reached; where others do not join, exits with a line and status 2.
+    Raises:
+        UserError: the coordinator cannot be reached.
     """
     if not wanted(settings):
         yield
         return
     if settings.process_id:
         _reach_coordinator(settings)
-    import jax  # not above: it takes seconds, and a wrong flag is told at once
+    import jax  # imported late, as it takes seconds and a wrong flag should be reported at once
 
-    # Its signal handler would take SIGTERM from the run, which stops all processes at the same step by itself.
+    # This service would handle SIGTERM, but the run handles it itself and stops all processes at the same step.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        with _told_of_a_failed_join(settings):
+        with _one_line_if_joining_fails(settings):
             jax.distributed.initialize(
                 settings.coordinator,
                 settings.num_processes,
@@ -137,26 +140,26 @@ def joined(settings: Distributed) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"the other processes of this run cannot be joined ({reason}); check --distributed.*, or take "
-            "--distributed.cluster off"
+            f"the other processes of this run cannot be joined ({reason}); check the flags --distributed.*, or use "
+            "--distributed.cluster off to run this process alone"
         ) from error
     _on_abort(lambda: leave(_LOST_LINE, LOST))
     several = True
     try:
-        several = jax.process_count() > 1  # here the processes exchange what devices they have
+        several = jax.process_count() > 1  # at this call the processes exchange the lists of their devices
         if not several:
             signal.signal(signal.SIGABRT, signal.SIG_DFL)
         yield
     except (UserError, OSError, KeyboardInterrupt):
         raise
     except Exception as error:
-        if not (several and _tells_of_a_lost_process(error)):
+        if not (several and _comes_from_a_lost_process(error)):
             raise
         leave(_LOST_LINE, LOST)
 
 
 def _reach_coordinator(settings: Distributed) -> None:
-    """Returns once process 0 listens. JAX's own attempt would end in an abort that does not say why."""
+    """Returns once process 0 listens. If JAX itself tried in vain, it would abort without giving the reason."""
     assert settings.coordinator is not None
     host, _, port = settings.coordinator.rpartition(":")
     deadline = time.monotonic() + settings.wait_seconds
@@ -170,14 +173,14 @@ def _reach_coordinator(settings: Distributed) -> None:
                 raise UserError(
                     f"--distributed.coordinator {settings.coordinator}: cannot be reached within "
                     f"{settings.wait_seconds} s (--distributed.wait-seconds): {error.strerror or error}; start process "
-                    "0 on that machine, and let the others reach that port"
+                    "0 on that machine, and make the port reachable from the others"
                 ) from error
         time.sleep(0.2)
 
 
 @contextlib.contextmanager
-def _told_of_a_failed_join(settings: Distributed) -> Iterator[None]:
-    """Has JAX abort with one line where not all processes join; it would print pages of its log."""
+def _one_line_if_joining_fails(settings: Distributed) -> Iterator[None]:
+    """Replaces the pages of log that JAX prints, if not all processes join, by one line."""
     with tempfile.TemporaryFile() as log:
         sys.stderr.flush()
         stderr = os.dup(2)
@@ -186,19 +189,19 @@ def _told_of_a_failed_join(settings: Distributed) -> Iterator[None]:
             os.dup2(stderr, 2)
             log.seek(0)
             found = re.search(r"absl::Status: (.*)", log.read().decode(errors="replace"))
-            reason = found[1] if found else "JAX gives no reason"
+            reason = found[1] if found else "JAX gave no reason"
             line = f"the processes of this run cannot join each other ({reason})"
             if "DEADLINE_EXCEEDED" in reason:
                 count = f"{settings.num_processes} " if settings.num_processes else ""
                 limit = f"{settings.wait_seconds} s (--distributed.wait-seconds)"
                 line = f"not all {count}processes of this run joined within {limit}"
-            mend = "start all of them as one job"
+            advice = "start all of them as one job"
             if settings.coordinator is not None:
-                mend = (
+                advice = (
                     "start all of them, each with its own --distributed.process-id and the same "
                     f"--distributed.coordinator {settings.coordinator}"
                 )
-            leave(f"minigpt: {line}; {mend}\n", NOT_JOINED)
+            leave(f"minigpt: {line}; {advice}\n", NOT_JOINED)
 
         _on_abort(fail)
         os.dup2(log.fileno(), 2)
@@ -210,14 +213,14 @@ def _told_of_a_failed_join(settings: Distributed) -> Iterator[None]:
 
 
 def leave(line: str, status: int) -> NoReturn:
-    """Ends this process without waiting for the others, which JAX does for minutes at the interpreter's exit."""
+    """Ends this process at once. A normal exit would wait for the other processes for minutes."""
     sys.stdout.flush()
     sys.stderr.write(line)
     sys.stderr.flush()
     os._exit(status)
 
 
-def _tells_of_a_lost_process(error: BaseException | None) -> bool:
+def _comes_from_a_lost_process(error: BaseException | None) -> bool:
     signs = ("gloo", "nccl", "connection closed", "connection reset", "unavailable", "coordination", "barrier")
     while error is not None:
         if any(sign in str(error).lower() for sign in signs):
@@ -226,11 +229,11 @@ def _tells_of_a_lost_process(error: BaseException | None) -> bool:
     return False
 
 
-_handlers: list[object] = []  # C holds pointers to them
+_handlers: list[object] = []  # keeps them alive, as C holds pointers to them
 
 
 def _on_abort(end: Callable[[], NoReturn]) -> None:
-    """Has abort() call `end`, on whatever thread: JAX's own threads call it, where Python's handlers never run."""
+    """Makes abort() call `end` on any thread. JAX aborts from its own threads, on which Python never runs handlers."""
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: end())
     _handlers.append(handler)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)

@@ -1,4 +1,4 @@
-"""Several processes of one run: which of them is the first, and how they agree."""
+"""The processes of one run: which one is the first, and how they exchange results."""
 
 import collections
 import contextlib
@@ -14,7 +14,7 @@ from jax._src import distributed  # the key-value store that the processes share
 from minigpt_jax.errors import UserError
 from minigpt_jax.parallel.devices import AXIS, compile, local_devices, put_batch
 
-JsonValue = str | int | float | bool | Sequence["JsonValue"] | None
+JsonValue = str | int | float | bool | Sequence[Any] | None
 T = TypeVar("T")
 J = TypeVar("J", bound=JsonValue)
 _LONGEST_WAIT = 7 * 24 * 3600 * 1000  # for the first process to prepare a large corpus, in ms
@@ -22,15 +22,16 @@ _calls = itertools.count()
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what only one may write."""
+    """Whether this is process 0, the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def from_first(function: Callable[[], J]) -> J:
-    """What `function` returns in the first process, given to all of them; the others do not run it.
+    """Runs `function` in the first process only, and returns its result in all processes.
 
-    Every process has to make the call. A UserError or an OSError is raised in all of them. The value is sent as JSON,
-    which never runs code: the store is open to whoever reaches the coordinator's port. The others get tuples as lists.
+    Every process has to make the call. A UserError or an OSError of the first process is raised in all of them. The
+    result is sent as JSON, so that tuples arrive as lists. JSON never runs code, which matters as anyone who can reach
+    the coordinator's port can write to the store.
     """
     client = distributed.global_state.client
     if jax.process_count() == 1 or client is None:
@@ -45,8 +46,9 @@ def from_first(function: Callable[[], J]) -> J:
     else:
         value, error = _decoded(client.blocking_key_value_get(key, _LONGEST_WAIT))
     if error is not None:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # told even where not all come to read it
-            client.wait_at_barrier(f"{key}/read", 10_000)  # before the first one leaves, and takes the store along
+        # The store ends with the first process, so the others have to read the error before it is raised there.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # raise it even if some of them do not come to read it
+            client.wait_at_barrier(f"{key}/read", 10_000)
         raise error
     return value  # pyright: ignore[reportReturnType]
 
@@ -54,7 +56,7 @@ def from_first(function: Callable[[], J]) -> J:
 def _encoded(value: JsonValue, error: UserError | OSError | None) -> str:
     if error is None:
         return json.dumps({"value": value})
-    file = getattr(error, "filename", None)  # which `args` lacks
+    file = getattr(error, "filename", None)  # it is missing from `args`
     arguments = error.args if file is None else (*error.args, file)
     kind = "UserError" if isinstance(error, UserError) else "OSError"
     return json.dumps({"error": kind, "arguments": arguments}, default=str)
@@ -68,24 +70,27 @@ def _decoded(text: str) -> tuple[Any, UserError | OSError | None]:
         return None, {"UserError": UserError, "OSError": OSError}[message["error"]](*message["arguments"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            "what process 0 of this run sent cannot be read; start all processes with one version of minigpt_jax"
+            "the message from process 0 of this run cannot be read; start all processes with the same version of "
+            "minigpt_jax"
         ) from error
 
 
 def first_then_others(function: Callable[[], T]) -> T:
-    """What `function` returns in each process: the first one runs it before the others do, who find what it has made.
+    """Runs `function` in the first process, then in the others, and returns each one's result.
 
-    They make their own where they do not share the first one's disk.
+    It is for functions that write files: the other processes find the files of the first one if they share its disk,
+    and write their own if they do not.
     """
-    made: list[T] = []
-    from_first(lambda: made.append(function()))  # which returns None: what is made is not sent
-    return made[0] if made else function()
+    results: list[T] = []
+    from_first(lambda: results.append(function()))  # `append` returns None, so the result itself is not sent
+    return results[0] if results else function()
 
 
 def any_process() -> Callable[[bool], bool]:
-    """A question that all processes ask together, again and again: has any of them said yes?
+    """Returns a function that all processes call repeatedly: is the argument true in any of them?
 
-    With several of them the answer is that to the call before, so that nobody waits for it; it is the same in all.
+    All processes get the same answer. If there is more than one, the answer is that to the previous call, so that no
+    process has to wait for the others.
     """
     if jax.process_count() == 1:
         return lambda mine: mine

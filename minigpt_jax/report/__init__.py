@@ -1,4 +1,4 @@
-"""Reports: tables and plots from run directories and sweeps, as a terminal's table, Markdown and one HTML page."""
+"""Reports: tables and plots of run directories and sweeps, in the terminal, in Markdown and as one HTML page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ SEVERAL_RUNS = Path("runs") / "report"
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """A report that has been written.
 
     Attributes:
         html: the path of the page.
-        title, lead: its heading and the line under it.
-        table: what sums it up.
+        title, lead: the heading of the page and the line under it.
+        table: the table that summarises the report in the terminal.
     """
 
     html: Path
@@ -30,27 +30,31 @@ class Report:
 
 
 def report(paths: Sequence[str | Path], output: str | Path | None = None) -> list[Report]:
-    """Reports on run directories together, and on each sweep's folder among them by itself.
+    """Writes one report on all run directories together, and one on each sweep.
 
     Args:
-        paths: run directories and sweeps' folders; of a folder that is neither, those that it holds.
-        output: the folder to write to, for a single report. By default a run's or a sweep's own folder, and
-            runs/report for several runs.
+        paths: run directories and folders of sweeps. A folder that is neither stands for the runs and sweeps in it.
+        output: the folder to write to, if there is a single report. The default is the folder of the run or the sweep,
+            and runs/report for several runs.
 
     Raises:
-        UserError: one of the paths is no run, or `output` cannot hold what is asked for; nothing has been written.
+        UserError: one of the paths is not a run or a sweep, or `output` cannot hold the reports. Nothing has been
+            written then.
     """
     if not paths:
-        raise UserError("report needs a run directory; name one or more, such as runs/quickstart")
+        raise UserError("report needs a run directory: give one or more, such as runs/quickstart")
     folders = [folder for path in paths for folder in _folders(Path(path).expanduser())]
     output = None if output is None else Path(output).expanduser()
     sweeps = [results.read(folder) for folder in folders if results.is_sweep(folder)]
     plain = runs.read_all([folder for folder in folders if not results.is_sweep(folder)])
     reports = len(sweeps) + bool(plain)
     if output is not None and reports > 1:
-        raise UserError(f"--output {output}: holds one report, and these are {reports}; name a sweep, or runs alone")
+        raise UserError(
+            f"--output {output}: one folder holds one report, but these paths give {reports}; give a single sweep, or "
+            "only runs"
+        )
     if output is not None and output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: is a file; name a folder")
+        raise UserError(f"--output {output}: this is a file; give a folder")
     written = []
     if plain:
         folder = output or (plain[0].files.path if len(plain) == 1 else SEVERAL_RUNS)
@@ -65,7 +69,7 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None) -> lis
 
 
 def _folders(path: Path) -> list[Path]:
-    """The folder, or the runs and sweeps that it holds if it is neither; damaged ones are left out, with a warning."""
+    """The folder itself if it is a run or a sweep, else those in it. Damaged ones are skipped with a warning."""
     if not path.is_dir() or _is_known(path):
         return [path]
     found = []
@@ -83,9 +87,12 @@ def _is_known(folder: Path) -> bool:
 
 
 def sweep(folder: str | Path) -> Path:
-    """Writes report.html and report.md into a sweep's folder, finished or not; returns the path of the page.
+    """Writes report.html and report.md into the folder of a sweep, which may still be running.
 
-    Raises UserError if the folder holds no sweep.
+    Returns the path of the page.
+
+    Raises:
+        UserError: the folder does not hold a sweep.
     """
     [written] = report([results.read(Path(folder)).folder])
     return written.html

@@ -1,4 +1,4 @@
-"""A sweep's objective against each axis, over two axes at once, and the importance of each."""
+"""Plots of a sweep's objective against each axis and against two axes at once, and of the importance of each axis."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,37 +13,40 @@ from minigpt_jax.report.results import Axis, Configuration, Sweep
 from minigpt_jax.report.runs import is_finite
 
 HEAT_MAP_SIDE = 12
-"""Values of an axis up to which a heat map is legible."""
+"""The most values that an axis of a legible heat map has."""
 
 
 def against(sweep: Sweep, axis: Axis) -> Figure:
-    """A dot for each configuration's mean, small ones for its seeds, and crosses above for what diverged."""
+    """Plots a large dot for each configuration, a small one for each seed, and a cross for each that diverged."""
     with style.drawing():
         figure, axes = style.panel(sweep.label(axis), axis.field, f"valid {objective.LABELS[sweep.figure]}")
-        places = _places(axis, sweep.configurations)
+        x_of = _positions(axis, sweep.configurations)
         if not _in_strips(axis) and axis.log_scale:
             axes.set_xscale("log")
-        seeds = [(places[one.number], score) for one in sweep.configurations for score in one.scores]
-        means = [(places[one.number], one.mean) for one in sweep.configurations if one.mean is not None]
+        seeds = [(x_of[one.number], score) for one in sweep.configurations for score in one.scores]
+        means = [(x_of[one.number], one.mean) for one in sweep.configurations if one.mean is not None]
         if len(seeds) > len(means):
-            _dots(axes, seeds, style.MUTED, 2.5, "a seed")
-        _dots(axes, means, style.SERIES[-1], 5, "a configuration")
+            _dots(axes, seeds, style.MUTED, 2.5, "seed")
+        _dots(axes, means, style.SERIES[-1], 5, "mean of a configuration")
         if sweep.best is not None and sweep.best.mean is not None:
-            _dots(axes, [(places[sweep.best.number], sweep.best.mean)], style.ACCENT, 8, "the best")
+            _dots(axes, [(x_of[sweep.best.number], sweep.best.mean)], style.ACCENT, 8, "best configuration")
         style.loss_axis(axes, [score for _, score in seeds])
-        lost = [places[one.number] for one in sweep.configurations if one.count("diverged")]
-        if lost:
-            above, top = axes.get_xaxis_transform(), [1.0] * len(lost)
-            [crosses] = axes.plot(lost, top, transform=above, marker="x", color=style.BAD, markersize=5, linestyle="")
+        diverged = [x_of[one.number] for one in sweep.configurations if one.count("diverged")]
+        if diverged:
+            transform, top = axes.get_xaxis_transform(), [1.0] * len(diverged)
+            [crosses] = axes.plot(
+                diverged, top, transform=transform, marker="x", color=style.BAD, markersize=5, linestyle=""
+            )
             crosses.set(clip_on=False, label="diverged")
         _ticks(axes, axis, sweep.configurations)
     return figure
 
 
 def by_rate(sweep: Sweep, rate: Axis, other: Axis) -> Figure | None:
-    """The objective against a learning rate, with a curve for each value of another axis.
+    """Plots the objective against a learning rate, with a curve for each value of another axis.
 
-    Where further axes vary, a curve is of the best at each rate. None where the other axis has too many values.
+    If further axes vary, a curve shows the best configuration at each rate. Returns None if the other axis has too many
+    values.
     """
     measured = [one for one in sweep.configurations if one.mean is not None]
     taken = {one.values[other.field] for one in measured}
@@ -58,12 +61,12 @@ def by_rate(sweep: Sweep, rate: Axis, other: Axis) -> Figure | None:
         drawn: list[float] = []
         for i, value in enumerate(values):
             best: dict[float, float] = {}
-            for one in reversed(measured):  # the best come last, and stay
+            for one in reversed(measured):  # the best ones come last and overwrite the others
                 if one.values[other.field] == value and one.mean is not None:
                     best[one.values[rate.field]] = one.mean
             points = sorted(best.items())
             drawn += best.values()
-            # Of a list of rates a line leads from one to the next; between those of a range it would say nothing.
+            # Lines connect the rates of a list. Between the random rates of a range they would have no meaning.
             line = "-" if rate.values else ""
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, linestyle=line, color=style.SERIES[i], marker=style.MARKERS[i], label=_say(value))
@@ -74,9 +77,9 @@ def by_rate(sweep: Sweep, rate: Axis, other: Axis) -> Figure | None:
 
 
 def heat_map(sweep: Sweep, across: Axis, up: Axis) -> Figure | None:
-    """Mean loss over the values of two axes; of several configurations in a cell, that of the best.
+    """Plots the mean objective for each pair of values of two axes. A cell shows the best of its configurations.
 
-    None unless both axes have a list of values short enough to be read.
+    Returns None unless both axes have lists of values that are short enough to be read.
     """
     if not all(2 <= len(axis.values) <= HEAT_MAP_SIDE for axis in (across, up)):
         return None
@@ -91,7 +94,7 @@ def heat_map(sweep: Sweep, across: Axis, up: Axis) -> Figure | None:
         figure, axes = style.panel(f"Mean {sweep.objective}", across.field, up.field)
         axes.grid(False)
         axes.spines[:].set_visible(False)
-        low, high = float(np.nanmin(cells)), float(np.nanpercentile(cells, 90))  # a wild one does not pale the rest
+        low, high = float(np.nanmin(cells)), float(np.nanpercentile(cells, 90))  # outliers do not dominate the scale
         axes.imshow(cells, cmap="viridis_r", aspect="auto", origin="lower", vmin=low, vmax=high)
         for (row, column), value in np.ndenumerate(cells):
             if np.isfinite(value):
@@ -104,7 +107,7 @@ def heat_map(sweep: Sweep, across: Axis, up: Axis) -> Figure | None:
 
 
 def importance(shares: dict[str, float]) -> Figure:
-    """A bar for each axis, the most important on top, with its share written beside it."""
+    """Plots a bar for each axis, with its share beside it. The most important axis is at the top."""
     with style.drawing():
         height = 1.0 + 0.34 * len(shares)
         figure, axes = style.panel("Importance", "share of the objective's variance", "", (style.PANEL[0], height))
@@ -120,22 +123,22 @@ def importance(shares: dict[str, float]) -> Figure:
     return figure
 
 
-def _places(axis: Axis, found: Sequence[Configuration]) -> dict[int, float]:
-    """Where each configuration stands on the axis: its value, or the number of its category."""
+def _positions(axis: Axis, found: Sequence[Configuration]) -> dict[int, float]:
+    """The position of each configuration on the x axis: its value, or the index of its category."""
     if not _in_strips(axis) and all(is_finite(one.values[axis.field]) for one in found):
         return {one.number: one.values[axis.field] for one in found}
     categories = _categories(axis, found)
-    # Configurations of a category stand side by side, in a strip, in the order of their numbers.
-    places: dict[int, float] = {}
+    # The configurations of a category are drawn side by side in a strip, in the order of their numbers.
+    positions: dict[int, float] = {}
     for i, category in enumerate(categories):
         members = sorted(one.number for one in found if _say(one.values[axis.field]) == category)
         offsets = np.linspace(-0.22, 0.22, len(members)) if len(members) > 1 else [0.0] * len(members)
-        places |= {number: i + float(offset) for number, offset in zip(members, offsets, strict=True)}
-    return places
+        positions |= {number: i + float(offset) for number, offset in zip(members, offsets, strict=True)}
+    return positions
 
 
 def _in_strips(axis: Axis) -> bool:
-    """Whether its values stand evenly apart, in their order: categories, and numbers too close to one another."""
+    """Whether values are drawn at equal distances: categories, and numbers that would be too close to each other."""
     if not axis.numeric or not axis.values or axis.log_scale:
         return not axis.numeric
     ordered = sorted(set(axis.values))

@@ -1,4 +1,4 @@
-"""Loss curves: of a few runs in colours, or of a sweep's many trials in grey with the best in front."""
+"""Loss curves: those of a few runs in colours, or those of a sweep's many trials in grey with the best in colours."""
 
 import math
 from collections.abc import Sequence
@@ -14,21 +14,22 @@ from minigpt_jax.report.runs import Run, is_finite
 
 SPLITS = {"train": "training", "valid": "validation"}
 MARKED = 60
-"""Points of a curve up to which each is marked."""
+"""The most points of a curve that are drawn with markers."""
 NOISY = 500
-"""Points of a curve from which its own noise hides what lies under it."""
+"""The number of points from which a curve is drawn thinner, as its noise would hide the curves under it."""
 RASTER_FROM = 150
-"""Grey curves in a plot from which they become one picture, lest the page grow with each."""
+"""The number of grey curves from which they are drawn as one raster image, to limit the size of the page."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss of a run on a split, as it is drawn.
+    """A run's curve on a split, and how it is drawn.
 
     Attributes:
-        label: its name in the legend, once for all of that name; none for one of the crowd, in grey.
-        series: which colour and marker.
-        diverged: its end is marked.
+        label: its name in the legend, where curves of the same name share an entry. None draws it in grey, without a
+            name.
+        series: the index of its colour and marker.
+        diverged: whether to mark its end with a cross.
     """
 
     run: Run
@@ -39,7 +40,7 @@ class Curve:
 
 
 def of_runs(runs: Sequence[Run], split: str, figure: str | None = "loss") -> list[Curve]:
-    """A colour for each run; where there are more runs than colours, the best by that figure have them."""
+    """A curve for each run, in a colour of its own. If there are more runs than colours, the best ones get them."""
     order = sorted(range(len(runs)), key=lambda i: _finite((runs[i].best or {}).get(figure or "")))
     chosen = sorted(order[: len(style.SERIES)])
     return [
@@ -48,12 +49,12 @@ def of_runs(runs: Sequence[Run], split: str, figure: str | None = "loss") -> lis
 
 
 def of_splits(run: Run) -> list[Curve]:
-    """Training and validation of one run."""
+    """The training and validation curves of one run."""
     return [Curve(run, split, name, series) for series, (split, name) in enumerate(reversed(SPLITS.items()))]
 
 
 def plot(curves: Sequence[Curve], x: str, title: str, y: str = "loss", floor: float | None = None) -> Figure:
-    """A column of metrics.jsonl against `step`, `tokens` or `seconds`; `floor` is a line that no model goes below."""
+    """Plots a column of metrics.jsonl against `step`, `tokens` or `seconds`. `floor` adds a line for the entropy."""
     points = [curve.run.curve(curve.split, x, y) for curve in curves]
     unit, scale = _unit(x, max((max(xs, default=0.0) for xs, _ in points), default=0.0))
     crowd = sum(curve.label is None for curve in curves)
@@ -64,7 +65,7 @@ def plot(curves: Sequence[Curve], x: str, title: str, y: str = "loss", floor: fl
             xs = [value / scale for value in xs]
             if curve.label is None:
                 [line] = axes.plot(xs, ys, color=style.MUTED, linewidth=0.8, zorder=1.5)
-                line.set_alpha(min(0.6, max(0.15, 40 / crowd)))  # where many lie, it gets denser, not solid
+                line.set_alpha(min(0.6, max(0.15, 40 / crowd)))  # many overlapping lines stay distinguishable
                 line.set_rasterized(crowd >= RASTER_FROM)
             else:
                 colour, marker = style.SERIES[curve.series], style.MARKERS[curve.series]
@@ -97,7 +98,7 @@ def plot(curves: Sequence[Curve], x: str, title: str, y: str = "loss", floor: fl
         if named and (len(named) > 1 or crowd):
             ordered = sorted(named.items(), key=lambda item: item[0])
             lines, labels = [line for _, line in ordered], [style.short(label) for (_, label), _ in ordered]
-            # To find the emptiest corner takes long where there are many points; a loss leaves this one empty.
+            # Finding the emptiest corner is slow with many points. A loss curve leaves the upper right one empty.
             axes.legend(lines, labels, loc="best" if len(losses) < 5000 else "upper right")
     return figure
 
@@ -107,7 +108,7 @@ def _finite(value: Any) -> float:
 
 
 def _unit(x: str, longest: float) -> tuple[str, float]:
-    """An axis's label, and what its values are divided by."""
+    """The label of the x axis, and the divisor that converts its values to the unit of the label."""
     if x == "seconds":
         for name, size in (("hours", 3600.0), ("minutes", 60.0)):
             if longest >= 3 * size:

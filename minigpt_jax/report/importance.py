@@ -11,24 +11,25 @@ from minigpt_jax.report.results import Axis, Configuration
 
 
 def importances(axes: Sequence[Axis], found: Sequence[Configuration]) -> tuple[dict[str, float], str]:
-    """Shares of the variance, by field, the greatest first and 1 in all; or none of them, and why.
+    """The share of the variance that each field explains, the largest first; or no shares and the reason for that.
 
-    A random forest is fitted to the configurations' mean losses, and its variance over the whole of the search space
-    is split among the axes (Hutter, Hoos, Leyton-Brown 2014); what two axes do together counts for neither.
+    A random forest is fitted to the configurations' mean objectives. Its variance over the search space is then divided
+    among the axes (Hutter, Hoos, Leyton-Brown 2014). Interactions of axes are not counted, and the shares are scaled to
+    sum to 1.
     """
     varied = [axis for axis in axes if len({repr(one.values[axis.field]) for one in found}) > 1]
     used = [(one, one.mean) for one in found if one.mean is not None]
     needed = max(4, 2 * len(varied))
     if not varied:
-        return {}, "No axis takes two values yet."
+        return {}, "No axis has had two different values yet."
     if len(used) < needed:
-        return {}, f"Too few complete configurations for it: {len(used)} of the {needed} that it takes."
+        return {}, f"Importances need {needed} complete configurations; there are {len(used)} so far."
     means = [mean for _, mean in used]
     if max(means) - min(means) < 1e-12 * max(map(abs, means)):
-        return {}, "All configurations came to the same loss."
+        return {}, "All configurations reached the same loss."
     spaces = {axis.field: _space(axis, [one for one, _ in used]) for axis in varied}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numbers of trials; the report states them
+        warnings.simplefilter("ignore")  # warnings about the number of trials, which the report states anyway
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
@@ -43,7 +44,7 @@ def importances(axes: Sequence[Axis], found: Sequence[Configuration]) -> tuple[d
 
 
 def _space(axis: Axis, found: Sequence[Configuration]) -> BaseDistribution:
-    """Where the forest looks at the axis. It knows no log scale, so a log range is handed over as its logarithm."""
+    """The axis as the forest sees it. The forest has no log scale, so a log range is given as its logarithm."""
     if axis.values or not axis.numeric:
         return CategoricalDistribution(sorted({repr(one.values[axis.field]) for one in found}))
     coordinates = [float(_coordinate(axis, one)) for one in found]

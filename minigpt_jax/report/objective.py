@@ -1,7 +1,7 @@
-"""Which figure ranks experiments, and where even that figure misleads.
+"""Which figure ranks experiments, and when even that figure misleads.
 
-Nats per token compare models only where the tokens are the same. Bits per byte compare them across tokenizers, as long
-as they are measured on the same text.
+Losses in nats per token can be compared only between models with the same tokens. Bits per byte can be compared across
+tokenizers, if they are measured on the same text.
 """
 
 import dataclasses
@@ -15,19 +15,20 @@ Figure = Literal["loss", "bits_per_byte"]
 NAMES: dict[Figure, str] = {"loss": "loss", "bits_per_byte": "bits per byte"}
 LABELS: dict[str, str] = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte"}
 _HOW_TEXT_IS_CUT = {"layout", "evaluation_layout", "min_bytes", "sequence_length"}
-_OF_TRAINING_ALONE = {"finish"}
+_OF_TRAINING_ALONE = {"anneal_fraction"}
 
 
 def figure_of(fields: Iterable[str]) -> Figure:
-    """What ranks experiments that differ in these fields, by dotted name."""
+    """The figure that ranks experiments that differ in these fields, given by dotted name."""
     return "bits_per_byte" if any(field.startswith(("data.", "tokenizer.")) for field in fields) else "loss"
 
 
 def caveats(experiments: Sequence[Experiment], same_corpus: bool = False) -> list[str]:
-    """Why the bits per byte of these experiments may not be comparable: a sentence for each reason.
+    """The reasons why the bits per byte of these experiments may not be comparable, a sentence for each.
 
     Args:
-        same_corpus: whether their corpora are known to be the same, whatever their fields say.
+        experiments: the experiments to compare.
+        same_corpus: whether their corpora are known to be the same, even if their fields differ.
     """
     texts, parts, folding = set(), set(), set()
     tokenizers = {experiment.tokenizer for experiment in experiments}
@@ -41,7 +42,7 @@ def caveats(experiments: Sequence[Experiment], same_corpus: bool = False) -> lis
     found = []
     if len(texts) > 1 and not same_corpus:
         found.append(
-            "They are validated on different texts: a lower figure may mean an easier text rather than a better model."
+            "They are validated on different texts: a lower figure may be due to an easier text, not to a better model."
         )
     if len(parts) > 1:
         found.append(
@@ -50,12 +51,12 @@ def caveats(experiments: Sequence[Experiment], same_corpus: bool = False) -> lis
         )
     elif len(tokenizers) > 1 and parts and next(iter(parts))[0] == "lines":
         found.append(
-            "In the lines layout a row is as much of a text as fits into its tokens, so tokenizers are validated on "
-            "parts of different lengths; --data.evaluation-layout packed validates all of the text."
+            "In the lines layout a row holds as much of a text as fits into its tokens, so the tokenizers are "
+            "validated on prefixes of different lengths; --data.evaluation-layout packed validates on all of the text."
         )
     if len(folding) > 1:
         found.append(
-            "WordPiece drops spacing, and case if it is lowercase, so it has less to predict for each byte of the "
-            "original text: its figure is too low beside that of a tokenizer that keeps them."
+            "WordPiece drops spacing, and also case if it is lowercase, so it has less to predict per byte of the "
+            "original text: its figure is too low compared with that of a tokenizer that keeps both."
         )
     return found

@@ -1,8 +1,8 @@
-"""The results of a sweep: its files read, seeds gathered to a mean and a spread, and the best configuration.
+"""The results of a sweep: reads its files, averages over seeds, and ranks the configurations.
 
-A row of results.jsonl is one configuration and one seed. Seeds are replicates: a configuration's objective is the mean
-of its complete rows' losses (or bits per byte, where an axis changes what a token is), its spread their sample standard
-deviation.
+A row of results.jsonl is one configuration with one seed. Seeds are replicates: the objective of a configuration is the
+mean loss of its complete rows (or their mean bits per byte, if an axis changes the tokens), and its spread is their
+sample standard deviation.
 """
 
 import itertools
@@ -30,12 +30,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """A field that the sweep varies: a list of values, or a range.
+    """A field that the sweep varies, over a list of values or over a range.
 
     Attributes:
         field: its dotted name.
-        values: what it takes; empty for a range.
-        low, high, log: a range's ends, and whether it is searched on a log scale.
+        values: the values of a list; empty for a range.
+        low, high, log: the ends of a range, and whether it is searched on a log scale.
     """
 
     field: str
@@ -51,9 +51,9 @@ class Axis:
 
     @property
     def log_scale(self) -> bool:
-        """Whether a plot's axis is logarithmic: a log range, or values of which each is a multiple of the one before.
+        """Whether plots of this axis use a log scale: for a log range, or for values with growing distances.
 
-        1e-3, 3e-3, 1e-2 is such a list, and so is 1, 2, 4, 8; 0, 0.1, 0.2 or 1, 2, 3 is none.
+        1e-3, 3e-3, 1e-2 and 1, 2, 4, 8 are plotted on a log scale; 0, 0.1, 0.2 and 1, 2, 3 are not.
         """
         if not self.values:
             return self.log
@@ -66,13 +66,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A configuration over its seeds.
+    """A configuration and the results of its seeds.
 
     Attributes:
         number: its number in the sweep.
-        values: of the axes, by dotted name.
-        rows: one for each seed so far.
-        figure: what it is ranked by.
+        values: the values of the axes, by dotted name.
+        rows: the rows of the seeds that have ended so far.
+        figure: the figure that ranks configurations.
     """
 
     number: int
@@ -86,17 +86,17 @@ class Configuration:
 
     @property
     def scores(self) -> list[float]:
-        """What each complete seed is ranked by: its loss in nats per token, or its bits per byte."""
+        """The figure of each complete seed: its loss in nats per token, or its bits per byte."""
         return [row[self.figure] for row in self.complete]
 
     @property
     def mean(self) -> float | None:
-        """Mean score over the complete seeds."""
+        """The mean score of the complete seeds, or None if there are none."""
         return statistics.fmean(self.scores) if self.scores else None
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation of the score over the complete seeds; of fewer than two there is none."""
+        """The sample standard deviation of the scores of the complete seeds, or None if there are fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     @property
@@ -105,7 +105,7 @@ class Configuration:
 
     @property
     def perplexity(self) -> float | None:
-        """exp(mean loss): the seeds' validation labels are the same, so this pools them."""
+        """exp(mean loss). As all seeds are validated on the same labels, this is the perplexity over all of them."""
         return None if self.loss is None else math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
@@ -122,7 +122,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's folder, read: sweep.json, and the rows of results.jsonl so far."""
+    """The contents of a sweep's folder: sweep.json, and the rows of results.jsonl so far."""
 
     folder: Path
     name: str
@@ -136,7 +136,7 @@ class Sweep:
 
     @property
     def figure(self) -> Figure:
-        """What ranks the configurations."""
+        """The figure that ranks the configurations."""
         return objective.figure_of(axis.field for axis in self.axes)
 
     @property
@@ -145,11 +145,11 @@ class Sweep:
 
     @cached_property
     def configurations(self) -> list[Configuration]:
-        """Best first."""
+        """The configurations, best first."""
         return rank(configurations(self.rows, [axis.field for axis in self.axes], self.figure))
 
     def label(self, axis: Axis) -> str:
-        """The axis's field without its section, unless another axis has that name too."""
+        """The name of the axis's field without its section, unless another axis has the same one."""
         leaf = axis.field.rpartition(".")[2]
         alike = sum(other.field.rpartition(".")[2] == leaf for other in self.axes)
         return leaf if alike == 1 else axis.field
@@ -161,7 +161,7 @@ class Sweep:
 
     @property
     def counts(self) -> Counter[str]:
-        """Rows by status."""
+        """The number of rows of each status."""
         return Counter(str(row.get("status")) for row in self.rows)
 
 
@@ -170,10 +170,14 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Sweep:
-    """Reads a sweep's folder; it may be running still. Raises UserError where it is none, or damaged."""
+    """Reads the folder of a sweep, which may still be running.
+
+    Raises:
+        UserError: the folder does not hold a sweep, or is damaged.
+    """
     path = folder / "sweep.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not a sweep's folder: it holds no sweep.json; name one under runs/sweeps")
+        raise UserError(f"{folder} is not the folder of a sweep: it has no sweep.json; give one under runs/sweeps")
     try:
         check_contents(folder)
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -198,14 +202,14 @@ def read(folder: Path) -> Sweep:
 
 
 def _axis(about: dict[str, Any]) -> Axis:
-    """An axis of sweep.json. Raises ValueError or the like where it is none."""
+    """Reads an axis of sweep.json. Raises ValueError, KeyError or TypeError if it is not valid."""
     axis = Axis(
         about["field"], tuple(about.get("values") or ()), about.get("low"), about.get("high"), bool(about.get("log"))
     )
     plain = all(value is None or isinstance(value, bool | int | float | str) for value in axis.values)
     ends = is_finite(axis.low, axis.high) and (not axis.log or (axis.low or 0) > 0)
     if not isinstance(axis.field, str) or not plain or not (axis.values or ends):
-        raise ValueError(f"no axis: {about}")
+        raise ValueError(f"not an axis: {about}")
     return axis
 
 
@@ -214,12 +218,12 @@ def _texts(values: Any) -> tuple[str, ...]:
 
 
 def _fits(row: Row, axes: Sequence[Axis]) -> bool:
-    """Whether a row has a value of each axis, which a damaged one may not have."""
+    """Whether a row has a valid value for each axis. A damaged row may not have one."""
     return all(row.get(axis.field) in axis.values if axis.values else is_finite(row.get(axis.field)) for axis in axes)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of results.jsonl; one that is cut short is left out, and of two of one trial the later counts."""
+    """The rows of results.jsonl. Incomplete lines are skipped. If a trial has two rows, the later one is used."""
     rows: dict[Any, Row] = {}
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
@@ -236,7 +240,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def configurations(rows: Sequence[Row], fields: Sequence[str], figure: Figure = "loss") -> list[Configuration]:
-    """Gathers the rows of each configuration, in the order of their numbers."""
+    """Groups the rows by configuration, in the order of the configurations' numbers."""
     gathered: dict[int, list[Row]] = {}
     for row in rows:
         gathered.setdefault(row["configuration"], []).append(row)
@@ -247,20 +251,20 @@ def configurations(rows: Sequence[Row], fields: Sequence[str], figure: Figure = 
 
 
 def rank(found: Sequence[Configuration]) -> list[Configuration]:
-    """Best first: by mean score, but those of which a seed was pruned, diverged or failed after those without.
+    """Sorts by mean score, best first. Configurations with a pruned, diverged or failed seed come after the others.
 
-    The mean over the seeds that a configuration survived would flatter it.
+    For those the mean over the remaining seeds would be too good.
     """
 
     def key(one: Configuration) -> tuple[bool, bool, float, int]:
-        marred = any(one.count(status) for status in STATUSES[1:])
-        return one.mean is None, marred, math.inf if one.mean is None else one.mean, one.number
+        incomplete = any(one.count(status) for status in STATUSES[1:])
+        return one.mean is None, incomplete, math.inf if one.mean is None else one.mean, one.number
 
     return sorted(found, key=key)
 
 
 def command(sweep: Sweep, best: Configuration) -> str:
-    """The shell command that trains this configuration alone, with the first of its seeds."""
+    """The shell command that trains this configuration with the first of its seeds."""
     words = ["./launch.sh", sweep.file, *sweep.flags]
     for field, value in best.values.items():
         words += flag_words(field, value)
@@ -271,17 +275,17 @@ def command(sweep: Sweep, best: Configuration) -> str:
 
 
 def flag_words(field: str, value: Any) -> list[str]:
-    """A field's value as words of the command line; a tuple's items may also come as one text, a shell's words."""
+    """The words of the command line that set a field. A tuple may also be given as a string of shell words."""
     flag = flag_name(field)
     if isinstance(value, str) and isinstance(flatten(Experiment(name="")).get(field), list | tuple):
         try:
             value = shlex.split(value)
-        except ValueError:  # of a sweep from before items were quoted
+        except ValueError:  # the sweep was made by a version that did not quote items
             value = value.split()
     if isinstance(value, bool):
         section, _, leaf = flag.rpartition(".")
         return ["--" + (f"{section}." if section else "") + ("" if value else "no-") + leaf]
     words = list(map(str, value)) if isinstance(value, list | tuple) else [str(value)]
-    if words and words[0].startswith("-"):  # looks like a flag, so it has to be attached to its own
+    if words and words[0].startswith("-"):  # it looks like a flag, so it is attached to the field's flag by "="
         return [f"--{flag}={words[0]}", *words[1:]]
     return [f"--{flag}", *words]

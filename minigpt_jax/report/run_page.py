@@ -1,4 +1,4 @@
-"""The report of ordinary runs: figures, curves, the configurations that differ, samples, samplers compared."""
+"""The report on runs: a table of figures, curves, differences of configuration, samples and compared samplers."""
 
 import math
 import os
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt_jax.report import curves, objective
+from minigpt_jax.report.format import NOTHING, duration, number, setting
 from minigpt_jax.report.objective import Figure
 from minigpt_jax.report.page import Block, Column, Links, Page, Plot, Plots, Sample, Section, Table, Text
 from minigpt_jax.report.runs import Run, differing_fields, differing_fingerprints, is_finite
-from minigpt_jax.report.say import NOTHING, duration, number, setting
 
 SAMPLES_SHOWN = 12
-"""Evaluations of a run whose samples are shown; where there are more, they are picked evenly."""
+"""The most evaluations of a run whose samples are shown. If there are more, evenly spaced ones are shown."""
 FIELDS_ACROSS = 4
-"""Runs up to which the table of configurations has a column for each."""
+"""The most runs for which the table of configurations has a column per run, and not a row."""
 
 
 def build(runs: Sequence[Run], folder: Path) -> Page:
-    """The page that is to lie in `folder`."""
+    """Builds the page. Its links are relative to `folder`."""
     title = f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
     corpora = sorted({run.experiment.data.corpus for run in runs})
     sections = [
@@ -35,7 +35,7 @@ def build(runs: Sequence[Run], folder: Path) -> Page:
 
 
 def summary(runs: Sequence[Run]) -> Table:
-    """A row for each run; the lowest among several is set off, by what compares them."""
+    """A table with a row for each run. If there are several, the best one is highlighted."""
     columns = [Column("run", figures=False)]
     titles = "parameters step tokens time train_loss final_loss best_loss at_step perplexity bits_per_byte".split()
     minor = {"parameters", "tokens", "train_loss", "at_step"}
@@ -65,14 +65,15 @@ def summary(runs: Sequence[Run]) -> Table:
         scores.append(score if is_finite(score) else math.inf)
     leader = frozenset([scores.index(min(scores))]) if len(runs) > 1 and min(scores) < math.inf else frozenset()
     note = (
-        "Losses are in nats per token: of the latest training line, the latest validation and the best one. Perplexity "
-        "and bits per byte are those of the best validation. Time is that of training alone."
+        "Losses are in nats per token: train loss is that of the latest training line, final loss that of the latest "
+        "validation, and best loss that of the best validation. Perplexity and bits per byte are those of the best "
+        "validation. Time is the time spent training, without evaluation, sampling and saving."
     )
     return Table(columns, rows, leader, note)
 
 
 def ranked_by(runs: Sequence[Run]) -> Figure | None:
-    """The figure by which the runs compare; None if their corpora differ, when none does."""
+    """The figure by which the runs can be compared, or None if their corpora differ."""
     differ = differing_fingerprints(runs)
     if "corpus" in differ:
         return None
@@ -80,35 +81,36 @@ def ranked_by(runs: Sequence[Run]) -> Figure | None:
 
 
 def comparability(runs: Sequence[Run]) -> list[Block]:
-    """Warnings where the runs' losses are not of the same tokens, or not of the same text."""
+    """Warnings for runs whose losses are measured on different tokens or different text."""
     differ, figure = " and ".join(differing_fingerprints(runs)), ranked_by(runs)
     if figure is None:
-        said = [
-            f"The runs differ in {differ}: figures of different texts do not compare, so no run is set off as best."
+        warnings = [
+            f"The runs differ in {differ}: figures of different texts cannot be compared, so no run is highlighted as "
+            "the best."
         ]
     elif figure == "bits_per_byte":
-        said = objective.caveats([run.experiment for run in runs], same_corpus=True)
+        warnings = objective.caveats([run.experiment for run in runs], same_corpus=True)
         if differ:
-            reason = f"The runs differ in {differ}, so their losses are not of the same tokens"
-            said.insert(0, f"{reason}; they are ranked by bits per byte.")
+            reason = f"The runs differ in {differ}, so their losses are measured on different tokens"
+            warnings.insert(0, f"{reason}; the runs are ranked by bits per byte.")
     else:
-        said = []
-    return [Text(text, warning=True) for text in said]
+        warnings = []
+    return [Text(text, warning=True) for text in warnings]
 
 
 def plots(runs: Sequence[Run]) -> Plots:
-    """Training and validation loss against steps, tokens and seconds; of one run, in the same plot.
+    """Plots training and validation loss against steps, tokens and seconds, in the same plot if there is one run.
 
-    Where losses do not compare, bits per byte are drawn instead. Learning rate and gradient norm come last.
+    If the losses cannot be compared, bits per byte are plotted instead. Learning rate and gradient norm come last.
     """
     ranking = ranked_by(runs)
     figure: Figure = ranking or "loss"
-    said = objective.NAMES[figure]
+    figure_name = objective.NAMES[figure]
     if len(runs) == 1:
-        drawn = {"loss": (said.capitalize(), curves.of_splits(runs[0]))}
+        drawn = {"loss": (figure_name.capitalize(), curves.of_splits(runs[0]))}
     else:
         drawn = {
-            split: (f"{name.title()} {said}", curves.of_runs(runs, split, ranking))
+            split: (f"{name.title()} {figure_name}", curves.of_runs(runs, split, ranking))
             for split, name in curves.SPLITS.items()
         }
     floors = {run.floor(figure) for run in runs}
@@ -126,13 +128,13 @@ def plots(runs: Sequence[Run]) -> Plots:
 
 
 def configurations(runs: Sequence[Run]) -> tuple[str, list[Block]]:
-    """Title and table of the fields that differ among the runs, or from the defaults if there is one run."""
+    """The title and table of the fields that differ among the runs, or from the defaults if there is one run."""
     fields = differing_fields(runs)
     if len(runs) == 1:
         rows = [[name, setting(values[0])] for name, values in fields.items()]
         table = Table([Column("field", figures=False), Column("value", figures=False)], rows)
-        return "Configuration, where it is not the default", [table] if rows else []
-    title = "Configurations, where they differ"
+        return "Configuration: fields that differ from the defaults", [table] if rows else []
+    title = "Configurations: fields that differ"
     if not fields:
         return title, [Text("The runs have the same configuration.")]
     if len(runs) <= FIELDS_ACROSS:
@@ -144,7 +146,7 @@ def configurations(runs: Sequence[Run]) -> tuple[str, list[Block]]:
 
 
 def samples(runs: Sequence[Run]) -> list[Block]:
-    """Texts sampled at each evaluation, the latest first; each run's latest is open."""
+    """The texts sampled at each evaluation, the latest first. The latest text of each run is unfolded."""
     blocks: list[Block] = []
     for run in runs:
         texts = run.samples()
@@ -162,12 +164,14 @@ def samples(runs: Sequence[Run]) -> list[Block]:
 
 
 def samplers(run: Run) -> list[Block]:
-    """What `sample --compare` found, if it ran here."""
+    """The table of samplers that `sample --compare` saved for this run, if there is one."""
     saved = run.comparison()
     if saved is None:
         return []
     if not saved["rows"]:
-        return [Text(f"{run.files.samples / 'compare.json'} cannot be read; make it anew with sample --compare.", True)]
+        return [
+            Text(f"{run.files.samples / 'compare.json'} cannot be read; write it again with sample --compare.", True)
+        ]
     columns = [Column(title, figures=False) for title in ("method", "settings")]
     columns.append(Column("text", figures=False, long=True))
     figures = {"repeated_4grams": 3, "distinct_2": 3, "mean_logprob": 3, "tokens_per_second": 0}
@@ -188,7 +192,7 @@ def samplers(run: Run) -> list[Block]:
 
 
 def links(runs: Sequence[Run], folder: Path) -> Links:
-    """Where the runs' own files are, seen from the report."""
+    """Links to the files of the runs, relative to the report."""
     found = []
     for run in runs:
         for path in (run.files.config, run.files.metrics, run.files.samples, run.files.tensorboard):
@@ -198,11 +202,11 @@ def links(runs: Sequence[Run], folder: Path) -> Links:
 
 
 def address(path: Path, folder: Path) -> str:
-    """A path as a relative address of a page in `folder`."""
+    """The address of a path, relative to a page in `folder`."""
     relative = os.path.relpath(path.resolve(), folder.resolve())
     return urllib.parse.quote(Path(relative).as_posix())
 
 
 def _whose(run: Run, runs: Sequence[Run]) -> str:
-    """The run's name before what is said of it, where there are several."""
+    """A prefix with the name of the run, if there are several."""
     return f"{run.name} · " if len(runs) > 1 else ""

@@ -1,4 +1,4 @@
-"""What a report needs of a run, read from its directory, in training or not; and the figures that sum it up."""
+"""Reads run directories for reports, also while the run is training, and computes the figures that summarise them."""
 
 import dataclasses
 import json
@@ -23,12 +23,12 @@ from minigpt_jax.storage.run_dir import RunDir, read_metrics
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read.
+    """The contents of a run directory.
 
     Attributes:
-        name: the folder's, with as many of its parents as tell it from the others.
-        lines: those of metrics.jsonl, by split, in the order of their steps.
-        fingerprints: of corpus and tokenizer.
+        name: the name of the folder, with as many parent folders as distinguish it from the other runs.
+        lines: the lines of metrics.jsonl for each split, in the order of their steps.
+        fingerprints: those of the corpus and the tokenizer.
     """
 
     name: str
@@ -39,26 +39,26 @@ class Run:
 
     @property
     def last(self) -> dict[str, Any] | None:
-        """The latest line of all."""
+        """The latest line of any split."""
         lines = [line for split in ("train", "valid") for line in self.lines.get(split, [])]
         return max(lines, key=lambda line: line["step"], default=None)
 
     @property
     def final(self) -> dict[str, Any] | None:
-        """The latest validation."""
+        """The line of the latest validation."""
         return self.lines["valid"][-1] if self.lines.get("valid") else None
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The validation of the lowest loss."""
+        """The line of the validation with the lowest loss."""
         finite = [line for line in self.lines.get("valid", []) if is_finite(line.get("loss"))]
         return min(finite, key=lambda line: line["loss"], default=None)
 
     @property
     def parameters(self) -> int | None:
-        """How many numbers the model has; None where its description builds no model today, whatever the reason."""
+        """The number of parameters, or None if this version cannot build the model for any reason."""
         try:
-            # The type does not matter here, and "auto" would look for an accelerator that may be busy training.
+            # The type does not matter here, and "auto" would open the accelerator, which may be busy training.
             float32 = dataclasses.replace(self.experiment.model, dtype="float32")
             shapes = model.parameter_shapes(dataclasses.replace(self.experiment, model=float32))
         except Exception:
@@ -66,29 +66,29 @@ class Run:
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
     def curve(self, split: str, x: str = "step", y: str = "loss") -> tuple[list[float], list[float]]:
-        """Two columns of metrics.jsonl; lines that lack one of them, as a diverged loss does, are left out."""
+        """Two columns of metrics.jsonl. Lines in which one of them is missing or not finite are skipped."""
         points = [(line[x], line[y]) for line in self.lines.get(split, []) if is_finite(line.get(x), line.get(y))]
         return [point[0] for point in points], [point[1] for point in points]
 
     @property
     def floor_bits_per_byte(self) -> float | None:
-        """Entropy of the validation text, where the corpus knows it; None if that, or its file, cannot be read."""
+        """The entropy of the validation text, or None if it is unknown or its file cannot be read."""
         try:
             return Rows.load(self.files.rows("valid")).floor_bits_per_byte
-        except UserError:  # it is not there yet, or damaged: the rest of the page does without
+        except UserError:  # the file is missing or damaged; the rest of the page does not need it
             return None
 
     def floor(self, figure: Figure) -> float | None:
-        """The same as a loss in nats per token, or in bits per byte."""
+        """The entropy of the validation text in the unit of `figure`: nats per token, or bits per byte."""
         floor, best = self.floor_bits_per_byte, self.best or {}
         if floor is None or figure == "bits_per_byte":
             return floor
         if not is_finite(best.get("bits_per_byte")) or not best["bits_per_byte"]:
             return None
-        return floor * best["loss"] / best["bits_per_byte"]  # the validation text's tokens and bytes are fixed
+        return floor * best["loss"] / best["bits_per_byte"]  # the text's ratio of bytes to tokens is constant
 
     def samples(self) -> list[tuple[int, str]]:
-        """Steps and the texts sampled at them."""
+        """Pairs of a step and the texts sampled at that step."""
         found = []
         for path in sorted(self.files.samples.glob("step-*.txt")):
             match = re.fullmatch(r"step-(\d{1,18})\.txt", path.name)
@@ -97,7 +97,7 @@ class Run:
         return found
 
     def comparison(self) -> dict[str, Any] | None:
-        """What `sample --compare` saved: prompt, seed, step and a row for each sampler."""
+        """The record that `sample --compare` saved: prompt, seed, step, and a row for each sampler."""
         path = self.files.samples / "compare.json"
         text = _text(path) if path.exists() else None
         if text is None:
@@ -112,12 +112,12 @@ class Run:
 
 
 def is_finite(*values: Any) -> bool:
-    """Whether all are numbers that a float can hold."""
+    """Whether all values are numbers that a float can represent."""
     return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values)
 
 
 def _text(path: Path) -> str | None:
-    """A file's text, or None with a warning where it cannot be read."""
+    """The text of a file. If it cannot be read, warns and returns None."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -126,7 +126,11 @@ def _text(path: Path) -> str | None:
 
 
 def read(path: Path, name: str | None = None) -> Run:
-    """Reads a run directory. Raises UserError where it is none, is damaged, or links to files outside of it."""
+    """Reads a run directory.
+
+    Raises:
+        UserError: the folder is not a run directory, is damaged, or links to files outside of it.
+    """
     files = RunDir(path)
     try:
         experiment = files.experiment()
@@ -145,13 +149,17 @@ def read(path: Path, name: str | None = None) -> Run:
 
 
 def read_all(paths: Sequence[Path]) -> list[Run]:
-    """Reads run directories, each once, under names that tell them apart. Raises UserError where one is none."""
+    """Reads run directories, each of them once, and gives them distinct names.
+
+    Raises:
+        UserError: one of them is not a run directory, or is damaged.
+    """
     unique = list({path.resolve(): path for path in paths}.values())
     return [read(path, name) for path, name in zip(unique, names(unique), strict=True)]
 
 
 def names(paths: Sequence[Path]) -> list[str]:
-    """The end of each path, of as many folders as tell it from the others."""
+    """The last parts of each path: the fewest with which all names are distinct."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts), default=1) + 1):
         ends = [os.sep.join(part[-length:]) for part in parts]
@@ -161,9 +169,9 @@ def names(paths: Sequence[Path]) -> list[str]:
 
 
 def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Fields of the configuration, by dotted name, in which the runs differ, with each run's value.
+    """The fields in which the configurations of the runs differ, by dotted name, with the value of each run.
 
-    Of a single run: those in which it differs from the defaults. Fields that only name things are left out.
+    For a single run these are the fields in which it differs from the defaults. The name of the experiment is excluded.
     """
     flat = [config.flatten(run.experiment) for run in runs]
     if len(runs) == 1:
@@ -173,6 +181,6 @@ def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def differing_fingerprints(runs: Sequence[Run]) -> list[str]:
-    """Which of corpus and tokenizer are not the same in all the runs."""
+    """Names which of the corpus and the tokenizer differ among the runs."""
     known = sorted({name for run in runs for name in run.fingerprints})
     return [name for name in known if len({run.fingerprints.get(name) for run in runs}) > 1]

@@ -1,6 +1,6 @@
-"""How plots look: one palette for light and dark, a light grid, text as text; and a figure as SVG.
+"""The style of plots: a palette for light and dark themes, a light grid, and text kept as text; and figures as SVG.
 
-Figures are drawn in the light theme's colours. Inline in a page, each of them becomes a CSS variable.
+Figures are drawn in the colours of the light theme. In a page, each colour becomes a CSS variable.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 PALETTE = {
-    "paper": ("#fffffe", "#14181d"),  # not quite white, which a plot may want for itself in either theme
+    "paper": ("#fffffe", "#14181d"),  # not exactly white, so that a plot can use white itself in both themes
     "ink": ("#24292f", "#e3e6ea"),
     "grid": ("#e4e7eb", "#30363d"),
     "muted": ("#9aa1a9", "#6b737d"),
@@ -29,15 +29,15 @@ PALETTE = {
     "ochre": ("#8a6a00", "#e8c547"),
     "slate": ("#4d5966", "#bcc6d1"),
 }
-"""Colours by name, for the light theme and the dark: Okabe's and Ito's hues, shifted until they stand out from either
-background. Series have a marker each besides, so that no one depends on hue."""
+"""Colours by name, for the light and the dark theme: the hues of Okabe and Ito, shifted until they contrast with both
+backgrounds. Each series also has a marker of its own, so that readers need not distinguish hues."""
 INK, GRID, MUTED = (PALETTE[name][0] for name in ("ink", "grid", "muted"))
 SERIES = tuple(PALETTE[name][0] for name in ("blue", "vermilion", "green", "purple", "ochre", "slate"))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 ACCENT, BAD = SERIES[0], SERIES[1]
 
 PANEL = (4.6, 3.1)
-"""Inches; small enough that text is still read when a phone shrinks it."""
+"""The size in inches, small enough that text stays legible on the screen of a phone."""
 _RC: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.5,
@@ -64,7 +64,7 @@ _RC: dict[str, Any] = {
     "lines.markersize": 4,
     "lines.solid_capstyle": "round",
     "text.color": INK,
-    "text.parse_math": False,  # a run's name may have a $ in it
+    "text.parse_math": False,  # the name of a run may contain a $
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -74,13 +74,13 @@ _RC: dict[str, Any] = {
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
     "svg.fonttype": "none",
-    "svg.hashsalt": "minigpt",  # the same figure is the same file
+    "svg.hashsalt": "minigpt",  # equal figures give equal files
 }
 
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Under it figures are made and saved in the house's style; whatever the caller's own is, it stays."""
+    """Within this context figures are made and saved in this style. The caller's own settings are restored."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         for name, value in _RC.items():
@@ -90,7 +90,7 @@ def drawing() -> Iterator[None]:
 
 
 def panel(title: str, x: str, y: str, size: tuple[float, float] = PANEL) -> tuple[Figure, Axes]:
-    """A figure with one plot in it, and that plot."""
+    """A figure with a single plot, and the axes of that plot."""
     figure = Figure(figsize=size)
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x, ylabel=y)
@@ -98,12 +98,12 @@ def panel(title: str, x: str, y: str, size: tuple[float, float] = PANEL) -> tupl
 
 
 def short(name: str, length: int = 26) -> str:
-    """A name for a legend; its end tells runs apart more often than its middle."""
+    """Shortens a name for a legend. The middle is dropped, as runs are more often distinguished by the end."""
     return name if len(name) <= length else f"{name[: length // 2 - 1]}…{name[-length // 2 :]}"
 
 
 def log_axis(axis: Any) -> None:
-    """Ticks of a log axis as plain numbers: 0.001, 0.003, 0.01."""
+    """Labels the ticks of a log axis with plain numbers, such as 0.001, 0.003 and 0.01."""
     low, high = sorted(axis.get_view_interval())
     decades = np.log10(high / low) if low > 0 else 1.0
     subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 3.0, 5.0, 7.0)
@@ -116,10 +116,14 @@ def log_axis(axis: Any) -> None:
 
 
 def loss_axis(axes: Axes, losses: list[float], ceiling: float | None = None) -> None:
-    """Sets the y axis for these losses: log where they span much; a few wild ones don't squash the rest.
+    """Sets the range of the y axis for these losses, with a log scale if they span a wide range.
+
+    A few outliers may lie beyond the range, so that the others are not squashed.
 
     Args:
-        ceiling: what must be seen whatever the others do, such as the highest of the good runs.
+        axes: the plot.
+        losses: all values in the plot.
+        ceiling: a value that has to be visible in any case, such as the highest of the runs that did not diverge.
     """
     if not losses:
         return
@@ -136,7 +140,7 @@ def loss_axis(axes: Axes, losses: list[float], ceiling: float | None = None) -> 
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG file, in the light theme."""
+    """The text of an SVG file of the figure, in the light theme."""
     buffer = io.StringIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None}
     with drawing():
@@ -145,7 +149,7 @@ def svg(figure: Figure) -> str:
 
 
 def inline(text: str, name: str, title: str) -> Markup:
-    """An SVG file as an element of an HTML page, its colours those of the page; `name` keeps its ids apart."""
+    """Turns an SVG file into an element of an HTML page that uses the page's colours. `name` makes its ids unique."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     names = {light: f"var(--{key})" for key, (light, _) in PALETTE.items()}
     text = re.sub(
@@ -153,7 +157,7 @@ def inline(text: str, name: str, title: str) -> Markup:
     )
     text = re.sub(r'\b(id="|url\(#)', rf"\g<1>{name}-", text)
     text = text.replace('xlink:href="#', f'href="#{name}-').replace('xlink:href="data:', 'href="data:')
-    text = re.sub(r"font: ([\d.]+px) '[^;\"]*", r"font-size: \1", text)  # the page's own font
+    text = re.sub(r"font: ([\d.]+px) '[^;\"]*", r"font-size: \1", text)  # so that the page's font is used
     view = re.search(r'viewBox="[^"]*"', text)
     assert view is not None
     head = f'<svg {view[0]} role="img" aria-label="{escape(title)}">'

@@ -1,4 +1,4 @@
-"""The report of a sweep: its best configuration as a command, all of them ranked, curves, axes and importances."""
+"""The report on a sweep: the best configuration as a command, a ranking, curves, and plots and importances of axes."""
 
 import contextlib
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from pathlib import Path
 
 from minigpt_jax.errors import UserError
 from minigpt_jax.report import axes_plots, curves, objective, runs
+from minigpt_jax.report.format import number, setting
 from minigpt_jax.report.importance import importances
 from minigpt_jax.report.page import Block, Column, Command, Links, Page, Plot, Plots, Sample, Section, Table, Text
 from minigpt_jax.report.results import STATUSES, Configuration, Sweep, command
 from minigpt_jax.report.run_page import address
-from minigpt_jax.report.say import number, setting
 
 ROWS_SHOWN = 100
-"""Configurations that the table lists."""
+"""The most configurations that the table lists."""
 HIGHLIGHTED = 3
-"""Configurations whose curves have a colour of their own."""
+"""The number of best configurations whose curves are drawn in colour."""
 
 
 def build(sweep: Sweep, folder: Path) -> Page:
-    """The page that is to lie in `folder`."""
+    """Builds the page. Its links are relative to `folder`."""
     return Page(
         f"Sweep {sweep.name}",
         lead(sweep),
@@ -30,9 +30,9 @@ def build(sweep: Sweep, folder: Path) -> Page:
                 Section("Best configuration", best(sweep)),
                 Section("Results", [results(sweep, ROWS_SHOWN)] if sweep.configurations else []),
                 Section("Loss curves", loss_curves(sweep)),
-                Section("The objective against each axis", against(sweep)),
+                Section("Objective against each axis", against(sweep)),
                 Section("Importance of each axis", importance(sweep)),
-                Section("Run it again", again(sweep)),
+                Section("Run or resume this sweep", again(sweep)),
                 Section("Files", [links(sweep, folder)]),
             )
             if section.blocks
@@ -41,15 +41,15 @@ def build(sweep: Sweep, folder: Path) -> Page:
 
 
 def again(sweep: Sweep) -> list[Block]:
-    """The sweep's command, and where a password that it lacks comes from."""
+    """The command of the sweep, and a hint at the password if one was removed from it."""
     if not sweep.command:
         return []
-    password = "*** stands for the storage's password, which is kept nowhere: give it in $PGPASSWORD or ~/.pgpass."
+    password = "*** stands for the password of the storage, which is never saved: give it in $PGPASSWORD or ~/.pgpass."
     return [Command(sweep.command), *([Text(password)] if ":***@" in sweep.command else [])]
 
 
 def lead(sweep: Sweep) -> str:
-    """How many there are of what, in one line."""
+    """One line that counts trials and configurations and names the file and the search."""
     counts = [f"{sweep.counts[status]:,} {status}" for status in STATUSES if sweep.counts[status]]
     trials = f"{len(sweep.rows):,} trials of {len(sweep.configurations):,} configurations"
     parts = [trials, ", ".join(counts), sweep.file, f"{sweep.search} search" if sweep.search else ""]
@@ -57,7 +57,7 @@ def lead(sweep: Sweep) -> str:
 
 
 def best(sweep: Sweep) -> list[Block]:
-    """The best configuration's figures, its command and a sample."""
+    """The figures of the best configuration, the command that trains it, and a sample."""
     one = sweep.best
     if one is None:
         return [Text("No trial is complete yet.")]
@@ -71,13 +71,16 @@ def best(sweep: Sweep) -> list[Block]:
         Text(f"Configuration {one.number} ({where}): {sweep.objective} {one.mean:.4f}{spread} {seeds}, {others}.")
     ]
     if sweep.figure == "bits_per_byte":
-        blocks.append(Text("Ranked by bits per byte: the axes change what a token or the text is."))
+        blocks.append(Text("Ranked by bits per byte, because the axes change the tokens or the text."))
     blocks += [Text(caveat, warning=True) for caveat in sweep.caveats]
     if any(one.count(status) for status in STATUSES[1:]):
-        blocks.append(Text("Not all of its seeds came to an end, and no other configuration's did.", warning=True))
+        blocks.append(Text("No configuration has completed all of its seeds, not even this one.", warning=True))
     if edges := at_the_edge(sweep, one):
         blocks.append(
-            Text(f"It lies at the edge of {' and of '.join(edges)}: better ones may lie beyond.", warning=True)
+            Text(
+                f"It lies at the edge of the values tried for {' and for '.join(edges)}: values beyond may be better.",
+                warning=True,
+            )
         )
     blocks.append(Command(command(sweep, one)))
     first = one.complete[0]
@@ -89,7 +92,7 @@ def best(sweep: Sweep) -> list[Block]:
 
 
 def at_the_edge(sweep: Sweep, one: Configuration) -> list[str]:
-    """Numeric axes of three values or more at whose least or greatest tried value a configuration lies."""
+    """The numeric axes, of at least three values, on which a configuration has the smallest or the largest one."""
     found = []
     for axis in sweep.axes:
         if axis.numeric:
@@ -100,13 +103,13 @@ def at_the_edge(sweep: Sweep, one: Configuration) -> list[str]:
 
 
 def results(sweep: Sweep, limit: int) -> Table:
-    """The configurations, best first."""
+    """A table of the configurations, best first."""
     found = sweep.configurations
     columns = [Column("#"), *(Column(sweep.label(axis), figures=axis.numeric) for axis in sweep.axes)]
     columns += map(Column, [sweep.objective, "±", "seeds"])
     others = ("perplexity", "bits_per_byte") if sweep.figure == "loss" else ("loss",)
     columns += [Column(name.replace("_", " "), minor=True) for name in others]
-    columns.append(Column("lost", figures=False))
+    columns.append(Column("incomplete", figures=False))
     rows = [
         [
             str(one.number),
@@ -120,16 +123,16 @@ def results(sweep: Sweep, limit: int) -> Table:
         for one in found[:limit]
     ]
     note = (
-        "Best first; a configuration that lost a seed stands after those that lost none. Loss is in nats per token. "
-        f"The {sweep.objective} is the mean over the complete seeds ± their sample standard deviation."
+        "Best first; configurations with a seed that was pruned, diverged or failed come after the others. Loss is in "
+        f"nats per token. The {sweep.objective} is the mean over the complete seeds ± their sample standard deviation."
     )
     if len(found) > limit:
-        note = f"The best {limit} of {len(found):,}; the rest are in results.csv. {note}"
+        note = f"The best {limit} of {len(found):,} configurations; results.csv has all of them. {note}"
     return Table(columns, rows, frozenset() if sweep.best is None else frozenset({0}), note)
 
 
 def loss_curves(sweep: Sweep) -> list[Block]:
-    """Every trial's curve, the best configurations' in colour."""
+    """Plots the curves of all trials, with those of the best configurations in colour."""
     read = _runs(sweep, sweep.configurations)
     if not read:
         return []
@@ -138,12 +141,13 @@ def loss_curves(sweep: Sweep) -> list[Block]:
         title = f"{curves.SPLITS[split].title()} {objective.NAMES[sweep.figure]}"
         drawn = curves.plot(trial_curves(sweep, read, split), x, title, sweep.figure)
         shown.append(Plot(f"{split}-by-{x}", f"{title} of all trials by {x}", drawn))
-    note = "Grey: all trials. In colour: the best configurations, a curve for each seed."
-    return [Plots(shown), Text(note + (" A cross ends a trial that diverged." if sweep.counts["diverged"] else ""))]
+    note = "Grey: all trials. In colour: the best configurations, with a curve for each seed."
+    crosses = " A cross marks the end of a trial that diverged." if sweep.counts["diverged"] else ""
+    return [Plots(shown), Text(note + crosses)]
 
 
 def trial_curves(sweep: Sweep, read: dict[str, runs.Run], split: str) -> list[curves.Curve]:
-    """The trials' curves, the best configurations' last, so that they lie on top."""
+    """The curves of the trials. Those of the best configurations come last, so that they are drawn on top."""
     drawn = []
     for i, one in reversed(list(enumerate(sweep.configurations))):
         for row in one.rows:
@@ -154,7 +158,7 @@ def trial_curves(sweep: Sweep, read: dict[str, runs.Run], split: str) -> list[cu
 
 
 def against(sweep: Sweep) -> list[Block]:
-    """A plot for each axis that varies, the learning rate beside each other axis, and a heat map of two lists."""
+    """Plots against each axis that varies, against the learning rate by other axes, and a heat map of two axes."""
     if sweep.best is None:
         return []
     informative = [
@@ -177,12 +181,15 @@ def against(sweep: Sweep) -> list[Block]:
     if not shown:
         return []
     several = any(len(one.scores) > 1 for one in sweep.configurations)
-    key = "Large dots: configurations' means; the largest: the best" + ("; small ones: single seeds" if several else "")
-    return [Plots(shown), Text(key + ("; crosses: diverged." if sweep.counts["diverged"] else "."))]
+    key = "Large dots: means of configurations; the largest dot: the best configuration"
+    key += ("; small dots: single seeds" if several else "") + (
+        "; crosses: configurations with a diverged seed" if sweep.counts["diverged"] else ""
+    )
+    return [Plots(shown), Text(f"{key}.")]
 
 
 def importance(sweep: Sweep) -> list[Block]:
-    """Bars, or why there are none."""
+    """A bar chart of the importances, or the reason why there are none."""
     shares, reason = importances(sweep.axes, sweep.configurations)
     if not shares:
         return [Text(reason)]
@@ -190,8 +197,8 @@ def importance(sweep: Sweep) -> list[Block]:
     return [
         Plots([Plot("importance", "Importance of each axis", axes_plots.importance(shares))]),
         Text(
-            f"By fANOVA over {used:,} configurations: the share of the objective's variance over the searched space "
-            "that an axis explains alone. What diverged has no loss and does not count."
+            f"By fANOVA over {used:,} configurations: the share of the objective's variance over the search space that "
+            "each axis explains alone. Configurations whose seeds all diverged have no loss and are not counted."
         ),
     ]
 
@@ -203,11 +210,11 @@ def links(sweep: Sweep, folder: Path) -> Links:
 
 
 def _runs(sweep: Sweep, found: Sequence[Configuration]) -> dict[str, runs.Run]:
-    """The run directories of these configurations' trials, by trial; one that is gone is left out."""
+    """The run directories of the configurations' trials, by trial. Missing ones are skipped."""
     read = {}
     for row in (row for one in found for row in one.rows):
         path = sweep.folder / str(row.get("run_dir") or Path("trials") / str(row.get("trial")))
-        # A row that is damaged, or made to have something else read, names no folder of this sweep.
+        # A row that is damaged or forged may name a folder outside this sweep, which must not be read.
         with contextlib.suppress(UserError, ValueError):
             if path.resolve().is_relative_to(sweep.folder.resolve()):
                 read[str(row.get("trial"))] = runs.read(path)

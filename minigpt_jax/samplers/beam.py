@@ -1,19 +1,21 @@
-"""Beam search: live and finished hypotheses apart, and an end that is proven.
+"""Beam search: live and finished hypotheses apart, and a proof that the search may end.
 
 Each step extends every live hypothesis by its best tokens. Of all these candidates, those that complete a stop sequence
-finish if they are among the best K; the best K of the others live on. Finished ones are scored
-log-probability / ((5 + length) / 6)^alpha and the best K kept. A row ends at its limit, where the live ones compete
-too, or as soon as no live one can come to beat the worst finished one kept, or once bans leave no token to any.
+finish if they are among the best K; the best K of the others live on. Finished hypotheses are scored by
+log-probability / ((5 + length) / 6)^alpha, and the best K are kept. A row's search ends at its limit, where the live
+hypotheses compete too; or as soon as no live one can still beat the worst finished one that is kept; or once bans leave
+no token to any.
 
-The log-probability of a token is its controlled logit less the logsumexp of the greater, token by token, of controlled
-and own logits. Bans and penalties so leave the probabilities of other tokens what the model says, and since no step can
-add anything above 0, not even with a bias in a token's favour, a live hypothesis's score is bounded from its sum alone.
+The log-probability of a token is its controlled logit minus the logsumexp of max(controlled, model's own logits), taken
+token by token. So bans and penalties leave the other tokens the probabilities that the model gives them, and no step
+adds anything above 0, not even with a bias in a token's favour: a live hypothesis's score is bounded by its sum alone.
 
-Letters: B rows, K hypotheses a row, R = B * K rows of the model's step, those of a row side by side, C candidates of
-each hypothesis, V vocabulary, M most new tokens, S = T + M positions of a history.
+Letters: B rows, K hypotheses per row, R = B * K rows of the model's step, those of a row side by side, C candidates of
+each hypothesis, V vocabulary, M most new tokens, S = T + M positions of a history, N most probable tokens to record.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +25,30 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from minigpt_jax.ops import kv_cache
-from minigpt_jax.samplers import choose, loop, processors
-from minigpt_jax.samplers.interface import Output, Prefill, Request, Step
+from minigpt_jax.samplers import loop, processors, selection
+from minigpt_jax.samplers.interface import Output, Prefill, Processor, Request, Step, TopTokens
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Texts:
+    """Hypotheses as they were built, token by token."""
+
+    tokens: Int[Array, "B K S"]
+    """Prompt, new tokens, and then anything."""
+    logprobs: Float[Array, "B K M"]
+    """The model's own log-probability of each new token."""
+    top: TopTokens | None
+    """[B K M N] each: the most probable tokens in each new one's place, if they are recorded."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Finished:
-    """The finished hypotheses of each row, best first; places that are not taken yet have a score of -inf."""
+    """The finished hypotheses of each row, best first; slots that are not taken yet have a score of -inf."""
 
     score: Float[Array, "B K"]
-    tokens: Int[Array, "B K S"]
-    """Prompt, new tokens, and then anything."""
-    logprobs: Float[Array, "B K M"]
-    """The model's own log-probability of each new token."""
+    texts: Texts
     length: Int[Array, "B K"]
     """New tokens, the stop sequence included."""
     stopped: Bool[Array, "B K"]
@@ -45,7 +57,7 @@ class Finished:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """Live hypotheses all have `step` new tokens."""
+    """The live hypotheses of a row all have its `step` new tokens."""
 
     cache: PyTree
     """R rows: all tokens of each live hypothesis."""
@@ -53,47 +65,44 @@ class State:
     """The model's, after their last tokens."""
     total: Float[Array, "B K"]
     """Sum of each live hypothesis's log-probabilities, best first; -inf: none lives here."""
-    tokens: Int[Array, "B K S"]
-    logprobs: Float[Array, "B K M"]
+    texts: Texts
     finished: Finished
     running: Bool[Array, "B"]
     """The search of the row goes on."""
-    step: Int[Array, ""]
+    step: Int[Array, "B"]
 
 
-def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int) -> State:
-    """Read the prompts; each row has one live hypothesis, with no new token."""
+def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int, top_logprobs: int) -> State:
+    """Reads the prompts; each row has one live hypothesis, with no new token."""
     logits_BV, _, cache = prefill(request.tokens, request.length)
-    blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens)
+    blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens, top_logprobs)
     wide = lambda x: jnp.repeat(x[:, None], sampler.width, axis=1)  # noqa: E731
-    nothing_BK = jnp.full(wide(blank.count).shape, -jnp.inf, jnp.float32)
-    tokens_BKS, logprobs_BKM = wide(blank.tokens), wide(blank.logprobs)
+    nothing_BK = jnp.full(wide(blank.step).shape, -jnp.inf, jnp.float32)
+    texts = Texts(*jax.tree.map(wide, (blank.tokens, blank.logprobs, blank.top)))
     return State(
         cache=blank.cache,
         logits=kv_cache.repeat(blank.logits, sampler.width),
         total=nothing_BK.at[:, 0].set(0.0),
-        tokens=tokens_BKS,
-        logprobs=logprobs_BKM,
-        finished=Finished(nothing_BK, tokens_BKS, logprobs_BKM, wide(blank.count), wide(blank.stopped)),
+        texts=texts,
+        finished=Finished(nothing_BK, texts, wide(blank.step), wide(blank.stopped)),
         running=blank.running,
         step=blank.step,
     )
 
 
-def advance(step: Step, sampler: Any, request: Request, state: State, until: Int[Array, ""]) -> State:
-    """Go on until hypotheses have `until` new tokens, or no row's search goes on."""
-
-    def unfinished(state: State) -> Array:
-        return state.running.any() & (state.step < until)
+def advance(
+    step: Step, sampler: Any, request: Request, state: State, until: int | Array, extra: Sequence[Processor]
+) -> State:
+    """Extends the hypotheses until those of every running row have `until` new tokens."""
 
     def body(state: State) -> State:
-        state = _extend(sampler, request, state)
+        state = _extend(sampler, request, state, extra)
         position_BK1 = jnp.broadcast_to(loop.last_position(request, state.step)[:, None, None], (*state.total.shape, 1))
-        tokens_R = jnp.take_along_axis(state.tokens, position_BK1, axis=2).reshape(-1)
+        tokens_R = jnp.take_along_axis(state.texts.tokens, position_BK1, axis=2).reshape(-1)
         logits_RV, _, cache = step(tokens_R, state.cache, position_BK1.reshape(-1))
         return dataclasses.replace(state, logits=logits_RV.astype(jnp.float32), cache=cache)
 
-    return lax.while_loop(unfinished, body, state)
+    return lax.while_loop(lambda state: loop.unfinished(state, until), body, state)
 
 
 def result(sampler: Any, request: Request, state: State) -> Output:
@@ -101,13 +110,14 @@ def result(sampler: Any, request: Request, state: State) -> Output:
     done = state.finished
     found_BK = done.score > -jnp.inf
     length_BK = jnp.where(found_BK, done.length, 0)
-    new_BKM = jnp.arange(done.logprobs.shape[2])[None, None] < length_BK[:, :, None]
+    new_BKM = jnp.arange(done.texts.logprobs.shape[2])[None, None] < length_BK[:, :, None]
     return Output(
-        tokens=loop.generated(request, done.tokens, request.length[:, None], new_BKM),
-        logprobs=jnp.where(new_BKM, done.logprobs, 0.0),
+        tokens=loop.generated(request.pad_id, done.texts.tokens, request.length[:, None], new_BKM),
+        logprobs=jnp.where(new_BKM, done.texts.logprobs, 0.0),
         length=length_BK,
         stopped=done.stopped & found_BK,
         score=done.score,
+        top=loop.recorded(request.pad_id, done.texts.top, new_BKM),
     )
 
 
@@ -116,82 +126,85 @@ def length_divisor(length: Any, alpha: Any) -> Any:
     return ((5.0 + length) / 6.0) ** alpha
 
 
-def _extend(sampler: Any, request: Request, state: State) -> State:
-    """One more token for every live hypothesis; their logits are still to be found."""
+def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Processor]) -> State:
+    """One more token for every live hypothesis; their logits are still to be computed."""
     rows, width = state.total.shape
-    length = state.step + 1
+    step_B1, length_B1 = state.step[:, None], state.step[:, None] + 1
     allowed_K = jnp.arange(width) < sampler.num_beams
 
     # The best tokens of each hypothesis: enough that K are left when those that complete a stop sequence are set apart.
-    history_RS, prompt_R = state.tokens.reshape(rows * width, -1), jnp.repeat(request.length, width)
-    own_RV = state.logits
-    controlled_RV = processors.control(request, own_RV, history_RS, prompt_R, state.step)
-    norm_R1 = jax.nn.logsumexp(jnp.maximum(controlled_RV, own_RV), axis=1, keepdims=True)
-    values_RC, tokens_RC = choose.top(controlled_RV, min(own_RV.shape[1], width + len(request.stops)))
-    own_RC = jnp.take_along_axis(own_RV, tokens_RC, axis=1) - jax.nn.logsumexp(own_RV, axis=1, keepdims=True)
-    stops_RC = processors.stops_at(tokens_RC, request.stops, history_RS, prompt_R, state.step)
+    wide = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), request)
+    history_RS, step_R = state.texts.tokens.reshape(rows * width, -1), jnp.repeat(state.step, width)
+    model_RV = state.logits
+    controlled_RV = processors.control(wide, model_RV, history_RS, step_R, extra)
+    norm_R1 = jax.nn.logsumexp(jnp.maximum(controlled_RV, model_RV), axis=1, keepdims=True)
+    model_norm_R1 = jax.nn.logsumexp(model_RV, axis=1, keepdims=True)
+    count = min(model_RV.shape[1], width + request.stops.shape[1])
+    values_RC, tokens_RC = selection.top(controlled_RV, count)
+    logprobs_RC = jnp.take_along_axis(model_RV, tokens_RC, axis=1) - model_norm_R1
+    stops_RC = processors.stops_at(tokens_RC, wide.stops, history_RS, wide.length, step_R)
+    top_RN = loop.most_probable(state.texts.top, model_RV, model_norm_R1[:, 0])
 
     # The candidates of a row side by side, and what becomes of a hypothesis that takes one.
     gain_BKC = (values_RC - norm_R1).reshape(rows, width, -1)
     total_BN = (state.total[:, :, None] + gain_BKC).reshape(rows, -1)
-    tokens_BN, own_BN, stops_BN = (x.reshape(rows, -1) for x in (tokens_RC, own_RC, stops_RC))
-    position_B1 = (request.length + state.step)[:, None]
+    tokens_BN, logprobs_BN, stops_BN = (x.reshape(rows, -1) for x in (tokens_RC, logprobs_RC, stops_RC))
+    row_B1, index_1K = jnp.arange(rows)[:, None], jnp.arange(width)[None]
 
-    def best(total_BN: Array) -> tuple[Array, ...]:
-        """Totals, parents, histories, log-probabilities and stops of the best K candidates."""
+    def best(total_BN: Array) -> tuple[Array, Array, Texts, Array]:
+        """Totals, parents, texts and stops of the best K candidates."""
         total_BK, candidate_BK = lax.top_k(total_BN, width)
         parent_BK = candidate_BK // gain_BKC.shape[2]
-        tokens_BKS = _take(state.tokens, parent_BK)
-        tokens_BKS = tokens_BKS.at[jnp.arange(rows)[:, None], jnp.arange(width)[None], position_B1].set(
-            _take(tokens_BN, candidate_BK)
+        put = lambda leaf, at, new: _take(leaf, parent_BK).at[row_B1, index_1K, at].set(new)  # noqa: E731
+        texts = Texts(
+            tokens=put(state.texts.tokens, request.length[:, None] + step_B1, _take(tokens_BN, candidate_BK)),
+            logprobs=put(state.texts.logprobs, step_B1, _take(logprobs_BN, candidate_BK)),
+            top=jax.tree.map(
+                lambda leaf, new_RN: put(leaf, step_B1, _take(new_RN.reshape(rows, width, -1), parent_BK)),
+                state.texts.top,
+                top_RN,
+            ),
         )
-        logprobs_BKM = _take(state.logprobs, parent_BK).at[:, :, state.step].set(_take(own_BN, candidate_BK))
-        total_BK = jnp.where(allowed_K[None], total_BK, -jnp.inf)
-        return total_BK, parent_BK, tokens_BKS, logprobs_BKM, _take(stops_BN, candidate_BK)
+        return jnp.where(allowed_K[None], total_BK, -jnp.inf), parent_BK, texts, _take(stops_BN, candidate_BK)
 
-    def finished(total_BK: Array, tokens_BKS: Array, logprobs_BKM: Array, stopped_BK: Array) -> Finished:
-        score_BK = total_BK / length_divisor(length, sampler.length_penalty)
-        return Finished(score_BK, tokens_BKS, logprobs_BKM, jnp.full(score_BK.shape, length), stopped_BK)
+    def finished(total_BK: Array, texts: Texts, length_B1: Array, stopped_BK: Array) -> Finished:
+        score_BK = total_BK / length_divisor(length_B1, sampler.length_penalty)
+        return Finished(score_BK, texts, jnp.broadcast_to(length_B1, score_BK.shape), stopped_BK)
 
-    ranked_BK, _, tokens_BKS, logprobs_BKM, stopped_BK = best(total_BN)
-    stopping = finished(jnp.where(stopped_BK, ranked_BK, -jnp.inf), tokens_BKS, logprobs_BKM, stopped_BK)
-    total_BK, parent_BK, tokens_BKS, logprobs_BKM, unstopped_BK = best(jnp.where(stops_BN, -jnp.inf, total_BN))
-    at_limit_B = length >= request.limit
-    limited = finished(jnp.where(at_limit_B[:, None], total_BK, -jnp.inf), tokens_BKS, logprobs_BKM, unstopped_BK)
+    ranked_BK, _, texts, stopped_BK = best(total_BN)
+    stopping = finished(jnp.where(stopped_BK, ranked_BK, -jnp.inf), texts, length_B1, stopped_BK)
+    total_BK, parent_BK, texts, unstopped_BK = best(jnp.where(stops_BN, -jnp.inf, total_BN))
+    at_limit_B = length_B1[:, 0] >= request.limit
+    limited = finished(jnp.where(at_limit_B[:, None], total_BK, -jnp.inf), texts, length_B1, unstopped_BK)
     # Where bans leave no hypothesis a token, the live ones end as they are.
     stuck_B = (total_BK.max(axis=1) == -jnp.inf) & (stopping.score.max(axis=1) == -jnp.inf) & (state.step > 0)
     stuck_BK = jnp.where(stuck_B[:, None] & allowed_K[None], state.total, -jnp.inf)
-    stuck = Finished(
-        stuck_BK / length_divisor(state.step, sampler.length_penalty),
-        state.tokens,
-        state.logprobs,
-        jnp.full(stuck_BK.shape, state.step),
-        jnp.zeros(stuck_BK.shape, bool),
-    )
+    stuck = finished(stuck_BK, state.texts, step_B1, jnp.zeros(stuck_BK.shape, bool))
     kept = _merge(allowed_K, state.finished, stopping, limited, stuck)
 
-    # Sums only fall, and the divisor changes one way with length: the best that may come is at one of its two ends.
-    shortest, longest = (length_divisor(n, sampler.length_penalty) for n in (length + 1, request.limit))
-    hope_B = jnp.maximum(total_BK.max(axis=1) / shortest, total_BK.max(axis=1) / longest)
+    # LossSums only fall, and the divisor changes one way with length: the best score to come is at one of its two ends.
+    shortest_B, longest_B = (
+        length_divisor(length_B, sampler.length_penalty) for length_B in (length_B1[:, 0] + 1, request.limit)
+    )
+    hope_B = jnp.maximum(total_BK.max(axis=1) / shortest_B, total_BK.max(axis=1) / longest_B)
     worst_B = jnp.min(kept.score, axis=1, where=allowed_K[None], initial=jnp.inf)
-    parent_R = (jnp.arange(rows)[:, None] * width + parent_BK).reshape(-1)
+    parent_R = (row_B1 * width + parent_BK).reshape(-1)
     return State(
-        logits=own_RV,
-        cache=kv_cache.reorder(state.cache, parent_R, used=jnp.max(request.length) + state.step),
+        logits=model_RV,
+        cache=kv_cache.reorder(state.cache, parent_R, used=jnp.max(request.length + state.step)),
         total=total_BK,
-        tokens=tokens_BKS,
-        logprobs=logprobs_BKM,
+        texts=texts,
         finished=jax.tree.map(lambda new, old: _where(state.running, new, old), kept, state.finished),
         running=state.running & ~at_limit_B & (hope_B > worst_B),
-        step=length,
+        step=state.step + state.running,
     )
 
 
 def _merge(allowed_K: Array, *groups: Finished) -> Finished:
     """The best of several groups of finished hypotheses, earlier groups first among equals."""
     pool = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *groups)
-    score_BK, place_BK = lax.top_k(pool.score, allowed_K.size)
-    best = jax.tree.map(lambda leaf: _take(leaf, place_BK), pool)
+    score_BK, index_BK = lax.top_k(pool.score, allowed_K.size)
+    best = jax.tree.map(lambda leaf: _take(leaf, index_BK), pool)
     return dataclasses.replace(best, score=jnp.where(allowed_K[None], score_BK, -jnp.inf))
 
 

@@ -1,4 +1,4 @@
-"""Contrastive search (Su et al. 2022): probable, but unlike what has been said.
+"""Contrastive search (Su et al. 2022): probable tokens that are unlike the text so far.
 
 Of the k most probable tokens v the one with the greatest (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) is taken, where
 h_v is the model's last hidden state at v, if v came next, and j runs over the prompt and all tokens since. The k
@@ -6,22 +6,23 @@ candidates of a row are one batched step of the model, and the step of the one t
 
 p(v) is the model's own probability in the full vocabulary; bans and penalties act on it as in beam search.
 
-Letters: B rows, K candidates a row, R = B * K rows of the model's step, those of a row side by side, V vocabulary,
+Letters: B rows, K candidates per row, R = B * K rows of the model's step, those of a row side by side, V vocabulary,
 M most new tokens, S = T + M positions of a history, D width.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from minigpt_jax.ops import kv_cache
-from minigpt_jax.samplers import choose, loop, processors
-from minigpt_jax.samplers.interface import Prefill, Request, Step
+from minigpt_jax.samplers import loop, processors, selection
+from minigpt_jax.samplers.interface import Prefill, Processor, Request, Step
 
 
 @jax.tree_util.register_dataclass
@@ -33,30 +34,29 @@ class State(loop.State):
     """The hidden state at each token, of length 1."""
 
 
-def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int) -> State:
-    """Read the prompts; no token is picked yet."""
+def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int, top_logprobs: int) -> State:
+    """Reads the prompts; no token is picked yet."""
     logits_BV, hidden_BTD, cache = prefill(request.tokens, request.length)
-    blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens)
+    blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens, top_logprobs)
     return State(**vars(blank), hidden=jnp.pad(_unit(hidden_BTD), ((0, 0), (0, max_new_tokens), (0, 0))))
 
 
-def advance(step: Step, sampler: Any, request: Request, state: State, until: Int[Array, ""]) -> State:
-    """Go on until rows have `until` new tokens, or none runs any more."""
-
-    def unfinished(state: State) -> Array:
-        return state.running.any() & (state.step < until)
-
-    return lax.while_loop(unfinished, lambda state: _pick(step, sampler, request, state), state)
+def advance(
+    step: Step, sampler: Any, request: Request, state: State, until: int | Array, extra: Sequence[Processor]
+) -> State:
+    """Picks tokens until every running row has `until` of them."""
+    pick = lambda state: _pick(step, sampler, request, state, extra)  # noqa: E731
+    return lax.while_loop(lambda state: loop.unfinished(state, until), pick, state)
 
 
 result = loop.result
 
 
-def _pick(step: Step, sampler: Any, request: Request, state: State) -> State:
+def _pick(step: Step, sampler: Any, request: Request, state: State, extra: Sequence[Processor]) -> State:
     rows, width = state.tokens.shape[0], sampler.width
-    controlled_BV = processors.control(request, state.logits, state.tokens, request.length, state.step)
+    controlled_BV = processors.control(request, state.logits, state.tokens, state.step, extra)
     norm_B1 = jax.nn.logsumexp(jnp.maximum(controlled_BV, state.logits), axis=1, keepdims=True)
-    values_BK, tokens_BK = choose.top(controlled_BV, width)
+    values_BK, tokens_BK = selection.top(controlled_BV, width)
 
     # Each candidate as if it came next. Rows at rest stay within their limit.
     position_B = request.length + jnp.clip(state.step, 0, jnp.maximum(request.limit - 1, 0))
@@ -65,8 +65,8 @@ def _pick(step: Step, sampler: Any, request: Request, state: State) -> State:
     hidden_BKD = _unit(hidden_RD).reshape(rows, width, -1)
 
     alike_BKS = jnp.einsum("bkd,bsd->bks", hidden_BKD, state.hidden, precision=lax.Precision.HIGHEST)
-    said_BS = jnp.arange(state.hidden.shape[1])[None] < (request.length + state.step)[:, None]
-    alike_BK = jnp.max(alike_BKS, axis=2, where=said_BS[:, None], initial=-1.0)
+    known_BS = jnp.arange(state.hidden.shape[1])[None] < (request.length + state.step)[:, None]
+    alike_BK = jnp.max(alike_BKS, axis=2, where=known_BS[:, None], initial=-1.0)
     score_BK = (1 - sampler.alpha) * jnp.exp(values_BK - norm_B1) - sampler.alpha * alike_BK
     candidate_BK = (jnp.arange(width) < sampler.k)[None] & (values_BK > -jnp.inf)
     chosen_B = jnp.argmax(jnp.where(candidate_BK, score_BK, -jnp.inf), axis=1)
@@ -75,7 +75,7 @@ def _pick(step: Step, sampler: Any, request: Request, state: State) -> State:
     chosen_R = jnp.repeat(row_B * width + chosen_B, width)
     return dataclasses.replace(
         loop.append(request, state, tokens_BK[row_B, chosen_B], values_BK[row_B, chosen_B] > -jnp.inf),
-        # All rows of a group hold one context, so only the new token has to be handed round.
+        # All rows of a group hold one context, so only the new token has to be copied to the others.
         cache=kv_cache.adopt(cache, chosen_R, position_R),
         logits=logits_RV[chosen_R[::width]].astype(jnp.float32),
         hidden=state.hidden.at[row_B, position_B].set(hidden_BKD[row_B, chosen_B]),

@@ -1,16 +1,16 @@
 """What a caller asks for and what comes back: the data that every method of sampling shares.
 
-Letters: B rows (prompts), T prompt positions, V vocabulary, M most new tokens, K hypotheses a row, E stop sequences,
-L their greatest length, D width.
+Letters: B rows (prompts), T prompt positions, S positions of a row's history (prompt and new tokens), V vocabulary,
+M most new tokens, K hypotheses per row, E stop sequences, L their greatest length, D width.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt
 
 from minigpt_jax import rng
 from minigpt_jax.errors import UserError
@@ -25,18 +25,26 @@ A cache is any pytree with rows first in every leaf; it needs room for prompt an
 """
 
 Step = Callable[[Int[Array, "B"], PyTree, Int[Array, "B"]], tuple[Float[Array, "B V"], Float[Array, "B D"], PyTree]]
-"""(one token a row, the cache, the tokens' positions) -> logits after them, hidden states, and the cache with them.
+"""(one token per row, the cache, the tokens' positions) -> logits after them, hidden states, and the cache with them.
 
 It is called for B rows, or for B times as many as there are beams or candidates, those of a row side by side.
+"""
+
+Processor = Callable[[Float[Array, "B V"], Int[Array, "B S"], Int[Array, "B"], Int[Array, "B"]], Float[Array, "B V"]]
+"""(logits, histories, lengths of the prompts, tokens generated since) -> logits: a logit processor of the user's own.
+
+A pure function that JAX can trace. Of a history the first length + step tokens count. It is called after penalties,
+bias and bans and before the temperature; by beam search with a row for each hypothesis.
 """
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """Prompts, and what is asked of every method alike. All of it is traced: changing a value compiles nothing.
+    """Prompts, and what is asked of every method alike, row by row, so that rows of several callers share a batch.
 
-    Make one with `request`, which fills in the neutral values, checks, and settles the types.
+    All of it is traced: changing a value compiles nothing. Make one with `request`, which fills in the neutral values,
+    checks them and settles their types; `concatenate` makes one of several.
     """
 
     tokens: Int[Array, "B T"]
@@ -44,35 +52,42 @@ class Request:
     length: Int[Array, "B"]
     """Tokens in each prompt."""
     limit: Int[Array, "B"]
-    """Most new tokens of each row, not more than the M that the program has room for; 0: none, a row of padding."""
-    row_id: Int[Array, "B"]
+    """Most new tokens, no more than the M that the program has room for; 0: none, a row of padding."""
+    row_id: UInt[Array, "B"]
     """With the seed and the position, what a row's random draws depend on."""
-    copy: Int[Array, "B"]
+    copy: UInt[Array, "B"]
     """Which of several texts of one prompt the row is, from 0 on: folded into the key of its draws."""
-    seed: Int[Array, "2"]
+    seed: UInt[Array, "B 2"]
     """A seed as `rng.words` gives it."""
-    pad_id: Int[Array, ""]
-    """What tokens after a row's end are."""
-    stops: Int[Array, "E L"]
+    pad_id: Int[Array, "B"]
+    """The token that fills a row after its end."""
+    stops: Int[Array, "B E L"]
     """Token sequences, any of which among a row's new tokens ends it; -1 after each one's end."""
-    min_new_tokens: Int[Array, ""]
+    min_new_tokens: Int[Array, "B"]
     """No stop sequence ends among a row's first so many new tokens."""
-    repetition_penalty: Float[Array, ""]
+    repetition_penalty: Float[Array, "B"]
     """Divides the positive and multiplies the negative logits of all tokens in the row, prompt included; 1: none."""
-    presence_penalty: Float[Array, ""]
+    presence_penalty: Float[Array, "B"]
     """Subtracted from the logits of tokens that have been generated in the row; 0: none."""
-    frequency_penalty: Float[Array, ""]
+    frequency_penalty: Float[Array, "B"]
     """Subtracted from a token's logit for each time that it has been generated in the row; 0: none."""
-    no_repeat_ngram: Int[Array, ""]
+    no_repeat_ngram: Int[Array, "B"]
     """No n-gram of this size comes twice in a row, prompt included; 0: they may."""
-    logit_bias: Float[Array, "V"]
-    """Added to the logits; -inf bans a token. A row that bans leave no token ends before its limit."""
+    logit_bias: Float[Array, "B V"]
+    """Added to the logits; -inf bans a token. A row to which bans leave no token ends before its limit."""
+
+
+class TopTokens(NamedTuple):
+    """The most probable tokens at each new token's place, by the model's own distribution, best first."""
+
+    tokens: Int[Array, "*rows N"]
+    logprobs: Float[Array, "*rows N"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Output:
-    """New tokens of K hypotheses a row, best first; K is 1 but for beam search.
+    """New tokens of K hypotheses per row, best first; K is 1 except for beam search.
 
     Where beam search has found fewer than K, the last have a score of -inf and no tokens.
     """
@@ -87,6 +102,8 @@ class Output:
     """Whether a stop sequence ended the text; else its limit did, or it has not ended yet."""
     score: Float[Array, "B K"]
     """Beam search: what it ranks by. Others: the sum of the log-probabilities."""
+    top: TopTokens | None = None
+    """[B K M N] each, if asked for; padding and 0 after the new tokens."""
 
 
 def request(
@@ -97,81 +114,123 @@ def request(
     width: int | None = None,
     row_ids: Sequence[int] | None = None,
     copies: Sequence[int] | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     pad_id: int = 0,
     stops: Sequence[Sequence[int]] = (),
-    min_new_tokens: int = 0,
-    repetition_penalty: float = 1.0,
-    presence_penalty: float = 0.0,
-    frequency_penalty: float = 0.0,
-    no_repeat_ngram: int = 0,
+    min_new_tokens: int | Sequence[int] = 0,
+    repetition_penalty: float | Sequence[float] = 1.0,
+    presence_penalty: float | Sequence[float] = 0.0,
+    frequency_penalty: float | Sequence[float] = 0.0,
+    no_repeat_ngram: int | Sequence[int] = 0,
     logit_bias: Any = None,
 ) -> Request:
     """A request with checked values of settled types, as NumPy arrays.
 
-    Args:
-      prompts: token ids of each prompt, one at least.
-      vocabulary_size: V.
-      max_new_tokens: the limit on new tokens, for all rows or for each.
-      width: T, to which prompts are padded; the longest prompt by default.
-      row_ids: 0, 1, 2 ... by default; 32 bits each.
-      copies: 0 for all rows by default.
-      logit_bias: [V] numbers, or None.
+    A number stands for all rows; where a sequence is allowed, it has one for each row.
 
-    The rest is as in `Request`. Stops are padded to sizes that nearby numbers of them share.
+    Args:
+        prompts: token ids of each prompt, at least one.
+        vocabulary_size: V.
+        max_new_tokens: the limit on new tokens.
+        width: T, to which prompts are padded; the longest prompt by default.
+        row_ids: 0, 1, 2 ... by default; 32 bits each.
+        copies: 0 for all rows by default.
+        stops: the same for all rows, padded to sizes that nearby numbers of them share. Rows that stop at different
+            sequences are requests of their own, to be put together by `concatenate`.
+        logit_bias: [V] or [B V] numbers, or None.
+
+    The rest is as in `Request`.
 
     Raises:
-      UserError: a value that cannot be; the text names the command line's flag for it.
+        UserError: a value that is not allowed; the line names the command line's flag for it.
     """
-    if min_new_tokens < 0:
-        raise UserError(f"--min-new-tokens {min_new_tokens} is negative: give 0 or more")
+    for value in np.ravel(min_new_tokens):
+        if value < 0:
+            raise UserError(f"--min-new-tokens {value} is negative: give 0 or more")
     # Beyond these bounds a penalised logit overflows float32.
-    if not 1 / GREATEST_PENALTY <= repetition_penalty <= GREATEST_PENALTY:
-        raise UserError(
-            f"--repetition-penalty {repetition_penalty} must lie between {1 / GREATEST_PENALTY:g} and "
-            f"{GREATEST_PENALTY:,.0f}: 1 means none, more repeats less"
-        )
-    for name, penalty in (("presence", presence_penalty), ("frequency", frequency_penalty)):
-        if not -GREATEST_PENALTY <= penalty <= GREATEST_PENALTY:
+    for penalty in np.ravel(repetition_penalty):
+        if not 1 / GREATEST_PENALTY <= penalty <= GREATEST_PENALTY:
             raise UserError(
-                f"--{name}-penalty {penalty} must lie between -{GREATEST_PENALTY:,.0f} and {GREATEST_PENALTY:,.0f}: "
-                "0 means none, more repeats less"
+                f"--repetition-penalty {penalty} must lie between {1 / GREATEST_PENALTY:g} and "
+                f"{GREATEST_PENALTY:,.0f}: 1 means none, more repeats less"
             )
-    if no_repeat_ngram < 0:
-        raise UserError(f"--no-repeat-ngram {no_repeat_ngram} is negative: give a size, or 0 for none")
+    for name, penalties in (("presence", presence_penalty), ("frequency", frequency_penalty)):
+        for penalty in np.ravel(penalties):
+            if not -GREATEST_PENALTY <= penalty <= GREATEST_PENALTY:
+                raise UserError(
+                    f"--{name}-penalty {penalty} must lie between -{GREATEST_PENALTY:,.0f} and "
+                    f"{GREATEST_PENALTY:,.0f}: 0 means none, more repeats less"
+                )
+    for size in np.ravel(no_repeat_ngram):
+        if size < 0:
+            raise UserError(f"--no-repeat-ngram {size} is negative: give a size, or 0 for none")
     for stop in stops:
         if not len(stop) or not all(0 <= token < vocabulary_size for token in stop):
             raise UserError(f"--stop {list(stop)} is no token sequence: give one id or more below {vocabulary_size}")
+    if row_ids is not None and not all(0 <= row < 2**32 for row in row_ids):
+        raise UserError("row_ids: give whole numbers from 0 to 4,294,967,295, on which a row's random draws depend")
+    rows = len(prompts)
+    length = np.array([len(prompt) for prompt in prompts], np.int32)
+    if not length.all():
+        raise ValueError("a prompt has no token: give it the one that texts begin with")
+
+    def by_row(value: Any, dtype: Any) -> np.ndarray:
+        return np.broadcast_to(np.asarray(value, dtype), (rows,)).copy()
+
+    stops_EL = _padded(stops, _size(len(stops)), _size(max(map(len, stops), default=0)), -1)
+    fields: dict[str, Any] = dict(
+        tokens=_padded(prompts, rows, max(length) if width is None else width, pad_id),
+        length=length,
+        limit=by_row(max_new_tokens, np.int32),
+        row_id=by_row(range(rows) if row_ids is None else row_ids, np.uint32),
+        copy=by_row(0 if copies is None else copies, np.uint32),
+        seed=np.stack([rng.words(int(one)) for one in ([seed] * rows if np.ndim(seed) == 0 else seed)]),  # pyright: ignore[reportGeneralTypeIssues]
+        pad_id=by_row(pad_id, np.int32),
+        stops=np.repeat(stops_EL[None], rows, axis=0),
+        min_new_tokens=by_row(min_new_tokens, np.int32),
+        repetition_penalty=by_row(repetition_penalty, np.float32),
+        presence_penalty=by_row(presence_penalty, np.float32),
+        frequency_penalty=by_row(frequency_penalty, np.float32),
+        no_repeat_ngram=by_row(no_repeat_ngram, np.int32),
+        logit_bias=np.broadcast_to(_checked_bias(logit_bias, vocabulary_size), (rows, vocabulary_size)).copy(),
+    )
+    return Request(**fields)
+
+
+def concatenate(requests: Sequence[Request]) -> Request:
+    """One request of the rows of several, whose vocabularies are of one size, on the host."""
+
+    def join(fill: int, *leaves: Any) -> np.ndarray:
+        shape = np.max([leaf.shape[1:] for leaf in leaves], axis=0)
+        pads = [[(0, 0), *((0, most - size) for most, size in zip(shape, x.shape[1:], strict=True))] for x in leaves]
+        return np.concatenate([np.pad(x, pad, constant_values=fill) for x, pad in zip(leaves, pads, strict=True)])
+
+    fields = {name: [getattr(one, name) for one in requests] for name in vars(requests[0])}
+    joined: dict[str, Any] = {name: join(-1 if name == "stops" else 0, *leaves) for name, leaves in fields.items()}
+    return Request(**joined)
+
+
+def bucket(n: int) -> int:
+    """n rounded up, so that nearby numbers share a program: 1, 2, 4, 6 .. 16, 20, 24 .. 32, 40, 48 .."""
+    grain = 1 if n <= 2 else 1 << max(1, (n - 1).bit_length() - 3)
+    return max(1, -(-n // grain) * grain)
+
+
+def _checked_bias(logit_bias: Any, vocabulary_size: int) -> np.ndarray:
     bias = np.zeros(vocabulary_size) if logit_bias is None else np.asarray(logit_bias)
-    finite = bias[bias > -np.inf] if bias.shape == (vocabulary_size,) else bias[:0]
-    if not finite.size or np.isnan(bias).any() or np.abs(finite).max() > GREATEST_BIAS:
+    shaped = 1 <= bias.ndim <= 2 and bias.shape[-1] == vocabulary_size
+    finite = bias > -np.inf
+    if (
+        not shaped
+        or not finite.any(axis=-1).all()
+        or np.isnan(bias).any()
+        or np.abs(bias[finite]).max() > GREATEST_BIAS
+    ):
         raise UserError(
             f"--logit-bias: give {vocabulary_size} numbers, one per token, between -{GREATEST_BIAS:,.0f} and "
             f"{GREATEST_BIAS:,.0f}, or -inf to ban it, and leave at least one token allowed"
         )
-    if row_ids is not None and not all(0 <= row < 2**32 for row in row_ids):
-        raise UserError("row_ids: give whole numbers from 0 to 4,294,967,295, on which a row's random draws depend")
-    length = np.array([len(prompt) for prompt in prompts], np.int32)
-    if not length.all():
-        raise ValueError("a prompt has no token: give it the one that texts begin with")
-    tokens = _padded(prompts, len(prompts), max(length) if width is None else width, pad_id)
-    fields: dict[str, Any] = dict(
-        tokens=tokens,
-        length=length,
-        limit=np.broadcast_to(np.asarray(max_new_tokens, np.int32), length.shape).copy(),
-        row_id=np.arange(len(prompts), dtype=np.uint32) if row_ids is None else np.asarray(row_ids).astype(np.uint32),
-        copy=np.zeros(len(prompts), np.uint32) if copies is None else np.asarray(copies).astype(np.uint32),
-        seed=rng.words(seed),
-        pad_id=np.int32(pad_id),
-        stops=_padded(stops, _size(len(stops)), _size(max(map(len, stops), default=0)), -1),
-        min_new_tokens=np.int32(min_new_tokens),
-        repetition_penalty=np.float32(repetition_penalty),
-        presence_penalty=np.float32(presence_penalty),
-        frequency_penalty=np.float32(frequency_penalty),
-        no_repeat_ngram=np.int32(no_repeat_ngram),
-        logit_bias=bias.astype(np.float32),
-    )
-    return Request(**fields)
+    return bias.astype(np.float32)
 
 
 def _padded(sequences: Sequence[Sequence[int]], rows: int, width: int, fill: int) -> np.ndarray:

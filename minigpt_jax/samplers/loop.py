@@ -1,9 +1,11 @@
-"""The while_loop of the methods that pick one token a row at a time.
+"""The while_loop of the methods that pick one token per row at a time.
 
-Letters: B rows, T prompt positions, V vocabulary, M most new tokens, S = T + M positions of a row's history.
+Letters: B rows, T prompt positions, V vocabulary, M most new tokens, S = T + M positions of a row's history, N most
+probable tokens to record.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,14 +15,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from minigpt_jax import rng
-from minigpt_jax.samplers import processors
-from minigpt_jax.samplers.interface import Output, Prefill, Request, Step
+from minigpt_jax.errors import UserError
+from minigpt_jax.samplers import processors, selection
+from minigpt_jax.samplers.interface import Output, Prefill, Processor, Request, Step, TopTokens
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """What changes from token to token. Running rows have all generated `step` tokens, the others are at rest."""
+    """What changes from token to token. Every leaf has rows first, and rows may have generated different numbers."""
 
     cache: PyTree
     """All tokens of each row."""
@@ -30,34 +33,33 @@ class State:
     """Prompt, new tokens, padding."""
     logprobs: Float[Array, "B M"]
     """The model's own log-probability of each new token."""
-    count: Int[Array, "B"]
+    top: TopTokens | None
+    """[B M N] each: the most probable tokens in each new one's place, if they are recorded."""
+    step: Int[Array, "B"]
     """New tokens."""
     stopped: Bool[Array, "B"]
     """A stop sequence is complete."""
     running: Bool[Array, "B"]
     """There are tokens to come."""
-    step: Int[Array, ""]
-    """Tokens that each running row has generated."""
 
 
 AnyState = TypeVar("AnyState", bound=State)
 
 
-def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int) -> State:
-    """Read the prompts; no token is picked yet."""
+def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int, top_logprobs: int) -> State:
+    """Reads the prompts; no token is picked yet."""
     logits_BV, _, cache = prefill(request.tokens, request.length)
-    return blank(request, logits_BV, cache, max_new_tokens)
+    return blank(request, logits_BV, cache, max_new_tokens, top_logprobs)
 
 
-def advance(step: Step, sampler: Any, request: Request, state: State, until: Int[Array, ""]) -> State:
-    """Go on until rows have `until` new tokens, or none runs any more."""
-
-    def unfinished(state: State) -> Array:
-        return state.running.any() & (state.step < until)
+def advance(
+    step: Step, sampler: Any, request: Request, state: State, until: int | Array, extra: Sequence[Processor]
+) -> State:
+    """Picks tokens until every running row has `until` of them."""
 
     def body(state: State) -> State:
-        controlled_BV = processors.control(request, state.logits, state.tokens, request.length, state.step)
-        picked_B = sampler.pick(controlled_BV, keys(request, state.step))
+        controlled_BV = processors.control(request, state.logits, state.tokens, state.step, extra)
+        picked_B = _picked(sampler, controlled_BV, keys(request, state.step))
         # Where nothing is allowed, whatever was picked has a logit of -inf.
         allowed_B = controlled_BV[jnp.arange(picked_B.size), picked_B] > -jnp.inf
         state = append(request, state, picked_B, allowed_B)
@@ -68,72 +70,119 @@ def advance(step: Step, sampler: Any, request: Request, state: State, until: Int
         logits_BV, _, cache = step(tokens_B, state.cache, position_B)
         return dataclasses.replace(state, logits=logits_BV.astype(jnp.float32), cache=cache)
 
-    return lax.while_loop(unfinished, body, state)
+    return lax.while_loop(lambda state: unfinished(state, until), body, state)
 
 
 def result(sampler: Any, request: Request, state: State) -> Output:
     """The tokens so far."""
-    new_BM = jnp.arange(state.logprobs.shape[1])[None] < state.count[:, None]
+    new_BM = jnp.arange(state.logprobs.shape[1])[None] < state.step[:, None]
     return Output(
-        tokens=generated(request, state.tokens, request.length, new_BM)[:, None],
+        tokens=generated(request.pad_id, state.tokens, request.length, new_BM)[:, None],
         logprobs=state.logprobs[:, None],
-        length=state.count[:, None],
+        length=state.step[:, None],
         stopped=state.stopped[:, None],
         score=state.logprobs.sum(axis=1)[:, None],
+        top=recorded(request.pad_id, jax.tree.map(lambda leaf: leaf[:, None], state.top), new_BM[:, None]),
     )
 
 
-def blank(request: Request, logits: Float[Array, "B V"], cache: PyTree, max_new_tokens: int) -> State:
+def blank(
+    request: Request, logits: Float[Array, "B V"], cache: PyTree, max_new_tokens: int, top_logprobs: int
+) -> State:
     """The state before the first token."""
     rows, width = request.tokens.shape
     position_1T = jnp.arange(width)[None]
-    prompt_BT = jnp.where(position_1T < request.length[:, None], request.tokens, request.pad_id)
+    pad_B1 = request.pad_id[:, None]
+    prompt_BT = jnp.where(position_1T < request.length[:, None], request.tokens, pad_B1)
+    record = (rows, max_new_tokens, top_logprobs)
     return State(
         cache=cache,
         logits=logits.astype(jnp.float32),
-        tokens=jnp.pad(prompt_BT, ((0, 0), (0, max_new_tokens)), constant_values=request.pad_id),
+        tokens=jnp.concatenate([prompt_BT, jnp.broadcast_to(pad_B1, (rows, max_new_tokens))], axis=1),
         logprobs=jnp.zeros((rows, max_new_tokens), jnp.float32),
-        count=jnp.zeros(rows, jnp.int32),
+        top=TopTokens(jnp.zeros(record, jnp.int32), jnp.zeros(record, jnp.float32)) if top_logprobs else None,
+        step=jnp.zeros(rows, jnp.int32),
         stopped=jnp.zeros(rows, bool),
-        running=jnp.asarray(request.limit) > 0,
-        step=jnp.zeros((), jnp.int32),
+        running=request.limit > 0,
     )
 
 
-def keys(request: Request, step: Int[Array, ""]) -> Key[Array, "B"]:
-    """The key of each row's next draw: a function of the seed, the row's id, its copy and the position alone."""
-    key_B = rng.at(rng.stream(request.seed, "sample"), request.row_id, request.length + step)
-    return jnp.where(jnp.asarray(request.copy) > 0, rng.at(key_B, request.copy), key_B)
+def unfinished(state: Any, until: int | Array) -> Bool[Array, ""]:
+    """Whether a running row has fewer than `until` new tokens."""
+    return jnp.any(state.running & (state.step < until))
+
+
+def keys(request: Request, step: Int[Array, "B"]) -> Key[Array, "B"]:
+    """The key of each row's next draw: a function of the row's seed, id, copy and position alone."""
+    stream_B = jax.vmap(lambda seed: rng.stream(seed, "sample"))(request.seed)
+    key_B = rng.at(stream_B, request.row_id, request.length + step)
+    return jnp.where(request.copy > 0, rng.at(key_B, request.copy), key_B)
 
 
 def append(request: Request, state: AnyState, tokens: Int[Array, "B"], allowed: Bool[Array, "B"]) -> AnyState:
-    """Give each running row its next token, and see which rows end with it.
+    """Gives each running row its next token, and finds the rows that end with it.
 
     A row whose token is not `allowed`, since bans leave it none, ends without it.
     """
-    state = dataclasses.replace(state, running=state.running & allowed)
+    running_B = state.running & allowed
     stops_B = processors.stops_at(tokens[:, None], request.stops, state.tokens, request.length, state.step)[:, 0]
-    stops_B &= state.running
+    stops_B &= running_B
     rows = jnp.arange(tokens.shape[0])
-    logprobs_B = state.logits[rows, tokens] - jax.nn.logsumexp(state.logits, axis=1)
-    kept = lambda new, rest: jnp.where(state.running, new, rest)  # noqa: E731
+    norm_B = jax.nn.logsumexp(state.logits, axis=1)
+    # Of a row at rest, what stands after its last token may be written anew, in the same way.
     return dataclasses.replace(
         state,
-        tokens=state.tokens.at[rows, request.length + state.step].set(kept(tokens, request.pad_id)),
-        logprobs=state.logprobs.at[:, state.step].set(kept(logprobs_B, 0.0)),
-        count=state.count + state.running,
+        tokens=state.tokens.at[rows, request.length + state.step].set(jnp.where(running_B, tokens, request.pad_id)),
+        logprobs=state.logprobs.at[rows, state.step].set(
+            jnp.where(running_B, state.logits[rows, tokens] - norm_B, 0.0)
+        ),
+        top=jax.tree.map(
+            lambda seen, new: seen.at[rows, state.step].set(new),
+            state.top,
+            most_probable(state.top, state.logits, norm_B),
+        ),
+        step=state.step + running_B,
         stopped=state.stopped | stops_B,
-        running=state.running & ~stops_B & (state.step + 1 < request.limit),
-        step=state.step + 1,
+        running=running_B & ~stops_B & (state.step + 1 < request.limit),
     )
 
 
-def last_position(request: Request, step: Array) -> Array:
-    """Position of each running row's newest token after `step` of them; some position within reach for the others."""
+def most_probable(top: TopTokens | None, logits: Float[Array, "B V"], norm: Float[Array, "B"]) -> TopTokens | None:
+    """The most probable tokens [B N] to be recorded for the next place; None where `top`, the record, is None."""
+    if top is None:
+        return None
+    values_BN, tokens_BN = selection.top(logits, top.tokens.shape[-1])
+    return TopTokens(tokens_BN, values_BN - norm[:, None])
+
+
+def recorded(pad_id: Int[Array, "B"], top: TopTokens | None, new: Bool[Array, "B K M"]) -> TopTokens | None:
+    """The record [B K M N] with padding in place of what is not new."""
+    if top is None:
+        return None
+    return TopTokens(
+        jnp.where(new[..., None], top.tokens, pad_id[:, None, None, None]),
+        jnp.where(new[..., None], top.logprobs, 0.0),
+    )
+
+
+def last_position(request: Request, step: Int[Array, "B"]) -> Int[Array, "B"]:
+    """The position of each running row's newest token; some position within its limit for the others."""
     return jnp.maximum(request.length + jnp.clip(step, 0, request.limit - 1) - 1, 0)
 
 
-def generated(request: Request, tokens: Array, length: Array, new: Array) -> Array:
+def generated(pad_id: Array, tokens: Array, length: Array, new: Array) -> Array:
     """The new tokens of rows of tokens [.., S], and padding where `new` [.., M] is false."""
     position = length[..., None] + jnp.arange(new.shape[-1]).reshape(*[1] * length.ndim, -1)
-    return jnp.where(new, jnp.take_along_axis(tokens, position, axis=-1), request.pad_id)
+    pad = pad_id.reshape(-1, *[1] * (new.ndim - 1))
+    return jnp.where(new, jnp.take_along_axis(tokens, position, axis=-1), pad)
+
+
+def _picked(sampler: Any, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
+    """What the sampler picks, checked while it is traced, since `pick` may be a user's own."""
+    picked = jnp.asarray(sampler.pick(logits, key))
+    if picked.shape != key.shape or not jnp.issubdtype(picked.dtype, jnp.integer):
+        raise UserError(
+            f"{sampler.name}.pick returned {picked.dtype}{list(picked.shape)}: it must return one token id per row, "
+            f"a whole number each, as an array of shape {list(key.shape)}"
+        )
+    return picked.astype(jnp.int32)

@@ -1,8 +1,4 @@
-"""The methods of choosing the next token, as frozen dataclasses that are pytrees.
-
-Their settings are leaves, so that a jitted program takes them as arguments and changing one compiles nothing. Only the
-width of a beam and the candidates of contrastive search are shapes too, and those are bucketed.
-"""
+"""The methods of choosing the next token. See `base.Sampler` for how to add one of your own."""
 
 import dataclasses
 import difflib
@@ -11,136 +7,143 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
-import jax
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from minigpt_jax.errors import UserError
-from minigpt_jax.samplers import beam, choose, contrastive, loop, processors
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """What all methods share."""
-
-    name: ClassVar[str]
-    """What the command line calls the method."""
-    driver: ClassVar[ModuleType] = loop
-    """The module whose start, advance and result run the method."""
-    width: int = field(default=1, init=False, repr=False)
-    """Rows of the model's step for each row of the request: the one thing about a method that is a shape."""
-
-    def validate(self, vocabulary_size: int) -> None:
-        """Check the settings, before anything is compiled.
-
-        Raises:
-          UserError: a setting that cannot be; the text names the command line's flag for it.
-        """
+from minigpt_jax.samplers import beam, contrastive, selection, truncation
+from minigpt_jax.samplers.base import Sampler
+from minigpt_jax.samplers.interface import bucket
 
 
 @dataclass(frozen=True)
 class Greedy(Sampler):
     """The most probable token."""
 
+    name: ClassVar[str] = "greedy"
+    draws: ClassVar[bool] = False
+
     def pick(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        """One token a row, from logits that penalties, bias and bans have been through."""
-        return choose.argmax(logits)
+        return selection.argmax(logits)
 
 
-class Drawn(Sampler):
-    """A token drawn from softmax(logits / temperature), of which a method may keep the better part only.
+@dataclass(frozen=True)
+class Random(Sampler):
+    """A token drawn from softmax(logits / temperature), of which filters may leave only the better part.
 
-    Temperature 0 is the limit, greedy.
+    A filter that is None is off. The others apply in the order in which they stand here, Hugging Face's order, each to
+    the probabilities that those before it leave, with their sum made 1 again:
+
+    Attributes:
+        temperature: below 1 makes probable tokens more probable; 0 is the limit, greedy.
+        top_k: the k most probable tokens.
+        top_p: the fewest tokens whose probabilities reach p.
+        min_p: tokens at least p times as probable as the most probable one.
+        typical_p: the fewest tokens, those of most nearly the expected surprise first, whose probabilities reach p.
     """
 
-    temperature: float
-
-    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        """One token a row, from logits that are divided by the temperature already."""
-        return choose.draw(logits, key)
+    name: ClassVar[str] = "random"
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
 
     def pick(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        """One token a row, from logits that penalties, bias and bans have been through, by that row's key."""
+        def truncate(logits: Array) -> tuple[Array, selection.TokenFilter | None]:
+            return truncation.truncate(logits, self.top_k, self.top_p, self.min_p, self.typical_p)
 
         def drawn(logits: Array) -> Array:
             scaled = (logits - logits.max(axis=1, keepdims=True)) / self.temperature
-            return self.draw(scaled, key)
+            return selection.draw(scaled, key, truncate)
 
-        return lax.cond(self.temperature > 0, drawn, choose.argmax, logits)
+        return lax.cond(self.temperature > 0, drawn, selection.argmax, logits)
 
     def validate(self, vocabulary_size: int) -> None:
-        # Outside these bounds logits divided by the temperature leave the range of float32.
-        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
-            raise UserError(
-                f"--temperature {self.temperature} cannot be: give 0 (greedy), or a number from 0.000001 to 1,000,000"
-            )
+        _check_temperature(self.temperature)
+        if self.top_k is not None:
+            _check_count("--top-k", self.top_k, vocabulary_size)
+        for name in ("top_p", "min_p", "typical_p"):
+            if (share := getattr(self, name)) is not None:
+                _check_share("--" + name.replace("_", "-"), share)
+
+
+class _Filtered(Sampler):
+    """Shorthand for `Random` with a single filter."""
+
+    temperature: float
+
+    def as_random(self) -> Random:
+        raise NotImplementedError
+
+    def pick(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
+        return self.as_random().pick(logits, key)
 
 
 @dataclass(frozen=True)
-class Random(Drawn):
-    """Any token, as probable as it is."""
+class TopK(_Filtered):
+    """One of the k most probable tokens: `Random(temperature, top_k=k)`."""
 
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True)
-class TopK(Drawn):
-    """One of the k most probable tokens."""
-
+    name: ClassVar[str] = "top_k"
     k: int = 10
     temperature: float = 1.0
 
-    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        return choose.draw(logits, key, lambda logits: processors.top_k(logits, self.k))
+    def as_random(self) -> Random:
+        return Random(self.temperature, top_k=self.k)
 
     def validate(self, vocabulary_size: int) -> None:
-        super().validate(vocabulary_size)
+        _check_temperature(self.temperature)
         _check_count("--k", self.k, vocabulary_size)
 
 
 @dataclass(frozen=True)
-class TopP(Drawn):
-    """One of the fewest tokens whose probabilities reach p."""
+class TopP(_Filtered):
+    """One of the fewest tokens whose probabilities reach p: `Random(temperature, top_p=p)`."""
 
+    name: ClassVar[str] = "top_p"
     p: float = 0.9
     temperature: float = 1.0
 
-    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        return choose.draw(logits, key, lambda logits: processors.top_p(logits, self.p))
+    def as_random(self) -> Random:
+        return Random(self.temperature, top_p=self.p)
 
     def validate(self, vocabulary_size: int) -> None:
-        super().validate(vocabulary_size)
+        _check_temperature(self.temperature)
         _check_share("--p", self.p)
 
 
 @dataclass(frozen=True)
-class MinP(Drawn):
-    """One of the tokens at least p times as probable as the most probable one."""
+class MinP(_Filtered):
+    """One of the tokens at least p times as probable as the most probable one: `Random(temperature, min_p=p)`."""
 
+    name: ClassVar[str] = "min_p"
     p: float = 0.1
     temperature: float = 1.0
 
-    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        return choose.draw(processors.min_p(logits, self.p), key)
+    def as_random(self) -> Random:
+        return Random(self.temperature, min_p=self.p)
 
     def validate(self, vocabulary_size: int) -> None:
-        super().validate(vocabulary_size)
+        _check_temperature(self.temperature)
         _check_share("--p", self.p)
 
 
 @dataclass(frozen=True)
-class Typical(Drawn):
-    """One of the fewest tokens, those of most nearly the expected surprise first, whose probabilities reach p."""
+class Typical(_Filtered):
+    """One of the fewest tokens, those of most nearly the expected surprise first, whose probabilities reach p.
 
+    It is `Random(temperature, typical_p=p)`.
+    """
+
+    name: ClassVar[str] = "typical"
     p: float = 0.95
     temperature: float = 1.0
 
-    def draw(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        return choose.draw(logits, key, lambda logits: processors.typical(logits, self.p))
+    def as_random(self) -> Random:
+        return Random(self.temperature, typical_p=self.p)
 
     def validate(self, vocabulary_size: int) -> None:
-        super().validate(vocabulary_size)
+        _check_temperature(self.temperature)
         _check_share("--p", self.p)
 
 
@@ -148,12 +151,17 @@ class Typical(Drawn):
 class Beam(Sampler):
     """The most probable texts that a search with `num_beams` hypotheses finds.
 
-    They are ranked by log-probability / ((5 + length) / 6)^length_penalty: more of a penalty makes longer texts.
+    They are ranked by log-probability / ((5 + length) / 6)^length_penalty: a greater penalty makes longer texts.
     """
 
+    name: ClassVar[str] = "beam"
+    streams: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    ranks: ClassVar[bool] = True
     driver: ClassVar[ModuleType] = beam
     num_beams: int = 10
     length_penalty: float = 0.6
+    width: int = field(default=1, init=False, repr=False, metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "width", bucket(self.num_beams))
@@ -161,19 +169,22 @@ class Beam(Sampler):
     def validate(self, vocabulary_size: int) -> None:
         _check_count("--num-beams", self.num_beams, None)
         if not 0 <= self.length_penalty < math.inf:
-            raise UserError(f"--length-penalty {self.length_penalty} cannot be: give a number from 0 (none) up")
+            raise UserError(f"--length-penalty {self.length_penalty} is not allowed: give a number from 0 (none) up")
 
 
 @dataclass(frozen=True)
 class Contrastive(Sampler):
-    """Of the k most probable tokens, the one that is probable but unlike what has been said (Su et al. 2022).
+    """Of the k most probable tokens, the one that is probable but unlike the text so far (Su et al. 2022).
 
     `alpha` weighs likeness against probability.
     """
 
+    name: ClassVar[str] = "contrastive"
+    draws: ClassVar[bool] = False
     driver: ClassVar[ModuleType] = contrastive
     k: int = 4
     alpha: float = 0.6
+    width: int = field(default=1, init=False, repr=False, metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "width", bucket(self.k))
@@ -185,22 +196,15 @@ class Contrastive(Sampler):
 
 
 METHODS: dict[str, type[Sampler]] = {
-    "greedy": Greedy,
-    "beam": Beam,
-    "random": Random,
-    "top_k": TopK,
-    "top_p": TopP,
-    "min_p": MinP,
-    "typical": Typical,
-    "contrastive": Contrastive,
+    method.name: method for method in (Greedy, Beam, Random, TopK, TopP, MinP, Typical, Contrastive)
 }
 
 
 def create(name: str, **settings: Any) -> Sampler:
-    """The method of this name (dashes are fine) with these settings, its own defaults for the rest or for None.
+    """The method of this name (dashes are fine) with these settings; its own defaults for the rest and for None.
 
     Raises:
-      UserError: there is no such method, or it does not take a setting.
+        UserError: there is no such method, or it does not take a setting.
     """
     method = METHODS.get(name.replace("-", "_").lower())
     if method is None:
@@ -227,48 +231,24 @@ def create_all(**settings: Any) -> list[Sampler]:
     ]
 
 
-def bucket(n: int) -> int:
-    """n rounded up, so that nearby numbers share a program: 1, 2, 4, 6 .. 16, 20, 24 .. 32, 40, 48 .."""
-    grain = 1 if n <= 2 else 1 << max(1, (n - 1).bit_length() - 3)
-    return max(1, -(-n // grain) * grain)
+def _settings(method: type[Sampler]) -> list[str]:
+    return [field.name for field in dataclasses.fields(method) if field.init]
 
 
-def _settings(method: type[Sampler]) -> dict[str, type]:
-    return {field.name: field.type for field in dataclasses.fields(method) if field.init}  # type: ignore[misc]
+def _check_temperature(temperature: float) -> None:
+    # Outside these bounds logits divided by the temperature leave the range of float32.
+    if temperature != 0 and not 1e-6 <= temperature <= 1e6:
+        raise UserError(
+            f"--temperature {temperature} is not allowed: give 0 (greedy), or a number from 0.000001 to 1,000,000"
+        )
 
 
 def _check_count(flag: str, count: int, most: int | None) -> None:
     if count != int(count) or count < 1 or (most is not None and count > most):
         upper = "up" if most is None else f"to {most}, the vocabulary's size"
-        raise UserError(f"{flag} {count} cannot be: give a whole number from 1 {upper}")
+        raise UserError(f"{flag} {count} is not allowed: give a whole number from 1 {upper}")
 
 
 def _check_share(flag: str, share: float) -> None:
     if not 0 < share <= 1:
         raise UserError(f"{flag} {share} is outside (0, 1]: give a probability above 0, and 1 at most")
-
-
-def _register(method: type[Sampler]) -> None:
-    """Make a method a pytree: its settings are leaves, its width is part of the structure.
-
-    Settings become arrays of one type each, since JAX compiles anew for a 1 in place of a 1.0.
-    """
-    types = {int: np.int32, float: np.float32}
-    settings = {name: types[kind] for name, kind in _settings(method).items()}
-
-    def flatten(sampler: Sampler) -> tuple[list[Any], int]:
-        values = [(getattr(sampler, name), kind) for name, kind in settings.items()]
-        return [kind(v) if isinstance(v, int | float | np.number) else v for v, kind in values], sampler.width
-
-    def unflatten(width: int, values: Any) -> Sampler:
-        sampler = object.__new__(method)
-        for name, value in [*zip(settings, values, strict=True), ("width", width)]:
-            object.__setattr__(sampler, name, value)
-        return sampler
-
-    jax.tree_util.register_pytree_node(method, flatten, unflatten)
-
-
-for _name, _method in METHODS.items():
-    _method.name = _name
-    _register(_method)

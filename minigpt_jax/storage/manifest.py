@@ -1,10 +1,11 @@
-"""Sums of a folder's files, so that a flipped or a missing byte is noticed: Orbax restores it silently wrong."""
+"""LossSums of a folder's files, so that a flipped or a missing byte is noticed: Orbax restores it silently wrong."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from minigpt_jax import files
 
 NAME = "manifest.json"
 
@@ -16,8 +17,8 @@ def seal(folder: Path) -> None:
     """
     sums = {}
     for path in _files(folder):
+        sums[path.relative_to(folder).as_posix()] = files.sha256(path)
         with path.open("rb") as file:
-            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
     with (folder / NAME).open("w") as file:
         json.dump({"sha256": sums}, file, indent=1)
@@ -32,9 +33,8 @@ def damage(folder: Path) -> str | None:
         sums: dict[str, str] = json.loads(path.read_text())["sha256"]
         for name, expected in sums.items():
             path = folder / name
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    return f"{path} is not what was written"
+            if files.sha256(path) != expected:
+                return f"{path} is not what was written"
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:

@@ -1,7 +1,6 @@
 """A run directory: the files of a run by name, its lock, and whether it is this experiment's."""
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -10,10 +9,12 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
+
+import filelock
 
 from minigpt_jax import display
-from minigpt_jax.config import Experiment, dumps, flag_name, flatten, from_json, options, to_json
+from minigpt_jax.config import Experiment, code, dumps, flag_name, flatten, from_json, options, to_json
 from minigpt_jax.errors import UserError
 
 Resume = Literal["auto", "always", "never"]
@@ -34,6 +35,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(os.path.expanduser(path))
         self.config = path / "config.json"
+        self.code = path / "code"
         self.tokenizer = path / "tokenizer"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -107,8 +109,8 @@ def check_contents(folder: Path) -> None:
                     raise UserError(f"{path} is neither a file nor a folder; remove it")
 
 
-def lock(run_dir: RunDir) -> IO[str]:
-    """Makes the folder and takes it for this process until the returned file is closed or the process ends.
+def lock(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
+    """Makes the folder and takes it for this process, until the returned context or the process ends.
 
     Raises UserError if another process has it, or if the path holds something that is not a run.
     """
@@ -123,16 +125,14 @@ def lock(run_dir: RunDir) -> IO[str]:
             )
     run_dir.path.mkdir(parents=True, exist_ok=True)
     check_contents(run_dir.path)
-    file = (run_dir.path / ".lock").open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        held = filelock.FileLock(run_dir.path / ".lock").acquire(blocking=False)
+    except filelock.Timeout as error:
         raise UserError(
             f"--run-dir {run_dir.path}: another process is training in it; wait for it or name another folder"
         ) from error
     _remove_partial(run_dir.path)
-    return file
+    return held
 
 
 def _remove_partial(folder: Path) -> None:
@@ -186,7 +186,13 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
     differences = [
         f"--{flag_name(name)} is {ours[name]} here and {theirs[name]} there"
         for name in fixed
-        if ours[name] != theirs[name]
+        if code.without_folder(ours[name]) != code.without_folder(theirs[name])
+    ]
+    recorded = run_dir.description().get("code", {})
+    differences += [
+        f"{path} has other contents than the copy in {run_dir.code}, which --{flag_name(name)} may name"
+        for name, path, sha256 in code.sums(experiment)
+        if name in fixed and sha256 != recorded.get(path.name)
     ]
     if fingerprints is not None and not differences:
         recorded = run_dir.description().get("fingerprints", {})
@@ -253,7 +259,7 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Writes a file so that it is there whole or not at all."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
@@ -262,14 +268,19 @@ def write_whole(path: Path, text: str) -> None:
 def write_description(
     run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, str], versions: dict[str, str]
 ) -> None:
-    """Writes config.json: the whole experiment, and what else its result depends on."""
-    description = {
+    """Writes config.json: the whole experiment, and what else its result depends on; and copies of its code."""
+    description: dict[str, Any] = {
         "experiment": to_json(experiment),
         "fingerprints": fingerprints,
         "versions": versions,
         "semantics": SEMANTICS,
     }
-    write_whole(run_dir.config, dumps(description))
+    if files := code.files(experiment):
+        description["code"] = {name: found.sha256 for name, found in files.items()}
+    for name, found in files.items():
+        with whole_file(run_dir.code / name) as file:
+            file.write(found.source)
+    write_atomic(run_dir.config, dumps(description))
 
 
 def write_tokenizer(run_dir: RunDir, save: Callable[[Path], None]) -> None:
@@ -302,4 +313,4 @@ def drop_records_after(run_dir: RunDir, step: int) -> None:
         if number.isdecimal() and int(number) > step:
             path.unlink()
     lines = [line for line in read_metrics(run_dir) if line["step"] <= step]
-    write_whole(run_dir.metrics, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomic(run_dir.metrics, "".join(json.dumps(line) + "\n" for line in lines))

@@ -13,6 +13,7 @@ import shlex
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -40,6 +41,11 @@ class Axis:
     def is_range(self) -> bool:
         return not self.values
 
+    def with_code(self, folders: Sequence[Path]) -> "Axis":
+        """The axis with the code that its values name loaded. Raises UserError as `config.code.load` does."""
+        values = (v if isinstance(v, tuple) else config.code.load_value(self.field, v, folders) for v in self.values)
+        return dataclasses.replace(self, values=tuple(values))
+
     def to_json(self) -> dict[str, Any]:
         """As sweep.json has it."""
         if self.is_range:
@@ -51,7 +57,7 @@ def plain(value: Any) -> Any:
     """A field's value as JSON has it, a text where JSON has no such thing; a tuple's items as words of a shell."""
     if isinstance(value, tuple):
         return shlex.join(map(str, value))
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def parse(texts: Sequence[str]) -> list[Axis]:
@@ -122,6 +128,12 @@ def _parse_axis(text: str) -> Axis:
     if not equals or not name or not value:
         raise UserError(f"{text} is not an axis; write FIELD=VALUE,VALUE or FIELD=LOW..HIGH[:log]")
     name, types = name.strip().lstrip("-").replace("-", "_"), field_types()
+    earlier = config.earlier_names().get(name)
+    if earlier is not None and earlier.alias.kind is None:
+        name = earlier.field
+    elif earlier is not None:
+        values = tuple(_read(name, earlier.alias.kind, item.strip()) for item in value.split(","))
+        return Axis(earlier.field, tuple(map(earlier.alias.current, values)))
     if name not in types:
         raise UserError(f"{name} is not a field of an experiment; {_nearest(name, types)}")
     kind = types[name]

@@ -10,7 +10,7 @@ from minigpt_jax.config import Experiment, dumps
 from minigpt_jax.errors import UserError
 from minigpt_jax.report import objective
 from minigpt_jax.report.objective import Figure
-from minigpt_jax.storage.run_dir import RunDir, write_whole
+from minigpt_jax.storage.run_dir import RunDir, write_atomic
 from minigpt_jax.sweep import axes as axes_
 from minigpt_jax.sweep.axes import SEED, Axis
 
@@ -71,6 +71,10 @@ class Plan:
             "search": self.search,
             "prune": self.prune,
         }
+        axes = {axis.field: axis.values for axis in self.axes}
+        points = [self.experiment, *(axes_.apply(self.experiment, {field: v}) for field in axes for v in axes[field])]
+        if files := {name: code.sha256 for point in points for name, code in config.code.files(point).items()}:
+            identity["code"] = files
         # Sweeps from before there was a choice name none, and what they told their search was always the loss.
         return identity if self.figure == "loss" else {**identity, "objective": self.figure}
 
@@ -87,7 +91,7 @@ class Plan:
             "caveats": self.caveats,
             "command": self.command,
         }
-        write_whole(self.folder / "sweep.json", dumps(description))
+        write_atomic(self.folder / "sweep.json", dumps(description))
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,9 @@ def make(
     Raises:
         UserError: for what cannot work.
     """
-    axes = tuple(axes)
+    folders = [Path.cwd(), Path(asked.get("file", "")).parent]
+    experiment = config.code.load(experiment, folders)
+    axes = tuple(axis.with_code(folders) for axis in axes)
     seeds = next((axis.values for axis in axes if axis.field == SEED), (experiment.seed,))
     varied = tuple(axis for axis in axes if axis.field != SEED)
     if trials is not None and trials < 1:

@@ -7,17 +7,17 @@ from typing import Any
 
 import filelock
 
-from minigpt_jax.storage.run_dir import write_whole
+from minigpt_jax.storage.run_dir import write_atomic
 from minigpt_jax.sweep import axes
 from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.sweep.study import Study
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 
 
-def row(trial: Trial, status: str, progress: Progress, sums: Sums | None) -> dict[str, Any]:
+def row(trial: Trial, status: str, progress: Progress, sums: LossSums | None) -> dict[str, Any]:
     """What came of a trial: `sums` are of its last evaluation, None where its loss ceased to be finite."""
-    figures = (Sums() if sums is None else sums).summary()
+    figures = (LossSums() if sums is None else sums).summary()
     return {
         "configuration": trial.configuration,
         "trial": trial.id,
@@ -36,8 +36,8 @@ def write(study: Study) -> None:
     folder = study.plan.folder
     with filelock.FileLock(folder / ".results.lock"):
         rows = study.rows()
-        write_whole(folder / "results.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        write_whole(folder / "results.csv", _csv(rows))
+        write_atomic(folder / "results.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_atomic(folder / "results.csv", _csv(rows))
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from minigpt_jax import display
 from minigpt_jax.report import objective
 from minigpt_jax.sweep import axes
 from minigpt_jax.sweep.plan import Plan, Trial
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 
 _RANK = {"complete": 0, "training": 0, "pruned": 1, "diverged": 2, "failed": 3}
 
@@ -63,7 +63,7 @@ class Table:
             self._live.stop()
             display.console.print(self._table(rows=20))
 
-    def step(self, trial: Trial, step: int, total_steps: int, sums: Sums) -> None:
+    def step(self, trial: Trial, step: int, total_steps: int, sums: LossSums) -> None:
         """A trial has come to a step, with these sums of its latest training or validation line."""
         key = (trial.configuration, trial.seed)
         known = {"status": "training", "step": step, **sums.summary(), **trial.values}

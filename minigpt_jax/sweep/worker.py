@@ -1,5 +1,6 @@
 """A worker: takes configurations from the study, trains them in stacks, and goes on until the sweep is finished."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -8,24 +9,23 @@ from dataclasses import dataclass
 
 import jax
 
-from minigpt_jax import corpora, display
-from minigpt_jax.cache import cache_dir
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig
-from minigpt_jax.data import store
 from minigpt_jax.data.store import BatchSource
 from minigpt_jax.errors import UserError
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.run_dir import RunDir, check_room
-from minigpt_jax.sweep import axes, lockstep, results
-from minigpt_jax.sweep.lane import Lane
-from minigpt_jax.sweep.lockstep import Corpus, Lockstep
+from minigpt_jax.storage.trackers import check_trackers
+from minigpt_jax.sweep import axes, results
+from minigpt_jax.sweep.group import TrialGroup, record_end
 from minigpt_jax.sweep.plan import Plan, Trial
 from minigpt_jax.sweep.study import LEASE_SECONDS, Claim, Study
 from minigpt_jax.sweep.table import Table
-from minigpt_jax.train import memory
-from minigpt_jax.train import program as stack
+from minigpt_jax.train import memory, program
 from minigpt_jax.train.state import Progress
-from minigpt_jax.trial.run import check_samples, tf_data_batches
+from minigpt_jax.trial import environment
+from minigpt_jax.trial.environment import Corpus
+from minigpt_jax.trial.open_run import OpenRun
 from minigpt_jax.trial.signals import stop_signals
 
 STACK_ON_CPU, STACK = 8, 32
@@ -62,11 +62,12 @@ def sweep(
     if lease <= 0:
         raise UserError(f"--lease {lease}: must be above 0")
     devices.check_types()
-    most = most or (STACK_ON_CPU if jax.default_backend() == "cpu" else STACK)
+    check_trackers(plan.experiment.train.trackers)
+    most = most or (STACK_ON_CPU if on_cpu() else STACK)
     files = RunDir(plan.folder)
     weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
-    check_room(files, 3 * weights * (1 + plan.experiment.train.keep) * plan.trials * len(plan.seeds))
-    library = _Library(source or tf_data_batches())
+    check_room(files, 3 * weights * (1 + plan.experiment.train.keep_checkpoints) * plan.trials * len(plan.seeds))
+    library = _Library(source or environment.tf_data_batches())
     library.prepare(plan)
     with Study(plan, storage, lease) as study:
         plan.write()
@@ -81,7 +82,7 @@ class _Library:
     """Corpora made ready, each once."""
 
     def __init__(self, source: BatchSource) -> None:
-        self._source = source
+        self.source = source
         self._ready: dict[tuple[DataConfig, TokenizerConfig], Corpus] = {}
 
     def prepare(self, plan: Plan) -> None:
@@ -90,15 +91,12 @@ class _Library:
         of_text = [a for a in plan.axes if a.field.startswith(parts) and not a.is_range]
         for values in itertools.islice(axes.grid(of_text), axes.MOST_CHECKED):
             experiment = axes.apply(plan.experiment, values)
-            check_samples(experiment, self.corpus(experiment).prepared.tokenizer)
+            environment.check_samples(experiment, self.corpus(experiment).prepared.tokenizer)
 
     def corpus(self, experiment: Experiment) -> Corpus:
         key = (experiment.data, experiment.tokenizer)
         if key not in self._ready:
-            corpus = corpora.open_corpus(experiment.data, cache_dir())
-            prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
-            fingerprints = {"corpus": corpus.fingerprint, "tokenizer": prepared.tokenizer.fingerprint}
-            self._ready[key] = Corpus(prepared, fingerprints, self._source)
+            self._ready[key] = environment.prepare(experiment)
         return self._ready[key]
 
 
@@ -108,7 +106,7 @@ class _Worker:
 
     def work(self) -> None:
         while not self.stopped:
-            claims = self.study.claim(self._appetite())
+            claims = self.study.claim(self._claim_size())
             if claims:
                 self.table.others(0)
                 self._train(claims)
@@ -118,7 +116,7 @@ class _Worker:
             else:
                 return
 
-    def _appetite(self) -> int:
+    def _claim_size(self) -> int:
         """Configurations to take at a time: a stack's worth, but not what keeps other workers or the search waiting."""
         plan = self.study.plan
         configurations = max(1, self.most // len(plan.seeds))
@@ -133,7 +131,7 @@ class _Worker:
             for seed in self.study.plan.seeds:
                 if seed not in claim.done:
                     trial = self.study.plan.trial(claim.configuration, claim.values, seed)
-                    groups.setdefault(stack.program_of(trial.experiment), []).append(trial)
+                    groups.setdefault(program.shared_part(trial.experiment), []).append(trial)
             if set(claim.done) == set(self.study.plan.seeds):
                 self.study.finish(claim.configuration)
         for trials in groups.values():
@@ -167,35 +165,33 @@ class _Worker:
         """Trains the trials, if memory holds them all; returns how many it holds."""
         memory.check_memory(trials[0].experiment, copies=1)  # all of one shape
         corpus = self.library.corpus(trials[0].experiment)
-        total = lockstep.total_steps(trials[0], corpus)
-        lanes: list[Lane] = []
-        try:
+        runs: list[tuple[Trial, OpenRun]] = []
+        with contextlib.ExitStack() as opened:
             for trial in trials:
                 try:
-                    lanes.append(Lane(trial, corpus.prepared, corpus.fingerprints, total))
+                    run = OpenRun(trial.experiment, trial.files, corpus)
+                    runs.append((trial, opened.enter_context(contextlib.closing(run))))
                 except UserError as error:
                     if not isinstance(error.__cause__, BlockingIOError):
                         raise
                     # Its worker is alive but slow: it will see that the trial is no longer its own, and let go.
                     self.study.release(trial.configuration)
                     time.sleep(SECONDS_BETWEEN_LOOKS)
-            lanes = [lane for lane in lanes if self.study.holds(lane.trial.configuration)]
-            if lanes:
-                work = Lockstep(self.study, lanes, corpus, self.table, lambda: bool(self.stopped))
-                fitting = work.width()
-                if fitting < len(lanes):
+            runs = [(trial, run) for trial, run in runs if self.study.holds(trial.configuration)]
+            if runs:
+                group = TrialGroup(
+                    self.study, runs, corpus, self.library.source, self.table, lambda: bool(self.stopped)
+                )
+                fitting = group.fitting()
+                if fitting < len(runs):
                     return fitting
-                work.run()
+                group.train()
             return len(trials)
-        finally:
-            for lane in lanes:
-                if not lane.ended:
-                    lane.close()
 
     def _fail(self, trials: Iterable[Trial], reason: str) -> None:
         for trial in trials:
             self.table.say(f"trial {trial.id} failed: {reason}")
-            lockstep.end(self.study, results.row(trial, "failed", Progress(), None), self.table, 0)
+            record_end(self.study, results.row(trial, "failed", Progress(), None), self.table, 0)
 
 
 def _whole_configurations(trials: Sequence[Trial], most: int) -> list[Trial]:

@@ -38,7 +38,11 @@ class _Quotes:
 
 
 def tidy_join(words: Sequence[str]) -> str:
-    """Joins words and lone punctuation marks to text, with spaces where English prose has them."""
+    """Joins words and lone punctuation marks to text, with spaces where English prose has them.
+
+    >>> tidy_join(["we", "'", "ll", "see", ",", "she", "said", "."])
+    "we'll see, she said."
+    """
     quotes = _Quotes()
     text: list[str] = []
     before, joined = "", True  # the word before, and whether it takes no space after it

@@ -39,6 +39,12 @@ class WordPiece:
 
     Raises:
         UserError: the vocabulary lacks the reserved pieces, or has an empty or repeated one.
+
+    >>> tokenizer = WordPiece(["[PAD]", "[UNK]", "[BOS]", "the", "king", "##s", "."])
+    >>> tokenizer.encode_batch(["The kings.", "the queen"])
+    [[3, 4, 5, 6], [3, 1]]
+    >>> tokenizer.decode([3, 4, 5, 6])
+    'the kings.'
     """
 
     def __init__(self, vocabulary: Sequence[str], lowercase: bool = True):

@@ -1,5 +1,6 @@
 """What training takes of memory at the very least, and what there is: told before anything is compiled or allocated."""
 
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from minigpt_jax import model
 from minigpt_jax.config import Experiment, flag_name, flatten
 from minigpt_jax.errors import UserError
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.train.step import CPU_TOKENS
 
 MOMENTS = {"adam": 2, "adamw": 2, "muon": 1, "normuon": 1, "lion": 1}
@@ -32,8 +34,7 @@ def check_memory(experiment: Experiment, copies: int | None = None) -> None:
     It is a lower bound in Python's integers, which no size overflows: what passes may still not fit. `copies` is how
     many devices of this host hold the state; all of them by default.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    copies = (copies or jax.local_device_count()) if on_cpu else 1
+    copies = (copies or jax.local_device_count()) if on_cpu() else 1
     parts = needed(experiment)
     total, available = copies * sum(part.size for part in parts), free()
     if total <= available:
@@ -41,7 +42,7 @@ def check_memory(experiment: Experiment, copies: int | None = None) -> None:
     largest = max(parts, key=lambda part: part.size)
     values, usual = flatten(experiment), flatten(Experiment(name=""))
     name = max(largest.fields, key=lambda field: values[field] / max(1, usual[field]))
-    where = "on this machine" if on_cpu else f"on a {jax.devices()[0].device_kind}"
+    where = "on this machine" if on_cpu() else f"on a {jax.devices()[0].device_kind}"
     raise UserError(
         f"--{flag_name(name)} {values[name]}: training takes at least {_gigabytes(total)} of memory, "
         f"{_gigabytes(copies * largest.size)} of it for {largest.what}, and {where} {_gigabytes(available)} are free; "
@@ -55,7 +56,7 @@ def needed(experiment: Experiment) -> list[Part]:
     parameters = [part._replace(size=part.size * _bytes_per_parameter(experiment)) for part in matrices(experiment)]
     length, width = data.sequence_length, config.width
     rows = max(1, settings.batch_size // (jax.device_count() * settings.accumulate))
-    if jax.default_backend() == "cpu" and length <= CPU_TOKENS:
+    if on_cpu() and length <= CPU_TOKENS:
         rows = 1  # as `train_step` cuts the batch into pieces
     item = np.dtype(model.compute_dtype(config)).itemsize
     layers = config.num_layers * config.repeats
@@ -82,6 +83,8 @@ def matrices(experiment: Experiment) -> list[Part]:
     """The model's matrices, with their numbers of entries; biases and norms are left out."""
     config, length = experiment.model, experiment.data.sequence_length
     width, layers, vocabulary = config.width, config.num_layers, experiment.tokenizer.vocabulary_size
+    if config.block != "transformer":  # nobody knows here what is in it
+        layers = 0
     heads = 2 * config.head_width * (config.num_heads + config.kv_heads)
     feed_forward = (3 if config.activation == "swiglu" else 2) * config.feed_forward
     blocks = ("model.num_layers", "model.width")
@@ -106,17 +109,20 @@ def matrices(experiment: Experiment) -> list[Part]:
 def _bytes_per_parameter(experiment: Experiment) -> int:
     """Of the parameter itself, its gradient, the optimiser's moments and the average, all float32."""
     optimizer = experiment.optimizer
-    return 4 * (2 + MOMENTS[optimizer.name] + (optimizer.ema_decay is not None))
+    return 4 * (2 + MOMENTS.get(optimizer.name, 0) + (optimizer.ema_decay is not None))
 
 
 def free() -> float:
-    """Bytes free on one accelerator, or on the host where that computes; infinite where nobody says."""
-    if jax.default_backend() == "cpu":
+    """Bytes free on one accelerator, or on the host where that computes; infinite where nobody says.
+
+    Of the host, all of its memory where only that is known, as on macOS.
+    """
+    if on_cpu():
         try:
             with open("/proc/meminfo") as file:
                 return next(int(line.split()[1]) * 1024.0 for line in file if line.startswith("MemAvailable"))
         except (OSError, StopIteration):
-            return float("inf")
+            return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     stats: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", float("inf")) - stats.get("bytes_in_use", 0)
 

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """What has been measured over some labels; sums of two parts are the sums of the whole.
 
     Attributes:
@@ -22,8 +23,8 @@ class Sums(NamedTuple):
     tokens: Any = 0
     bytes: Any = 0
 
-    def plus(self, other: Self) -> "Sums":
-        return Sums(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+    def plus(self, other: "LossSums") -> "LossSums":
+        return LossSums(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
 
     @property
     def loss(self) -> float:
@@ -52,9 +53,11 @@ def cross_entropy(logits_BTV: Float[Array, "B T V"], labels_BT: Int[Array, "B T"
     return jax.nn.logsumexp(logits_BTV, axis=-1) - label_BT
 
 
-def token_sums(nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], bytes_B: Int[Array, "B"]) -> Sums:
-    """Sums over the labels that count; the reported figures count those that are not [PAD]."""
-    return Sums(
+def token_sums(
+    nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], bytes_B: Integer[Array | np.ndarray, "B"]
+) -> LossSums:
+    """LossSums over the labels that count; the reported figures count those that are not [PAD]."""
+    return LossSums(
         nats=jnp.sum(nats_BT, where=counted_BT),
         tokens=jnp.sum(counted_BT),
         bytes=jnp.sum(bytes_B.astype(jnp.int32)),
@@ -62,7 +65,11 @@ def token_sums(nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], byt
 
 
 def repeated_ngrams(tokens: Sequence[int], size: int = 4) -> float:
-    """The share of a text's n-grams that it has had before: 0 where each is new (rep-n of Welleck et al. 2020)."""
+    """The share of a text's n-grams that it has had before: 0 where each is new (rep-n of Welleck et al. 2020).
+
+    >>> repeated_ngrams([1, 2, 1, 2, 1], size=2)  # of four pairs, two are new
+    0.5
+    """
     total = len(tokens) - size + 1
     return 1 - len(_ngrams(tokens, size)) / total if total > 0 else 0.0
 

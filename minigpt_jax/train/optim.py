@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from minigpt_jax.config import OptimizerConfig
+from minigpt_jax.config import OptimizerConfig, code
+from minigpt_jax.errors import UserError
 from minigpt_jax.ops.matmul import matmul
 
 SCHEDULES: tuple[str, ...] = get_args(get_type_hints(OptimizerConfig)["schedule"])
@@ -49,7 +50,7 @@ def hyperparameters(config: OptimizerConfig, total_steps: int) -> Hyperparameter
     return Hyperparameters(**{name: np.float32(value) for name, value in values.items()})
 
 
-def schedule(kind: Any, hyper: Hyperparameters, step: Int[Array, ""] | int) -> Float[Array, ""]:
+def schedule(kind: Any, hyper: Hyperparameters, step: Int[Array, "*steps"] | int) -> Float[Array, "*steps"]:
     """The factor on the peak learning rate for the update after `step` updates, between 0 and 1.
 
     Warm-up is linear and ends at the peak; cosine and linear then fall to `final_fraction` at `total_steps`; wsd
@@ -185,6 +186,13 @@ def transformation(
 
     The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on the kernels
     of dense layers alone; under Muon on those that are its own, the rest being Adam with Nesterov momentum.
+
+    An optimizer of the user's own is a function `(learning_rate, hyper)` that returns an Optax transformation. The
+    learning rate is that of this step, a traced scalar, so it is given to Optax as a number and not as a schedule;
+    `hyper` are the `Hyperparameters`. Gradients are clipped before it.
+
+    Raises:
+        UserError: code of the user's own has not been run, or returns something else.
     """
     factor = schedule(hyper.schedule, hyper, step)
     rate = hyper.learning_rate * factor
@@ -196,7 +204,7 @@ def transformation(
         )
     elif config.name == "lion":
         rule = optax.lion(rate, hyper.b1, hyper.b2, weight_decay=hyper.weight_decay, mask=_decayed_matrices)
-    else:
+    elif config.name in ("muon", "normuon"):
         rule = optax.partition(
             {
                 "muon": optax.chain(
@@ -209,6 +217,13 @@ def transformation(
             },
             _muon_or_adam,
         )
+    else:
+        rule = code.loaded(config.name)(rate, hyper)
+        if not isinstance(rule, optax.GradientTransformation):
+            raise UserError(
+                f"--optimizer.name {config.name}: it returns a {type(rule).__name__}; it must return an Optax "
+                "transformation, such as optax.sgd(learning_rate)"
+            )
     return optax.chain(optax.clip_by_global_norm(hyper.clip_norm), rule)
 
 

@@ -1,18 +1,12 @@
-"""Stacks: trials that differ in traced values alone, trained in lockstep by one compiled program.
+"""Programs: the compiled steps of one trial over all devices, or of a stack of trials that are spread over them.
 
-States, hyperparameters and keys carry a leading axis of trials, N, which is what is spread over the devices: no trial
-needs another, so nothing is summed. The batch is read once for each distinct seed, S, and shared by its trials. A trial
-that diverges is a lane of NaNs beside the others; a lane whose trial has ended is dropped once enough of them are.
-
-How a device runs its trials is measured, not guessed. An accelerator takes them all at once (`vmap`), for a small model
-leaves it idle. A CPU takes one after another inside the program (`lax.map`): two cores are busy with one trial's
-matrices, whose batched form is up to twice as slow as they are one by one.
+Both are driven by `train.loop.fit` in the same way. What comes back to the host has a leading axis of trials.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +15,227 @@ import numpy as np
 from minigpt_jax import model, rng
 from minigpt_jax.config import Experiment, OptimizerConfig, SampleConfig, options
 from minigpt_jax.data.batch import Batch
+from minigpt_jax.data.rows import Rows
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
-from minigpt_jax.train import memory, optim
+from minigpt_jax.train import evaluate, memory, optim
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
-from minigpt_jax.train.step import StepMetrics, Trainer, eval_step, init_state, train_step, train_steps
+from minigpt_jax.train.step import StepMetrics, StepSpec, eval_step, init_state, train_step, train_steps
 
 MEMORY_SHARE = 0.8
+"""How much of the free memory a stack may take."""
 
 
-def program_of(experiment: Experiment) -> Experiment:
-    """The experiment without what a program does not depend on: equal for those that may share a stack."""
+class TrialInputs(NamedTuple):
+    """The traced values of a trial; in a stack, every leaf has a leading axis of trials."""
+
+    hyper: optim.Hyperparameters
+    init_key: Any
+    dropout_key: Any
+    dropout_rate: Any = None
+    """Takes the place of the model's own rate, where it is not None."""
+    stream: Any = None
+    """In a stack, the index of the stream of batches that the trial reads."""
+
+
+@runtime_checkable
+class Program(Protocol):
+    """The compiled steps of one or more trials."""
+
+    def init(self, inputs: Any) -> TrainState:
+        """Fresh parameters and optimiser states at step 0, on the devices."""
+        ...
+
+    def draw(self, streams: Sequence[Iterator[Batch]], size: int) -> Any:
+        """The next batches of `size` steps, on their way to the devices."""
+        ...
+
+    def steps(self, state: TrainState, inputs: Any, batches: Any, size: int) -> tuple[TrainState, StepMetrics]:
+        """`size` updates. The state's memory is given to the result; the metrics are still on the devices."""
+        ...
+
+    def fetch(self, metrics: StepMetrics, size: int) -> StepMetrics:
+        """The metrics of `size` steps as arrays on the host, of shape [trials, steps]."""
+        ...
+
+    def learning_rates(self, inputs: Any, step: int) -> Sequence[float]:
+        """Each trial's learning rate in the update after `step` steps."""
+        ...
+
+    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[LossSums]:
+        """Each trial's sums over all labels of the rows."""
+        ...
+
+    def states(self, state: TrainState) -> Callable[[int], TrainState]:
+        """A function from a trial's place to its own state, in the layout that checkpoints have."""
+        ...
+
+    def from_states(self, states: Sequence[TrainState]) -> TrainState:
+        """The inverse of `states`."""
+        ...
+
+
+class DataParallel:
+    """One trial over all devices: each of them holds the whole state and takes its share of every batch's rows."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.model = model.build(experiment)
+        self._spec = _step_spec(experiment, devices.axis_name())
+        self._one = devices.compile(functools.partial(train_step, self._spec), donate=True)
+        self._several = devices.compile(functools.partial(train_steps, self._spec), donate=True)
+
+    @staticmethod
+    def inputs(experiment: Experiment, total_steps: int) -> TrialInputs:
+        """The experiment's traced values."""
+        return TrialInputs(
+            optim.hyperparameters(experiment.optimizer, total_steps),
+            init_key=rng.stream(experiment.seed, "init"),
+            dropout_key=rng.stream(experiment.seed, "dropout"),
+        )
+
+    def init(self, inputs: TrialInputs) -> TrainState:
+        init = jax.jit(functools.partial(init_state, self._spec))
+        return devices.put_replicated(init(inputs.hyper, inputs.init_key))
+
+    def draw(self, streams: Sequence[Iterator[Batch]], size: int) -> Any:
+        [stream] = streams
+        if size == 1:
+            return devices.put_batch(next(stream))
+        batches = [next(stream) for _ in range(size)]
+        return devices.put_batch(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), row_axis=1)
+
+    def steps(self, state: TrainState, inputs: TrialInputs, batches: Any, size: int) -> tuple[TrainState, StepMetrics]:
+        step = self._one if size == 1 else self._several
+        return step(state, batches, inputs.hyper, inputs.dropout_key)
+
+    def fetch(self, metrics: StepMetrics, size: int) -> StepMetrics:
+        return jax.tree.map(lambda x: np.asarray(x).reshape(1, size), jax.device_get(metrics))
+
+    def learning_rates(self, inputs: TrialInputs, step: int) -> list[float]:
+        return [float(_learning_rate(inputs.hyper, step))]
+
+    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[LossSums]:
+        return [evaluate.evaluate(self.model, weights, rows, batch_size)]
+
+    def states(self, state: TrainState) -> Callable[[int], TrainState]:
+        return lambda place: state
+
+    def from_states(self, states: Sequence[TrainState]) -> TrainState:
+        [state] = states
+        return state
+
+
+class Stack:
+    """Trials that differ in traced values alone, trained together by one compiled program.
+
+    States and inputs carry a leading axis of trials, N, which is spread over the devices: no trial needs another, so
+    nothing is summed. The batch is read once for each distinct seed, S, and shared by its trials.
+
+    How a device runs its trials follows from measurements. An accelerator takes them all at once (`vmap`), because a
+    small model leaves it idle. A CPU takes one after another inside the program (`lax.map`): two cores are busy with
+    one trial's matrices, whose batched form is up to twice as slow.
+
+    Args:
+        experiment: any of the trials'; only `shared_part` of it counts, and whether there is `dropout`.
+        devices: the number of devices that the trials are spread over.
+    """
+
+    def __init__(self, experiment: Experiment, dropout: bool, devices: int) -> None:
+        program = shared_part(experiment)
+        # Any rate but 0: it says that there are masks, not how dense they are.
+        program = dataclasses.replace(program, model=dataclasses.replace(program.model, dropout=0.5 * dropout))
+        self._spec = _step_spec(program, axis_name=None)
+        self._dropout = dropout
+        self.devices = devices
+        self.init = self._compile(self._init, (0,))
+        self._steps_program = self._compile(self._steps, (0, 0, None), donate=(0,))
+        self._evaluate_program = self._compile(self._evaluate, (0, None))
+        self._rates = jax.jit(jax.vmap(_learning_rate, (0, None)))
+        self._compiled: dict[Any, Any] = {}
+
+    def _compile(self, function: Callable[..., Any], in_axes: tuple[int | None, ...], donate: Any = ()) -> Any:
+        return devices.compile_rows(over_trials(function, in_axes), in_axes, donate, self.devices)
+
+    def stacked(self, trials: Any) -> Any:
+        """Trials, along the leading axis of every leaf, as a stack that is split over the devices."""
+        count = len(jax.tree.leaves(trials)[0])
+        places = np.minimum(np.arange(-(-count // self.devices) * self.devices), count - 1)
+        return devices.split_rows(jax.tree.map(lambda x: x[places], trials), self.devices)
+
+    def joined(self, tree: Any) -> Any:
+        """The inverse of `stacked`, on the host; copies that fill up the last device's share come at the end."""
+        return devices.join_rows(tree, self.devices)
+
+    def _init(self, inputs: TrialInputs) -> TrainState:
+        return init_state(self._spec, inputs.hyper, inputs.init_key)
+
+    def _steps(self, state: TrainState, inputs: TrialInputs, batches: Batch) -> tuple[TrainState, StepMetrics]:
+        """As many updates as `batches`, of shape [steps, S, B, …], has steps."""
+        steps, streams = batches.bytes.shape[:2]
+        own = jax.tree.map(lambda x: x[:, 0 if streams == 1 else inputs.stream], batches)
+        rest = (inputs.hyper, inputs.dropout_key, inputs.dropout_rate if self._dropout else None)
+        if steps > 1:
+            return train_steps(self._spec, state, own, *rest)
+        state, metrics = train_step(self._spec, state, jax.tree.map(lambda x: x[0], own), *rest)
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    def _evaluate(self, weights: Any, batch: Batch) -> LossSums:
+        return eval_step(self._spec.model, weights, batch)
+
+    def compiled(self, inputs: TrialInputs, batches: Batch) -> Any:
+        """The program of as many steps as there are batches, for inputs that are split over the devices."""
+        key = (inputs.stream.shape, batches.rows.shape)
+        if key not in self._compiled:
+            state = jax.eval_shape(self.init, inputs)
+            self._compiled[key] = self._steps_program.lower(state, inputs, batches).compile()
+        return self._compiled[key]
+
+    def draw(self, streams: Sequence[Iterator[Batch]], size: int) -> Batch:
+        drawn = [next(stream) for _ in range(size) for stream in streams]
+        shape = (size, len(streams))
+        batches = jax.tree.map(lambda *arrays: np.stack(arrays).reshape(*shape, *arrays[0].shape), *drawn)
+        return jax.device_put(batches) if self.devices == 1 else batches
+
+    def steps(self, state: TrainState, inputs: TrialInputs, batches: Any, size: int) -> tuple[TrainState, StepMetrics]:
+        return self.compiled(inputs, batches)(state, inputs, batches)
+
+    def fetch(self, metrics: StepMetrics, size: int) -> StepMetrics:
+        return self.joined(metrics)
+
+    def learning_rates(self, inputs: TrialInputs, step: int) -> Any:
+        return np.asarray(self._rates(self.joined(inputs.hyper), step))
+
+    def evaluate(self, weights: Any, rows: Rows, batch_size: int) -> list[LossSums]:
+        queued = [self._evaluate_program(weights, batch) for batch in rows.in_order(batch_size)]
+        totals: list[LossSums] = []
+        for sums in queued:
+            figures = (np.asarray(x).tolist() for x in self.joined(sums))
+            parts = [LossSums(*trial) for trial in zip(*figures, strict=True)]
+            totals = [total.plus(part) for total, part in zip(totals or [LossSums()] * len(parts), parts, strict=True)]
+        return totals
+
+    def states(self, state: TrainState) -> Callable[[int], TrainState]:
+        host = self.joined(state)
+        return lambda place: devices.put_replicated(jax.tree.map(lambda x: x[place], host))
+
+    def from_states(self, states: Sequence[TrainState]) -> TrainState:
+        host = [jax.device_get(state) for state in states]
+        return self.stacked(jax.tree.map(lambda *leaves: np.stack(leaves), *host))
+
+
+def stack(experiment: Experiment, dropout: bool, trials: int) -> Stack:
+    """The program for so many trials that have the `shared_part`, kept for the next stack that needs it."""
+    return _stack(shared_part(experiment), dropout, devices_for(trials))
+
+
+@functools.lru_cache(maxsize=8)
+def _stack(experiment: Experiment, dropout: bool, devices: int) -> Stack:
+    return Stack(experiment, dropout, devices)
+
+
+def shared_part(experiment: Experiment) -> Experiment:
+    """The experiment without what is traced: equal for those that may share a stack."""
     default = OptimizerConfig()
     ema_decay = None if experiment.optimizer.ema_decay is None else 0.0
     traced = {option.name: getattr(default, option.name) for option in options(default) if option.facts.traced}
@@ -43,20 +248,9 @@ def program_of(experiment: Experiment) -> Experiment:
     )
 
 
-class Lanes(NamedTuple):
-    """What a program is told about its trials; every leaf has the axis of trials in front."""
-
-    hyper: optim.Hyperparameters
-    init_key: Any
-    dropout_key: Any
-    dropout_rate: Any
-    source: Any
-    """Which of the S batches is the trial's."""
-
-
-def lanes_of(experiments: Sequence[Experiment], sources: Sequence[int], total_steps: int) -> Lanes:
-    """The traced values of some trials."""
-    return Lanes(
+def stack_inputs(experiments: Sequence[Experiment], streams: Sequence[int], total_steps: int) -> TrialInputs:
+    """The traced values of some trials on the host, each reading the stream of batches of that index."""
+    return TrialInputs(
         hyper=jax.tree.map(
             lambda *scalars: np.stack(scalars),
             *(optim.hyperparameters(experiment.optimizer, total_steps) for experiment in experiments),
@@ -64,13 +258,13 @@ def lanes_of(experiments: Sequence[Experiment], sources: Sequence[int], total_st
         init_key=jnp.stack([rng.stream(experiment.seed, "init") for experiment in experiments]),
         dropout_key=jnp.stack([rng.stream(experiment.seed, "dropout") for experiment in experiments]),
         dropout_rate=np.array([experiment.model.dropout for experiment in experiments], np.float32),
-        source=np.array(sources, np.int32),
+        stream=np.array(streams, np.int32),
     )
 
 
 def over_trials(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
     """`function` for each trial, along axis 0 of those arguments whose entry in `in_axes` is 0."""
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return jax.vmap(function, in_axes)
 
     def one_by_one(*arguments: Any) -> Any:
@@ -85,95 +279,17 @@ def over_trials(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -
     return one_by_one
 
 
-class Program:
-    """The compiled programs of a stack: one for each width that is asked for.
-
-    Args:
-        experiment: any of the trials'; `program_of` it is all that counts, and whether there is `dropout`.
-        devices: how many share out the trials.
-    """
-
-    def __init__(self, experiment: Experiment, dropout: bool, devices: int) -> None:
-        program = program_of(experiment)
-        # Any rate but 0: it says that there are masks, not how dense they are.
-        program = dataclasses.replace(program, model=dataclasses.replace(program.model, dropout=0.5 * dropout))
-        self.gpt = model.build(program)
-        self.trainer = Trainer(
-            self.gpt,
-            program.optimizer,
-            train_pad_label=program.data.layout == "lines",
-            accumulate=program.train.accumulate,
-        )
-        self._dropout = dropout
-        self.devices = devices
-        self.init = self._compile(self._init, (0,))
-        self.steps = self._compile(self._steps, (0, 0, None), donate=(0,))
-        self.evaluate = self._compile(self._evaluate, (0, None))
-        self.learning_rate = jax.jit(jax.vmap(self._learning_rate, (0, None)))
-        self._compiled: dict[Any, Any] = {}
-
-    def _compile(self, function: Callable[..., Any], in_axes: tuple[int | None, ...], donate: Any = ()) -> Any:
-        return devices.compile_rows(over_trials(function, in_axes), in_axes, donate, self.devices)
-
-    def stacked(self, trials: Any) -> Any:
-        """Trials, along the leading axis of every leaf, as a stack that is split over the devices."""
-        count = len(jax.tree.leaves(trials)[0])
-        places = np.minimum(np.arange(-(-count // self.devices) * self.devices), count - 1)
-        return devices.split_rows(jax.tree.map(lambda x: x[places], trials), self.devices)
-
-    def joined(self, tree: Any) -> Any:
-        """The inverse of `stacked`, on the host, with what fills up the last device's share at the end."""
-        return devices.join_rows(tree, self.devices)
-
-    def _init(self, lane: Lanes) -> TrainState:
-        return init_state(self.trainer, lane.hyper, lane.init_key)
-
-    def _steps(self, state: TrainState, lane: Lanes, batches: Batch) -> tuple[TrainState, StepMetrics]:
-        """As many updates as `batches`, of shape [steps, S, B, …], has steps."""
-        steps, sources = batches.bytes.shape[:2]
-        own = jax.tree.map(lambda x: x[:, 0 if sources == 1 else lane.source], batches)
-        rest = (lane.hyper, lane.dropout_key, lane.dropout_rate if self._dropout else None)
-        if steps > 1:
-            return train_steps(self.trainer, state, own, *rest)
-        state, metrics = train_step(self.trainer, state, jax.tree.map(lambda x: x[0], own), *rest)
-        return state, jax.tree.map(lambda x: x[None], metrics)
-
-    def _evaluate(self, weights: Any, batch: Batch) -> Any:
-        return eval_step(self.gpt, weights, batch)
-
-    def _learning_rate(self, hyper: optim.Hyperparameters, step: Any) -> Any:
-        return hyper.learning_rate * optim.schedule(hyper.schedule, hyper, step)
-
-    def compiled(self, lanes: Any, batches: Batch) -> Any:
-        """The program of some steps for a stack (lanes that are already split over the devices)."""
-        key = (lanes.source.shape, batches.rows.shape)
-        if key not in self._compiled:
-            state = jax.eval_shape(self.init, lanes)
-            self._compiled[key] = self.steps.lower(state, lanes, batches).compile()
-        return self._compiled[key]
-
-
-@functools.lru_cache(maxsize=8)
-def _program(experiment: Experiment, dropout: bool, devices: int) -> Program:
-    return Program(experiment, dropout, devices)
-
-
-def program(experiment: Experiment, dropout: bool, trials: int) -> Program:
-    """The program for so many trials that share `program_of(experiment)`, kept for the next stack that needs it."""
-    return _program(program_of(experiment), dropout, devices_for(trials))
-
-
 def devices_for(trials: int) -> int:
     """The fewest devices that are done as soon as all of them would be: 9 trials are 2 rounds of 5, not of 8."""
     return -(-trials // -(-trials // devices.local_devices()))
 
 
-def fitting(experiment: Experiment, dropout: bool, lanes: Lanes, batches: Batch) -> int:
+def fitting_trials(experiment: Experiment, dropout: bool, inputs: TrialInputs, batches: Batch) -> int:
     """How many of the trials fit into memory at once, found by compiling: all of them, or halves until they do."""
-    count = len(lanes.source)
+    count = len(inputs.stream)
     while count > 1:
-        some = program(experiment, dropout, count)
-        compiled = some.compiled(some.stacked(jax.tree.map(lambda x, n=count: x[:n], lanes)), batches)
+        some = stack(experiment, dropout, count)
+        compiled = some.compiled(some.stacked(jax.tree.map(lambda x, n=count: x[:n], inputs)), batches)
         if memory_needed(compiled, some.devices) <= MEMORY_SHARE * memory.free():
             break
         count = -(-count // 2)
@@ -187,4 +303,18 @@ def memory_needed(compiled: Any, devices: int) -> int:
         return 0
     needed = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     needed -= stats.alias_size_in_bytes
-    return needed * (devices if jax.default_backend() == "cpu" else 1)
+    return needed * (devices if on_cpu() else 1)
+
+
+def _step_spec(experiment: Experiment, axis_name: str | None) -> StepSpec:
+    return StepSpec(
+        model.build(experiment),
+        experiment.optimizer,
+        train_pad_label=experiment.data.layout == "lines",
+        accumulate=experiment.train.accumulate,
+        axis_name=axis_name,
+    )
+
+
+def _learning_rate(hyper: optim.Hyperparameters, step: Any) -> Any:
+    return hyper.learning_rate * optim.schedule(hyper.schedule, hyper, step)

@@ -6,7 +6,7 @@ from typing import Any
 import flax.struct
 from jaxtyping import Array, Int
 
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 
 
 @flax.struct.dataclass
@@ -38,11 +38,18 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    since_log: Sums = field(default_factory=Sums)
+    since_log: LossSums = field(default_factory=LossSums)
+
+    def count(self, sums: LossSums, seconds: float) -> None:
+        """Adds one step with these sums."""
+        self.step += 1
+        self.seconds += seconds
+        self.tokens += sums.tokens
+        self.since_log = self.since_log.plus(sums)
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "since_log": self.since_log._asdict()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Progress":
-        return cls(**{**value, "since_log": Sums(**value["since_log"])})
+        return cls(**{**value, "since_log": LossSums(**value["since_log"])})

@@ -12,10 +12,11 @@ from jaxtyping import Array
 from minigpt_jax import rng
 from minigpt_jax.config import PAD_ID, OptimizerConfig
 from minigpt_jax.data.batch import Batch
-from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, shares
+from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, pointer_mixture
 from minigpt_jax.ops import fused_loss
+from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.train import metrics, optim
-from minigpt_jax.train.metrics import Sums
+from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
 
 CPU_TOKENS = 512
@@ -23,7 +24,7 @@ CPU_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Trainer:
+class StepSpec:
     """What a train step does not change, all of it static.
 
     Attributes:
@@ -43,25 +44,25 @@ class Trainer:
 class StepMetrics(NamedTuple):
     """Scalars of one step: label sums, the trained objective in nats, and the gradient's norm before clipping."""
 
-    sums: Sums
+    sums: LossSums
     objective: Any
     grad_norm: Any
 
 
-def init_state(trainer: Trainer, hyper: optim.Hyperparameters, key: Array) -> TrainState:
+def init_state(spec: StepSpec, hyper: optim.Hyperparameters, key: Array) -> TrainState:
     """Fresh parameters and optimiser state at step 0."""
-    tokens_BT = jnp.zeros((1, trainer.model.sequence_length), jnp.int32)
-    params = trainer.model.init(key, tokens_BT)["params"]
+    tokens_BT = jnp.zeros((1, spec.model.sequence_length), jnp.int32)
+    params = spec.model.init(key, tokens_BT)["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optim.transformation(trainer.optimizer, hyper, 0).init(params),
-        ema=None if trainer.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
+        opt_state=optim.transformation(spec.optimizer, hyper, 0).init(params),
+        ema=None if spec.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
     )
 
 
 def train_step(
-    trainer: Trainer,
+    spec: StepSpec,
     state: TrainState,
     batch: Batch,
     hyper: optim.Hyperparameters,
@@ -76,9 +77,9 @@ def train_step(
     """
     key = rng.at(key, state.step)
     first_row = 0
-    if trainer.axis_name is not None:
-        first_row = jax.lax.axis_index(trainer.axis_name) * len(batch.rows)
-    pieces = _pieces(trainer, batch)
+    if spec.axis_name is not None:
+        first_row = jax.lax.axis_index(spec.axis_name) * len(batch.rows)
+    pieces = _pieces(spec, batch)
     dropout = DropoutCall(dropout_rate, first_row)
     micro = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), batch)
     gradient = jax.grad(_objective_sum, argnums=1, has_aux=True)
@@ -86,23 +87,23 @@ def train_step(
     def accumulate(carry: Any, i_batch: Any) -> tuple[Any, None]:
         i, batch = i_batch
         call = dropout._replace(first_row=first_row + i * len(batch.rows))
-        return jax.tree.map(jnp.add, carry, gradient(trainer, state.params, batch, key, call)), None
+        return jax.tree.map(jnp.add, carry, gradient(spec, state.params, batch, key, call)), None
 
     if pieces == 1:
-        totals = gradient(trainer, state.params, batch, key, dropout)
+        totals = gradient(spec, state.params, batch, key, dropout)
     else:
         shapes = jax.eval_shape(
-            lambda batch: gradient(trainer, state.params, batch, key, dropout), jax.tree.map(_first, micro)
+            lambda batch: gradient(spec, state.params, batch, key, dropout), jax.tree.map(_first, micro)
         )
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         totals, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(pieces), micro))
-    if trainer.axis_name is not None:
-        totals = jax.lax.psum(totals, trainer.axis_name)
+    if spec.axis_name is not None:
+        totals = jax.lax.psum(totals, spec.axis_name)
 
     grads, (sums, objective, count) = totals
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
-    rule = optim.transformation(trainer.optimizer, hyper, state.step, trainer.model.dtype)
+    rule = optim.transformation(spec.optimizer, hyper, state.step, spec.model.dtype)
     updates, opt_state = rule.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -115,7 +116,7 @@ def train_step(
 
 
 def train_steps(
-    trainer: Trainer,
+    spec: StepSpec,
     state: TrainState,
     batches: Batch,
     hyper: optim.Hyperparameters,
@@ -123,12 +124,10 @@ def train_steps(
     dropout_rate: Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """`train_step` over the leading axis of `batches` in one program; metrics gain that axis."""
-    return jax.lax.scan(
-        lambda state, batch: train_step(trainer, state, batch, hyper, key, dropout_rate), state, batches
-    )
+    return jax.lax.scan(lambda state, batch: train_step(spec, state, batch, hyper, key, dropout_rate), state, batches)
 
 
-def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> Sums:
+def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> LossSums:
     """Label sums of one batch, with no dropout; of all devices' rows under `axis_name`."""
     hidden_BTD, counted_BT = hidden(model, params, batch.features), batch.labels != PAD_ID
     _, nats_BT = _cross_entropy(model, params, hidden_BTD, batch, counted_BT)
@@ -137,14 +136,14 @@ def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = Non
 
 
 def _objective_sum(
-    trainer: Trainer, params: Any, batch: Batch, key: Array, dropout: DropoutCall | None = None
-) -> tuple[Array, tuple[Sums, Array, Array]]:
+    spec: StepSpec, params: Any, batch: Batch, key: Array, dropout: DropoutCall | None = None
+) -> tuple[Array, tuple[LossSums, Array, Array]]:
     features_BT, labels_BT = batch.features, batch.labels
-    hidden_BTD = hidden(trainer.model, params, features_BT, key, dropout)
+    hidden_BTD = hidden(spec.model, params, features_BT, key, dropout)
     trained_BT = features_BT != PAD_ID
-    if not trainer.train_pad_label:
+    if not spec.train_pad_label:
         trained_BT &= labels_BT != PAD_ID
-    objective, nats_BT = _cross_entropy(trainer.model, params, hidden_BTD, batch, trained_BT)
+    objective, nats_BT = _cross_entropy(spec.model, params, hidden_BTD, batch, trained_BT)
     sums = metrics.token_sums(nats_BT, labels_BT != PAD_ID, batch.bytes)
     return objective, (sums, objective, jnp.sum(trained_BT))
 
@@ -152,21 +151,21 @@ def _objective_sum(
 def _cross_entropy(model: GPT, params: Any, hidden_BTD: Array, batch: Batch, counted_BT: Array) -> tuple[Array, Array]:
     layer, of_layer = functools.partial(output, model), output_parameters(model, params)
     weight_BT = counted_BT.astype(jnp.float32)
-    pointed = shares(model, params, hidden_BTD, batch.features)
-    mixture = None if pointed is None else (pointed.output, pointed.of_labels(batch.labels))
+    pointed = pointer_mixture(model, params, hidden_BTD, batch.features)
+    mixture = None if pointed is None else (pointed.output, pointed.copied(batch.labels))
     return fused_loss.cross_entropy(layer, of_layer, hidden_BTD, batch.labels, weight_BT, mixture)
 
 
-def _pieces(trainer: Trainer, batch: Batch) -> int:
+def _pieces(spec: StepSpec, batch: Batch) -> int:
     """How many parts of the batch have their gradients taken one after another: the micro-batches, or parts of those.
 
     On a CPU a part's activations stay in cache.
     """
     rows, length = len(batch.rows), batch.rows.shape[1] - 1
-    if jax.default_backend() != "cpu":
-        return trainer.accumulate
-    fitting = (n for n in range(trainer.accumulate, rows + 1, trainer.accumulate) if rows % n == 0)
-    return next((n for n in fitting if rows // n * length <= CPU_TOKENS), trainer.accumulate)
+    if not on_cpu():
+        return spec.accumulate
+    fitting = (n for n in range(spec.accumulate, rows + 1, spec.accumulate) if rows % n == 0)
+    return next((n for n in fitting if rows // n * length <= CPU_TOKENS), spec.accumulate)
 
 
 def _first(x: Any) -> Any:

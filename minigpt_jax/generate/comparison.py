@@ -4,10 +4,10 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from minigpt_jax.generate.generation import FinishReason
 from minigpt_jax.generate.language_model import LanguageModel
+from minigpt_jax.generate.settings import GenerationSettings
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.train import metrics
 
@@ -21,9 +21,9 @@ class Compared:
         settings: its settings by name.
         text: without the prompt.
         full_text: prompt and text decoded as one.
-        repeated_4grams: share of the 4-grams of new tokens that had come before; greedy search is high.
-        distinct_2: distinct pairs of new tokens by all pairs.
-        mean_logprob: the model's own, in nats a token.
+        repeated_4grams: share of the 4-grams of new tokens that occurred before; greedy search has a high one.
+        distinct_2: distinct pairs of successive new tokens, divided by all pairs.
+        mean_logprob: the model's own, in nats per token.
         tokens_per_second: of this one text, once the method is compiled.
     """
 
@@ -39,15 +39,15 @@ class Compared:
 
 
 def compare(
-    lm: LanguageModel, prompt: str, methods: Sequence[Sampler], max_new_tokens: int | None = None, **settings: Any
+    lm: LanguageModel, prompt: str, methods: Sequence[Sampler], settings: GenerationSettings | None = None
 ) -> Iterator[Compared]:
-    """Yields each method's text for the prompt as it is made; `settings` are those of `LanguageModel.generate`.
+    """Yields each method's text for the prompt as it is made.
 
     Raises:
         UserError: as `generate` does.
     """
     for method in methods:
-        call = lambda method=method: lm.generate([prompt], method, max_new_tokens, **settings)  # noqa: E731
+        call = lambda method=method: lm.generate([prompt], method, settings=settings)  # noqa: E731
         call()  # compiles
         start = time.perf_counter()
         generation = call()[0]
@@ -55,7 +55,11 @@ def compare(
         tokens = generation.tokens
         yield Compared(
             sampler=method.name,
-            settings={f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init},
+            settings={
+                f.name: value
+                for f in dataclasses.fields(method)
+                if f.init and (value := getattr(method, f.name)) is not None
+            },
             text=generation.text,
             full_text=generation.full_text,
             finish_reason=generation.finish_reason,

@@ -1,4 +1,4 @@
-"""Numbers and settings as a report writes them."""
+"""The format of numbers, durations and settings in a report."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ NOTHING = "–"
 
 
 def number(value: Any, decimals: int) -> str:
-    """With so many decimals and thousands apart; a dash for what was not measured or is not finite."""
+    """The number with this many decimals and with thousands separators, or a dash if it is missing or not finite."""
     return f"{value:,.{decimals}f}" if is_finite(value) else NOTHING
 
 
 def duration(seconds: Any) -> str:
-    """9.8 s, 2 min 5 s, 1 h 3 min."""
+    """A duration such as 9.8 s, 2 min 5 s or 1 h 3 min."""
     if not is_finite(seconds):
         return NOTHING
     if seconds < 60:
@@ -23,7 +23,7 @@ def duration(seconds: Any) -> str:
 
 
 def setting(value: Any, digits: int = 6) -> str:
-    """A field's value; floats of so many digits at most."""
+    """The value of a field. Floats have at most this many significant digits."""
     if isinstance(value, dict):
         return ", ".join(f"{name}={setting(inner, digits)}" for name, inner in value.items())
     if isinstance(value, list | tuple):

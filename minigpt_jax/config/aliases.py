@@ -1,0 +1,72 @@
+"""Earlier names of fields: what flags, sweep axes and config.json said before a field got its name of today.
+
+Experiment files use them through `options.accepts_aliases`.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from minigpt_jax.config.experiment import Experiment
+from minigpt_jax.config.options import Alias, flag_name, options
+
+
+class Renamed(NamedTuple):
+    """A field that has an earlier name: its dotted name of today, and the alias."""
+
+    field: str
+    alias: Alias
+
+
+@functools.cache
+def earlier_names() -> dict[str, Renamed]:
+    """Every earlier name, with its section: `train.tensorboard` for one."""
+    return {
+        f"{option.name.rpartition('.')[0]}.{alias.name}".lstrip("."): Renamed(option.name, alias)
+        for option in options(Experiment(name=""))
+        for alias in option.facts.aliases
+    }
+
+
+def current_name(name: str) -> str:
+    """The dotted name that a field has today."""
+    return earlier_names()[name].field if name in earlier_names() else name
+
+
+def current_flags(words: Iterable[str]) -> list[str]:
+    """The words of a command line with the flags of today, as `--train.trackers` for `--train.no-tensorboard`."""
+    return [current for word in words for current in _current_flag(word)]
+
+
+def _current_flag(word: str) -> list[str]:
+    if not word.startswith("--"):
+        return [word]
+    flag, equals, value = word[2:].partition("=")
+    section, dot, leaf = flag.replace("-", "_").rpartition(".")
+    is_on = f"{section}{dot}{leaf}" in earlier_names()
+    renamed = earlier_names().get(f"{section}{dot}{leaf if is_on else leaf.removeprefix('no_')}")
+    if renamed is None:
+        return [word]
+    if renamed.alias.kind is bool:
+        return [f"--{flag_name(renamed.field)}", *renamed.alias.current(is_on)]
+    section, dot, leaf = renamed.field.rpartition(".")
+    current = section + dot + ("" if is_on else "no_") + leaf
+    return [f"--{flag_name(current)}{equals}{value}"]
+
+
+def current_json(value: Any) -> Any:
+    """An experiment's JSON with the names of today; what is no experiment's JSON comes back as it is.
+
+    Raises:
+        UserError: the value under an earlier name is of the wrong type.
+    """
+    if not isinstance(value, dict):
+        return value
+    value = {name: dict(part) if isinstance(part, dict) else part for name, part in value.items()}
+    for name, renamed in earlier_names().items():
+        section, _, old = name.rpartition(".")
+        new = renamed.field.rpartition(".")[2]
+        part = value.get(section) if section else value
+        if isinstance(part, dict) and old in part and new not in part:
+            part[new] = renamed.alias.current(part.pop(old), section)
+    return value

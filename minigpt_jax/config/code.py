@@ -1,0 +1,195 @@
+"""Code of the user's own, which an experiment names as `FILE.py:Name`.
+
+`load` runs the files and puts a `Code` in place of each name: still the same string, which now holds what it names. A
+run directory keeps copies of the files (`storage.run_code`), so a file has to do without modules beside it.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+from types import ModuleType
+from typing import Any
+
+from minigpt_jax.config.experiment import Experiment
+from minigpt_jax.config.options import flag_name, names_code, nearest, options
+from minigpt_jax.errors import UserError
+
+_modules: dict[tuple[Path, str], ModuleType] = {}
+"""Files that were run, by path and sum: each version of a file runs once."""
+
+
+class Code(str):
+    """A name of code, `FILE.py:Name`, whose file was run.
+
+    It is equal to the string, and to another `Code` only if their files have the same contents, so that programs and
+    caches of different code are told apart.
+
+    Attributes:
+        path: the file.
+        source: its contents.
+        sha256: their sum, in hex.
+        value: what the name stands for, a function or a class.
+    """
+
+    path: Path
+    source: bytes
+    sha256: str
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True and (not isinstance(other, Code) or self.sha256 == other.sha256)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def load(experiment: Experiment, folders: Sequence[Path]) -> Experiment:
+    """The experiment with a `Code` for each name of code in it.
+
+    Args:
+        folders: where a relative path may start; the first one that has the file counts.
+
+    Raises:
+        UserError: a file is missing or cannot be run, it lacks the name, or two different files share a name.
+    """
+    experiment = _changed(experiment, lambda option, value: load_value(option, value, folders))
+    files(experiment)
+    return experiment
+
+
+def replaced(experiment: Experiment, file: str, path: Path) -> Experiment:
+    """The experiment with the code that it names of `file`, whatever the folder, loaded from `path`.
+
+    Raises:
+        UserError: as `load` does.
+    """
+
+    def of_path(option: str, value: str) -> str:
+        return _load(option, value, path) if _file_name(value) == file and not isinstance(value, Code) else value
+
+    return _changed(experiment, of_path)
+
+
+def load_value(option: str, value: Any, folders: Sequence[Path]) -> Any:
+    """The `Code` that a value of a field names, or the value if it names none; raises UserError as `load` does."""
+    if isinstance(value, Code) or not names_code(value):
+        return value
+    places = [folder / Path(value.rpartition(":")[0]).expanduser() for folder in folders]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        where = " or ".join(dict.fromkeys(str(place.parent) for place in places))
+        raise UserError(f"--{flag_name(option)} {value}: there is no {_file_name(value)} in {where}; check the path")
+    return _load(option, value, path)
+
+
+def _load(option: str, value: str, path: Path) -> Code:
+    flag, name = f"--{flag_name(option)} {value}", value.rpartition(":")[2]
+    module, source, sha256 = _run(path, flag)
+    if not callable(found := vars(module).get(name)):
+        own = [known for known, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
+        hint = nearest(name, own) or f"; it defines {', '.join(own) or 'none'}"
+        raise UserError(f"{flag}: {path} defines no function or class {name}{hint}")
+    code = Code(value)
+    code.path, code.source, code.sha256, code.value = path, source, sha256, found
+    return code
+
+
+def _changed(experiment: Experiment, change: Callable[[str, str], str]) -> Experiment:
+    """The experiment with `change(field, name)` in place of each name of code."""
+    for option in options(experiment):
+        if option.facts.code:
+            value = option.value
+            several = value if isinstance(value, tuple) else (value,)
+            changed = tuple(change(option.name, one) if names_code(one) else one for one in several)
+            section, _, field = option.name.rpartition(".")
+            value = changed if isinstance(value, tuple) else changed[0]
+            part = dataclasses.replace(getattr(experiment, section), **{field: value})
+            experiment = dataclasses.replace(experiment, **{section: part})
+    return experiment
+
+
+def loaded(value: str) -> Any:
+    """The function or class that a name of code stands for. Raises UserError where its file has not been run."""
+    if isinstance(value, Code):
+        return value.value
+    raise UserError(
+        f"{value}: this is code of the run's own, which is not run unasked; give --trust-code or --code FILE.py "
+        "(in Python, trust_code=True or code=[FILE])"
+    )
+
+
+def named(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """The names of code in an experiment, each after its field's dotted name."""
+    for option in options(experiment):
+        if option.facts.code:
+            values = option.value if isinstance(option.value, tuple) else (option.value,)
+            yield from ((option.name, value) for value in values if names_code(value))
+
+
+def files(experiment: Experiment) -> dict[str, Code]:
+    """One `Code` for each file that was loaded, by the file's name. UserError where two different ones share it."""
+    found: dict[str, Code] = {}
+    for option, code in named(experiment):
+        if isinstance(code, Code):
+            other = found.setdefault(code.path.name, code)
+            if other.sha256 != code.sha256:
+                raise UserError(
+                    f"--{flag_name(option)} {code}: {other.path} is another file of that name, and a run keeps both; "
+                    "rename one"
+                )
+    return found
+
+
+def sums(experiment: Experiment) -> Iterator[tuple[str, Path, str]]:
+    """The field, the file and the file's sum for each name of code that was loaded."""
+    return ((option, code.path, code.sha256) for option, code in named(experiment) if isinstance(code, Code))
+
+
+def without_folder(value: Any) -> Any:
+    """A field's value, in which names of code have no folder: what they mean wherever their files lie."""
+    if isinstance(value, tuple | list):
+        return [without_folder(item) for item in value]
+    return PurePath(value).name if names_code(value) else value
+
+
+def _file_name(value: str) -> str:
+    return PurePath(value.rpartition(":")[0]).name
+
+
+def blame(error: Exception) -> str | None:
+    """One line for an error that was raised in code of the user's own, or None for another one."""
+    paths = {str(path): path for path, _ in _modules}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in paths:
+            reason = str(error).strip().split("\n")[0]
+            return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {reason}; mend the file"
+    return None
+
+
+def _run(path: Path, flag: str) -> tuple[ModuleType, bytes, str]:
+    """The module that a file makes, its source and its sum."""
+    path = path.resolve()
+    source = path.read_bytes()
+    sha256 = hashlib.sha256(source).hexdigest()
+    if (path, sha256) not in _modules:
+        # A module, and known as one, so that dataclasses and pickles in it work.
+        name = f"minigpt_code_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{sha256[:12]}"
+        spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
+        assert spec is not None, path
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        module.__file__ = str(path)
+        try:
+            exec(compile(source, str(path), "exec"), vars(module))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{flag}: {path} cannot be run: {type(error).__name__}: {error}; mend the file") from error
+        _modules[path, sha256] = module
+    return _modules[path, sha256], source, sha256

@@ -1,0 +1,176 @@
+"""Samplers from text: `top_p:p=0.9:temperature=0.8`, `top_k:k=1,5,10`, `random:temperature=0.5..1.5`, `mine.py:Mine`.
+
+A METHOD is the name of a sampler, followed by settings: `NAME:setting=VALUES:setting=VALUES`. VALUES are one or more
+values with commas between them, and a range `LOW..HIGH` stands for five evenly spaced ones, `LOW..HIGH/9` for nine.
+Several values of a setting make several samplers, and several settings every combination. NAME is one of
+`samplers.METHODS`, or `FILE.py:Name` for a subclass of `Sampler` in a file of the user's own.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigpt_jax import samplers
+from minigpt_jax.config import Code, code, nearest
+from minigpt_jax.errors import UserError
+from minigpt_jax.samplers import Sampler
+
+RANGE_SIZE = 5
+"""Values in a range that names no number of them."""
+MAX_METHODS = 1000
+
+
+class Method(NamedTuple):
+    """A sampler and the text that names it, with the settings that were given."""
+
+    label: str
+    sampler: Sampler
+
+
+def parse(text: str, flag: str = "--sampler", settings: Mapping[str, Any] | None = None) -> list[Method]:
+    """All samplers that a METHOD stands for.
+
+    Args:
+        text: the METHOD.
+        flag: what the text was given as, for messages.
+        settings: further settings of all of them, from flags of their own; None means not given.
+
+    Raises:
+        UserError: there is no such sampler, it has no such setting, or a value is not of the setting's type.
+    """
+    name, kind, assignments = _split(text, flag)
+    taken = settings_of(kind)
+    values = {}
+    for assignment in assignments:
+        setting, equals, given = assignment.partition("=")
+        setting = setting.strip().replace("-", "_")
+        if not equals:
+            raise UserError(f"{flag} {text}: {assignment!r} is no setting; write {name}:{_example(taken)}")
+        if setting not in taken:
+            raise UserError(f"{flag} {text}: {name} has no setting {setting}{nearest(setting, taken)}; {_takes(taken)}")
+        if setting in values:
+            raise UserError(f"{flag} {text}: {setting} is given twice; separate several values by commas")
+        values[setting] = list(_values(given, taken[setting], f"{flag} {text}: {setting}"))
+    fixed = {key: value for key, value in (settings or {}).items() if value is not None}
+    for setting in fixed:
+        option = "--" + setting.replace("_", "-")
+        if setting not in taken:
+            raise UserError(f"{option} is not a setting of {flag} {name}: {_takes(taken, '--')}")
+        if setting in values:
+            raise UserError(f"{option}: {flag} {text} gives {setting} too; drop one of the two")
+    if (count := np.prod([len(several) for several in values.values()], dtype=float)) > MAX_METHODS:
+        raise UserError(f"{flag} {text} stands for {count:,.0f} methods; give {MAX_METHODS:,} at most")
+    methods = []
+    for chosen in itertools.product(*values.values()):
+        given = dict(zip(values, chosen, strict=True))
+        label = ":".join([name, *(f"{setting}={_shown(value)}" for setting, value in given.items())])
+        methods.append(Method(label, kind(**given, **fixed)))
+    return methods
+
+
+def parse_one(text: str, flag: str = "--sampler", settings: Mapping[str, Any] | None = None) -> Sampler:
+    """The sampler that a METHOD stands for. Raises UserError as `parse` does, and if it stands for several."""
+    methods = parse(text, flag, settings)
+    if len(methods) > 1:
+        raise UserError(
+            f"{flag} {text} stands for {len(methods)} methods; give one value for each setting, or add --compare"
+        )
+    return methods[0].sampler
+
+
+def as_sampler(sampler: Any) -> Sampler:
+    """A sampler from what a caller gave: one, a METHOD, or None for greedy search."""
+    if sampler is None:
+        return samplers.Greedy()
+    if isinstance(sampler, str):
+        return parse_one(sampler)
+    if not isinstance(sampler, Sampler):
+        raise UserError(f"sampler {sampler!r}: must be a sampler such as minigpt_jax.TopP(p=0.9), or the name of one")
+    return sampler
+
+
+def settings_of(kind: type[Sampler]) -> dict[str, type]:
+    """The settings of a class of samplers and their types (float, int, bool or str), in the order of its fields."""
+    return {field.name: _plain_type(field.type) for field in dataclasses.fields(kind) if field.init}
+
+
+def _plain_type(annotation: Any) -> type:
+    # Read as text, since an annotation may be a string whose names cannot be looked up from here.
+    words = re.findall(r"\w+", annotation if isinstance(annotation, str) else str(annotation))
+    return next((plain for plain in (float, int, bool) if plain.__name__ in words), str)
+
+
+def _split(text: str, flag: str) -> tuple[str, type[Sampler], list[str]]:
+    """The name, the class and the assignments of a METHOD."""
+    file, is_file, rest = text.partition(".py:")
+    if is_file:
+        name, *assignments = rest.split(":")
+        return f"{file}.py:{name}", _load(f"{file}.py", name, flag), assignments
+    if text.endswith(".py"):
+        raise UserError(f"{flag} {text}: name the sampler in the file too: {text}:Name")
+    name, *assignments = text.split(":")
+    known = name.strip().replace("-", "_").lower()
+    if known not in samplers.METHODS:
+        hint = nearest(name, samplers.METHODS)
+        raise UserError(
+            f"{flag} {name} is not known{hint}; give one of {', '.join(samplers.METHODS)}, or FILE.py:Name for your own"
+        )
+    return known, samplers.METHODS[known], assignments
+
+
+def _load(file: str, name: str, flag: str) -> type[Sampler]:
+    """The class of this name in a file of the user's own, which is run."""
+    value = code.load_value(flag.removeprefix("--"), f"{file}:{name}", [Path()])
+    kind = value.value if isinstance(value, Code) else None
+    if not isinstance(kind, type) or not issubclass(kind, Sampler):
+        raise UserError(f"{flag} {file}:{name} is no sampler; make it a subclass of minigpt_jax.Sampler")
+    return kind
+
+
+def _values(text: str, kind: type, label: str) -> Iterator[Any]:
+    """The values that `1,5,10`, `0.5..1.5` or `0.5..1.5/9` stands for, without repetitions."""
+    found: list[Any] = []
+    for item in text.split(","):
+        ends, slash, count = item.partition("/")
+        low, dots, high = ends.partition("..")
+        if not dots or kind not in (int, float):
+            found.append(_value(item, kind, label))
+            continue
+        size = _value(count, int, f"{label}={item}: the number of values") if slash else RANGE_SIZE
+        if not 2 <= size <= MAX_METHODS:
+            raise UserError(f"{label}={item}: a range has 2 to {MAX_METHODS:,} values; write LOW..HIGH/{RANGE_SIZE}")
+        spaced = np.linspace(_value(low, float, label), _value(high, float, label), size)
+        if kind is int:
+            found += [int(value) for value in np.rint(spaced)]
+        else:
+            found += [float(f"{value:.12g}") for value in spaced]
+    yield from dict.fromkeys(found)
+
+
+def _value(text: str, kind: type, label: str) -> Any:
+    text = text.strip()
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text) if kind in (int, float) else text
+    except (KeyError, ValueError):
+        raise UserError(f"{label}={text}: must be {words[kind]}") from None
+
+
+def _takes(taken: Mapping[str, type], dashes: str = "") -> str:
+    names = [dashes + (name.replace("_", "-") if dashes else name) for name in taken]
+    return "it takes " + (", ".join(names) or "no settings")
+
+
+def _example(taken: Mapping[str, type]) -> str:
+    return f"{next(iter(taken), 'setting')}=1"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
