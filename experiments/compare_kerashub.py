@@ -15,7 +15,6 @@ Writes compare_kerashub.md and .json. It needs the extra `compare`.
 import dataclasses
 import functools
 import itertools
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,21 +29,18 @@ import joblib
 import numpy as np
 import tyro
 
-from minigpt_jax import corpora, display, model, tokenizer
+from minigpt_jax import corpora, display, tokenizer
 from minigpt_jax.benchmark import kerashub, matmuls, rounds, sampling, tokenisation, tutorial
-from minigpt_jax.cache import cache_dir
+from minigpt_jax.benchmark.comparison import OURS, SIZE, THEIRS, Bench, Row, row, timed
 from minigpt_jax.config import DataConfig, Experiment, flag_name
-from minigpt_jax.data import pipeline, store
+from minigpt_jax.data import pipeline
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
 from minigpt_jax.train import evaluate
 from minigpt_jax.train.program import DataParallel
-from minigpt_jax.train.state import TrainState
 from minigpt_jax.trial.run import run
 
-SIZE = tutorial.BATCH_SIZE
-THEIRS, OURS = "KerasHub", "minigpt_jax"
 STEPS_A_ROUND = 3
 WHAT_TEXT = "corpus archive simplebooks files document json_field held_out stories stories_seed min_bytes".split()
 """Those of the fields of `DataConfig` that say which documents there are."""
@@ -77,82 +73,18 @@ class Arguments:
     """Folder for compare_kerashub.md and compare_kerashub.json."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table; `ratio` is how many times better ours is, or ours over theirs for a perplexity."""
-
-    stage: str
-    unit: str
-    theirs: float
-    ours: float
-    ratio: float
-    theirs_first: float | None = None
-    ours_first: float | None = None
-
-
-class Bench:
-    """What the stages share: the corpus, made ready once, and the two sides at the same weights."""
-
-    def __init__(self, arguments: Arguments, folder: Path) -> None:
-        self.arguments, self.folder = arguments, folder
-        self.experiment = Experiment("simplebooks", data=arguments.data)
-        self.corpus = corpora.open_corpus(arguments.data, cache_dir())
-        self.prepared = store.prepare(self.experiment, self.corpus, cache_dir(), display.track)
-        self.gpt = model.build(self.experiment)
-
-    @functools.cached_property
-    def lines(self) -> Path:
-        return tutorial.write_lines(self.corpus.documents("train"), self.folder / "train.txt")
-
-    @functools.cached_property
-    def their_vocabulary_seconds(self) -> float:
-        """How long KerasHub trains its vocabulary."""
-        return rounds.seconds(functools.partial(tutorial.vocabulary, self.lines))
-
-    @functools.cached_property
-    def pieces(self) -> list[str]:
-        """The vocabulary of both sides."""
-        pieces: Any = self.prepared.tokenizer
-        return [pieces.piece(i) for i in range(len(pieces))]
-
-    @functools.cached_property
-    def valid(self) -> np.ndarray:
-        """Validation rows, with empty ones to fill the last batch: Keras compiles anew for a smaller one."""
-        return np.concatenate([batch.rows for batch in self.prepared.splits["valid"].in_order(SIZE)]).astype(np.int32)
-
-    def environment(self, cache: str) -> dict[str, str]:
-        """That of a process whose cache is a folder of this benchmark's own."""
-        environment = {**os.environ, "MINIGPT_CACHE": str(self.folder / cache)}
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-        return environment
-
-    def batches(self) -> Iterator[Batch]:
-        return pipeline.batches(self.prepared.splits["train"], SIZE, seed=0)
-
-    def rows(self, batches: Iterator[Batch], steps: int) -> np.ndarray:
-        """The rows of the next batches, one after another."""
-        return np.concatenate([batch.rows for batch in itertools.islice(batches, steps)]).astype(np.int32)
-
-    def start(self, params: Any, total_steps: int) -> tuple[TrainState, Callable[[TrainState, Batch], Any]]:
-        """Our state at KerasHub's weights, and the train step."""
-        program = DataParallel(self.experiment)
-        inputs = program.inputs(self.experiment, total_steps)
-        params = devices.put_replicated(jax.tree.map(np.asarray, params))
-        state = dataclasses.replace(program.init(inputs), params=params)
-        return state, lambda state, batch: program.steps(state, inputs, program.draw([iter([batch])], 1), 1)
-
-
 def main(arguments: list[str]) -> int:
     """Runs the stages, prints each line as it comes and writes the table."""
     chosen = tyro.cli(Arguments, args=arguments, prog="compare_kerashub.py")
     table: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(chosen, Path(folder))
+        bench = Bench(chosen.data, Path(folder))
         for name in chosen.stages:
-            for row in STAGES[name](bench):
-                table.append(row)
+            for line in STAGES[name](bench, chosen):
+                table.append(line)
                 display.console.print(
-                    f"{row.stage}: {THEIRS} {row.theirs:.4g} · {OURS} {row.ours:.4g} {row.unit} · ratio {row.ratio:.3g}"
+                    f"{line.stage}: {THEIRS} {line.theirs:.4g} · {OURS} {line.ours:.4g} {line.unit} · "
+                    f"ratio {line.ratio:.3g}"
                 )
                 _write(chosen, table)
     display.console.print((chosen.output / "compare_kerashub.md").read_text(), markup=False)
@@ -161,36 +93,23 @@ def main(arguments: list[str]) -> int:
 
 def _write(chosen: Arguments, table: list[Row]) -> None:
     cells = [
-        [row.stage, row.unit, row.theirs, row.ours, row.ratio, row.theirs_first or "", row.ours_first or ""]
-        for row in table
+        [line.stage, line.unit, line.theirs, line.ours, line.ratio, line.theirs_first or "", line.ours_first or ""]
+        for line in table
     ]
     header = ["stage", "unit", THEIRS, OURS, "ratio", f"first call, {THEIRS}", f"first call, {OURS}"]
     tables = {"Stages": rounds.markdown_table(header, cells)}
-    figures = [dataclasses.asdict(row) for row in table]
+    figures = [dataclasses.asdict(line) for line in table]
     rounds.write(chosen.output, "compare_kerashub", "KerasHub's tutorial and minigpt_jax", tables, figures)
 
 
-def _timed(stage: str, unit: str, contenders: dict[str, Callable[[], Any]], count: int, work: float = 1.0) -> Row:
-    """Alternates the two sides."""
-    return _row(stage, unit, rounds.alternate(contenders, count), work)
-
-
-def _row(stage: str, unit: str, timings: dict[str, rounds.Timing], work: float = 1.0) -> Row:
-    """Seconds for `unit` "s", else so much work a second."""
-    theirs, ours = timings[THEIRS], timings[OURS]
-    a, b = theirs.median, ours.median
-    left, right = (a, b) if unit == "s" else (work / a, work / b)
-    return Row(stage, unit, left, right, a / b, theirs.first - a, ours.first - b)
-
-
-def _vocabulary(bench: Bench) -> Iterator[Row]:
+def _vocabulary(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     texts = [text for text in bench.corpus.documents("train") if len(text.encode()) > tutorial.MIN_STRING_LEN]
     ours = rounds.seconds(functools.partial(tokenizer.train, bench.experiment.tokenizer, texts))
     theirs = bench.their_vocabulary_seconds
     yield Row("vocabulary training", "s", theirs, ours, theirs / ours)
 
 
-def _tokenisation(bench: Bench) -> Iterator[Row]:
+def _tokenisation(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     """By all cores on both sides: threads of tf.data, and processes, as the token store is made."""
     texts, pieces = list(bench.corpus.documents("train")), bench.prepared.tokenizer
     workers, chunks = joblib.Parallel(-1), [texts[i : i + 4096] for i in range(0, len(texts), 4096)]
@@ -199,20 +118,20 @@ def _tokenisation(bench: Bench) -> Iterator[Row]:
         OURS: lambda: workers(joblib.delayed(tokenisation.flat_ids)(pieces, chunk) for chunk in chunks),
     }
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    yield _timed("tokenisation", "MB a second", contenders, bench.arguments.rounds, megabytes)
+    yield timed("tokenisation", "MB a second", contenders, chosen.rounds, megabytes)
 
 
-def _input(bench: Bench) -> Iterator[Row]:
+def _input(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     steps = bench.prepared.splits["train"].steps_per_epoch(SIZE)
     stream = bench.batches()
     contenders = {
         THEIRS: lambda: sum(1 for _ in tutorial.batches(bench.lines, bench.pieces)),
         OURS: lambda: sum(1 for _ in itertools.islice(stream, steps)),
     }
-    yield _timed("input, after the first epoch", "batches a second", contenders, bench.arguments.rounds, steps)
+    yield timed("input, after the first epoch", "batches a second", contenders, chosen.rounds, steps)
 
 
-def _step(bench: Bench) -> Iterator[Row]:
+def _step(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     keras = kerashub.tutorial_model(seed=0)
     state, step = bench.start(kerashub.from_keras(keras), total_steps=1)
     stream = bench.batches()
@@ -229,23 +148,23 @@ def _step(bench: Bench) -> Iterator[Row]:
         OURS: ours,
         "products": matmuls.of_train_step(bench.experiment),
     }
-    timings = rounds.alternate(contenders, bench.arguments.rounds)
-    yield _row("train step", "steps a second", timings, STEPS_A_ROUND)
+    timings = rounds.alternate(contenders, chosen.rounds)
+    yield row("train step", "steps a second", timings, STEPS_A_ROUND)
     over = [timings[side].median / STEPS_A_ROUND / timings["products"].median for side in (THEIRS, OURS)]
     yield Row("train step over its matrix products alone", "times", over[0], over[1], over[0] / over[1])
 
 
-def _evaluation(bench: Bench) -> Iterator[Row]:
+def _evaluation(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     keras = kerashub.tutorial_model(seed=0)
     weights = devices.put_replicated(kerashub.from_keras(keras))
     contenders = {
         THEIRS: lambda: tutorial.perplexity(keras, bench.valid),
         OURS: lambda: evaluate.evaluate(bench.gpt, weights, bench.prepared.splits["valid"], SIZE).perplexity,
     }
-    yield _timed("evaluation of the validation split", "s", contenders, bench.arguments.rounds)
+    yield timed("evaluation of the validation split", "s", contenders, chosen.rounds)
 
 
-def _samplers(bench: Bench) -> Iterator[Row]:
+def _samplers(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     lm = sampling.language_model(Experiment("reference"), sampling.weights_of_kerashub())
     for method in sampling.METHODS:
         theirs = sampling.of_kerashub(method, batch=1)
@@ -255,7 +174,7 @@ def _samplers(bench: Bench) -> Iterator[Row]:
             OURS: functools.partial(sampling.ours, lm, method, 1),
         }
         name = f"sampling, {method}" + ("" if way in theirs else " (KerasHub with a cache)")
-        yield _timed(name, "tokens a second", contenders, bench.arguments.rounds, sampling.NEW)
+        yield timed(name, "tokens a second", contenders, chosen.rounds, sampling.NEW)
 
 
 FIRST_SAMPLE = """
@@ -270,7 +189,7 @@ kerashub.tutorial_generate(keras, kerashub.keras_hub.samplers.TopKSampler(k=10),
 """
 
 
-def _cold(bench: Bench) -> Iterator[Row]:
+def _cold(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     """Both from weights on disk to a top-k sample; ours with an empty cache of compiled programs, then a full one."""
     weights = bench.folder / "keras.weights.h5"
     kerashub.tutorial_model(seed=0).save_weights(weights)
@@ -286,7 +205,7 @@ def _cold(bench: Bench) -> Iterator[Row]:
         )
 
     theirs, cold, warm = [], [], []
-    for i in range(bench.arguments.rounds):
+    for i in range(chosen.rounds):
         theirs.append(seconds(["-c", FIRST_SAMPLE, str(weights)], "none"))
         cold.append(seconds(sample, f"cache-{i}"))
         warm.append(seconds(sample, f"cache-{i}"))
@@ -295,7 +214,7 @@ def _cold(bench: Bench) -> Iterator[Row]:
     yield Row("first sample, a second start", "s", middle[0], middle[2], middle[0] / middle[2])
 
 
-def _memory(bench: Bench) -> Iterator[Row]:
+def _memory(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     """Peak memory of a process that trains on batches made beforehand, the interpreter and libraries included."""
     path = bench.folder / "rows.npy"
     np.save(path, bench.rows(bench.batches(), STEPS_A_ROUND))
@@ -326,15 +245,15 @@ def train_and_tell(side: str, path: str) -> None:
     print(rounds.peak_memory())
 
 
-def _perplexity(bench: Bench) -> Iterator[Row]:
+def _perplexity(bench: Bench, chosen: Arguments) -> Iterator[Row]:
     """Equal steps from equal weights."""
-    steps = bench.arguments.epochs * bench.prepared.splits["train"].steps_per_epoch(SIZE)
-    per_epoch = steps // bench.arguments.epochs
+    steps = chosen.epochs * bench.prepared.splits["train"].steps_per_epoch(SIZE)
+    per_epoch = steps // chosen.epochs
     keras = kerashub.tutorial_model(seed=0)
     state, step = bench.start(kerashub.from_keras(keras), total_steps=steps)
     theirs_stream, ours_stream = bench.batches(), bench.batches()
     spent = {THEIRS: 0.0, OURS: 0.0}
-    for epoch in range(1, bench.arguments.epochs + 1):
+    for epoch in range(1, chosen.epochs + 1):
         rows = bench.rows(theirs_stream, per_epoch)
         start = time.perf_counter()
         with display.status(f"epoch {epoch} of {THEIRS}"):
@@ -350,15 +269,15 @@ def _perplexity(bench: Bench) -> Iterator[Row]:
         ours = evaluate.evaluate(bench.gpt, state.weights, bench.prepared.splits["valid"], SIZE).perplexity
         yield Row(f"validation perplexity after epoch {epoch}", "ours / theirs", theirs, ours, ours / theirs)
     yield Row(f"training for {steps:,} steps", "s", spent[THEIRS], spent[OURS], spent[THEIRS] / spent[OURS])
-    yield from _sooner(bench, theirs, spent[THEIRS])
+    yield from _sooner(bench, chosen, theirs, spent[THEIRS])
 
 
-def _sooner(bench: Bench, theirs: float, seconds: float) -> Iterator[Row]:
+def _sooner(bench: Bench, chosen: Arguments, theirs: float, seconds: float) -> Iterator[Row]:
     """A whole run of --fast against the perplexity that KerasHub ended with after so many seconds of training.
 
     KerasHub's time is its vocabulary and its training alone; ours is all there is, from the archive to the last sample.
     """
-    data, fast, files = bench.arguments.data, bench.arguments.fast, RunDir(bench.folder / "fast")
+    data, fast, files = chosen.data, chosen.fast, RunDir(bench.folder / "fast")
     words = [str(fast), "--run-dir", str(files.path)]
     for name in WHAT_TEXT:
         value = getattr(data, name)
@@ -373,7 +292,7 @@ def _sooner(bench: Bench, theirs: float, seconds: float) -> Iterator[Row]:
     yield Row("wall-clock to it, vocabulary and compilation included", "s", seconds, ours, seconds / ours)
 
 
-STAGES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+STAGES: dict[str, Callable[[Bench, Arguments], Iterator[Row]]] = {
     "vocabulary": _vocabulary,
     "tokenisation": _tokenisation,
     "input": _input,

@@ -7,7 +7,7 @@ expectation. Result: 0.249 bits per byte, 0.105 above the floor of 0.144 (perple
 grammatical and go by a plot, but a hero's name seldom lasts to the end: carrying it along takes longer training.
 """
 
-from minigpt_jax.config import (
+from minigpt_jax import (
     DataConfig,
     Experiment,
     ModelConfig,

@@ -9,6 +9,6 @@ fifth, and this order does better. On two CPU cores a step takes 1.5 to 2 s; the
 corpus, measured.
 """
 
-from minigpt_jax.config import Experiment
+from minigpt_jax import Experiment
 
 experiment = Experiment(name="simplebooks")

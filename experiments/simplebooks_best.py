@@ -68,7 +68,7 @@ So Muon, one epoch of all the text and the pointer are what pays; the rest is wo
 `experiments/ablate_best.py` makes such comparisons.
 """
 
-from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TrainConfig
+from minigpt_jax import DataConfig, Experiment, ModelConfig, OptimizerConfig, TrainConfig
 
 experiment = Experiment(
     name="simplebooks_best",

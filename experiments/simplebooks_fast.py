@@ -9,7 +9,7 @@ after 161 s, with 1,000). A CPU without AMX and AVX-512 BF16 (`lscpu`) is faster
 float32. `experiments/compare_kerashub.py` measures how long either takes, from the archive with nothing cached.
 """
 
-from minigpt_jax.config import Experiment, ModelConfig, OptimizerConfig, TrainConfig
+from minigpt_jax import Experiment, ModelConfig, OptimizerConfig, TrainConfig
 
 experiment = Experiment(
     name="simplebooks_fast",

@@ -21,7 +21,7 @@ tune at a width near the one that is meant, or scale the rate down with the widt
 56 trials took 9 minutes on a shared machine with two CPU cores.
 """
 
-from minigpt_jax.config import (
+from minigpt_jax import (
     DataConfig,
     Experiment,
     ModelConfig,

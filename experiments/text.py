@@ -14,7 +14,7 @@ cannot fill the vocabulary gets the pieces that it gives; one with too many char
 pieces, gets the rarest of them spelled in bytes.
 """
 
-from minigpt_jax.config import (
+from minigpt_jax import (
     DataConfig,
     Experiment,
     ModelConfig,

@@ -1,7 +1,6 @@
 """A model in this process: its texts, their log-probabilities, and that a row's text is its own."""
 
 import string
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -178,20 +177,6 @@ def test_rotary_positions_go_on_past_the_window():
     assert len(generation.tokens) == 3 * WINDOW
     within = lm.generate(["a b c"], samplers.Greedy(), WINDOW - 4)[0].tokens
     assert generation.tokens[: len(within)] == within
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """Grows with every program that XLA compiles."""
-    seen: list[str] = []
-
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if "backend_compile" in event:
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.clear_event_listeners()
 
 
 def test_settings_never_compile_anew(lm: LanguageModel, compilations: list[str]):

@@ -1,7 +1,6 @@
 """The README's sampler and processor: their code is taken from its section "Extend it" and used."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,6 @@ Epsilon, no_echo = recipe("epsilon.py")["Epsilon"], recipe("no_echo.py")["no_ech
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
     return language_model()
-
-
-@pytest.fixture
-def compilations() -> Iterator[list[str]]:
-    """Grows with every program that XLA compiles."""
-    seen: list[str] = []
-
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
-        if "backend_compile" in event:
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.clear_event_listeners()
 
 
 def test_the_sampler_takes_no_improbable_token(lm: LanguageModel):
