@@ -66,6 +66,7 @@ def test_train_and_go_on(experiment_file: Path, tmp_path: Path, capsys: pytest.C
     for steps in (1, 2):
         assert command("train", experiment_file, "--run-dir", tmp_path / "r", "--train.steps", steps, *spelling) == 0
     assert "resuming from step 1" in capsys.readouterr().out
+    assert (tmp_path / "r" / "experiment.py").read_bytes() == experiment_file.read_bytes()
     lines = json_lines((tmp_path / "r" / "metrics.jsonl").read_text())
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
 

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
     experiment = config.code.load(chosen.experiment, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
-        result = run(experiment, chosen.run_dir, resume=chosen.resume)
+        result = run(experiment, chosen.run_dir, resume=chosen.resume, experiment_file=Path(file))
     if result.interrupted:
         print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
         return cli.INTERRUPTED

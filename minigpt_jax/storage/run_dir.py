@@ -35,6 +35,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(os.path.expanduser(path))
         self.config = path / "config.json"
+        self.experiment_file = path / "experiment.py"
         self.code = path / "code"
         self.tokenizer = path / "tokenizer"
         self.checkpoints = path / "checkpoints"
@@ -266,9 +267,17 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def write_description(
-    run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, str], versions: dict[str, str]
+    run_dir: RunDir,
+    experiment: Experiment,
+    fingerprints: dict[str, str],
+    versions: dict[str, str],
+    experiment_file: Path | None = None,
 ) -> None:
-    """Writes config.json: the whole experiment, and what else its result depends on; and copies of its code."""
+    """Writes config.json (the whole experiment, and what else its result depends on) and copies of the user's code.
+
+    Args:
+        experiment_file: the file that the experiment was defined in; its copy is for people to read, and never run.
+    """
     description: dict[str, Any] = {
         "experiment": to_json(experiment),
         "fingerprints": fingerprints,
@@ -277,9 +286,12 @@ def write_description(
     }
     if files := code.files(experiment):
         description["code"] = {name: found.sha256 for name, found in files.items()}
-    for name, found in files.items():
-        with whole_file(run_dir.code / name) as file:
-            file.write(found.source)
+    copies = {run_dir.code / name: found.source for name, found in files.items()}
+    if experiment_file is not None and experiment_file.is_file():
+        copies[run_dir.experiment_file] = experiment_file.read_bytes()
+    for path, source in copies.items():
+        with whole_file(path) as file:
+            file.write(source)
     write_atomic(run_dir.config, dumps(description))
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 
@@ -169,7 +170,7 @@ class _Worker:
         with contextlib.ExitStack() as opened:
             for trial in trials:
                 try:
-                    run = OpenRun(trial.experiment, trial.files, corpus)
+                    run = OpenRun(trial.experiment, trial.files, corpus, Path(self.study.plan.file))
                     runs.append((trial, opened.enter_context(contextlib.closing(run))))
                 except UserError as error:
                     if not isinstance(error.__cause__, BlockingIOError):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from minigpt_jax import generate, samplers
@@ -69,7 +70,9 @@ class OpenRun:
         UserError: another process has the run directory, or it is another experiment's.
     """
 
-    def __init__(self, experiment: Experiment, files: RunDir, corpus: Corpus) -> None:
+    def __init__(
+        self, experiment: Experiment, files: RunDir, corpus: Corpus, experiment_file: Path | None = None
+    ) -> None:
         self.experiment, self.files, self.corpus = experiment, files, corpus
         self.total_steps = corpus.total_steps(experiment)
         self.progress = Progress()
@@ -83,18 +86,18 @@ class OpenRun:
         with contextlib.ExitStack() as stack:
             if processes.is_first():
                 stack.enter_context(lock(files))
-                self._describe()
+                self._describe(experiment_file)
             self.checkpoints = Checkpoints(files.checkpoints, experiment.train.keep_checkpoints)
             stack.callback(self.checkpoints.close)
             self._open = stack.pop_all()
 
-    def _describe(self) -> None:
+    def _describe(self, experiment_file: Path | None) -> None:
         """Fills the run directory with what training does not write."""
         files, prepared = self.files, self.corpus.prepared
         if files.checkpoints.is_dir() and any(path.name.isdecimal() for path in files.checkpoints.iterdir()):
             self.planned_steps = self.corpus.total_steps(files.experiment())
         check_same(files, self.experiment, self.corpus.fingerprints)
-        write_description(files, self.experiment, self.corpus.fingerprints, versions())
+        write_description(files, self.experiment, self.corpus.fingerprints, versions(), experiment_file)
         write_tokenizer(files, prepared.tokenizer.save)
         for split in ("valid", "test"):
             with whole_file(files.rows(split)) as file:

@@ -48,6 +48,7 @@ def run(
     prepared: Prepared | None = None,
     batches: BatchSource | None = None,
     resume: Resume = "auto",
+    experiment_file: Path | None = None,
 ) -> Result:
     """Trains an experiment in a run directory, resuming from its latest whole checkpoint if it has one.
 
@@ -58,6 +59,7 @@ def run(
         prepared: tokenizer and rows, where they were made beforehand; else the corpus is read and tokenised.
         batches: where training batches come from; tf.data by default, which is the only use of TensorFlow.
         resume: always: refuse a run directory without a checkpoint; never: refuse one with any.
+        experiment_file: the file that defines the experiment, of which the run directory keeps a copy.
 
     Raises:
         UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
@@ -65,11 +67,13 @@ def run(
     experiment = environment.check_experiment(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     display.console.quiet = not processes.is_first()
-    with contextlib.closing(_open(experiment, files, prepared, resume)) as opened:
+    with contextlib.closing(_open(experiment, files, prepared, resume, experiment_file)) as opened:
         return _train(opened, batches or environment.tf_data_batches())
 
 
-def _open(experiment: Experiment, files: RunDir, prepared: Prepared | None, resume: Resume) -> OpenRun:
+def _open(
+    experiment: Experiment, files: RunDir, prepared: Prepared | None, resume: Resume, experiment_file: Path | None
+) -> OpenRun:
     """The run directory, opened by the first process before the others."""
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
 
@@ -88,7 +92,7 @@ def _open(experiment: Experiment, files: RunDir, prepared: Prepared | None, resu
         environment.check_samples(experiment, corpus.prepared.tokenizer)
         if not processes.is_first() and not files.config.exists():
             raise UserError(f"--run-dir {files.path}: must lie on a disk that all processes share; name such a folder")
-        return OpenRun(experiment, files, corpus)
+        return OpenRun(experiment, files, corpus, experiment_file)
 
     return processes.first_then_others(open_run)
 
