@@ -95,10 +95,8 @@ def test_invalid_plans_are_refused(texts: list[str], settings: dict[str, Any], s
 
 def test_seeds_are_replicates_and_are_not_searched():
     plan = sweep.make(EXPERIMENT, axes.parse(["seed=0,1,2", "optimizer.b1=0.8,0.9", "model.width=16,32"]))
-    assert [axis.field for axis in plan.axes] == [
-        "model.width",
-        "optimizer.b1",
-    ]  # the axis that needs another program changes slowest
+    # The axis that needs another program changes slowest.
+    assert [axis.field for axis in plan.axes] == ["model.width", "optimizer.b1"]
     assert (plan.seeds, plan.trials) == ((0, 1, 2), 4)
     trial = plan.trial(3, {"model.width": 32, "optimizer.b1": 0.8}, 2)
     experiment = trial.experiment
