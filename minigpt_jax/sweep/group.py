@@ -129,7 +129,7 @@ class TrialGroup:
         stack = program.stack(self.experiment, self.dropout, len(self.runs))
         inputs = stack.stacked(self.inputs)
         state = stack.init(inputs)
-        saved = set.intersection(*(set(run.checkpoints.whole_steps()) for run in self.runs))
+        saved = set.intersection(*(set(run.checkpoints.intact_steps()) for run in self.runs))
         step = max((s for s in saved if s < self.total), default=0)
         if step:
             like = stack.states(state)(0)

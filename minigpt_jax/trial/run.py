@@ -105,12 +105,12 @@ def _train(opened: OpenRun, source: BatchSource) -> Result:
         f"{len(rows['train']):,} rows of {experiment.data.sequence_length} tokens · {per_epoch:,} steps an epoch · "
         f"{total:,} steps in all · {jax.device_count()} × {jax.devices()[0].device_kind}"
     )
-    newest = opened.checkpoints.newest_whole()
-    if newest is not None:
-        state = opened.restore(state, newest)
-        display.console.print(f"resuming from step {newest:,} of {opened.files.path}")
+    latest = opened.checkpoints.latest_intact()
+    if latest is not None:
+        state = opened.restore(state, latest)
+        display.console.print(f"resuming from step {latest:,} of {opened.files.path}")
         if opened.planned_steps is not None:
-            environment.warn_of_another_horizon(experiment, opened.planned_steps, total, newest)
+            environment.warn_of_another_horizon(experiment, opened.planned_steps, total, latest)
 
     def evaluate_now(training: Training) -> None:
         with display.status("evaluating"):
