@@ -238,7 +238,8 @@ def _check_semantics(run_dir: RunDir, experiment: Experiment) -> None:
     if recorded < 2 and experiment.model.dropout and has_checkpoint(run_dir):
         display.warn(
             f"{run_dir.path} was begun by an earlier version, which drew other dropout masks. It resumes, but its "
-            "result cannot be reproduced by either version; for a reproducible run, train from scratch in another --run-dir"
+            "result cannot be reproduced by either version; for a reproducible run, train from scratch in another "
+            "--run-dir"
         )
 
 
