@@ -1,4 +1,4 @@
-"""Run directories and a sweep's folder as training leaves them, written from formulas: what a report reads."""
+"""Run directories and folders of sweeps as training would write them, with figures from formulas, for reports."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back exactly, the right ones are kept, and a wrong one is refused in one line."""
+"""Checkpoints: exact restoration, which ones are kept, and refusals in one line."""
 
 import dataclasses
 from pathlib import Path
@@ -37,7 +37,7 @@ def save_all(folder: Path, losses: dict[int, float | None], keep: int = 2) -> Ch
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_what_is_saved_comes_back_exactly(tmp_path: Path, ema: bool):
+def test_a_saved_state_is_restored_exactly(tmp_path: Path, ema: bool):
     state = state_at(3, ema=ema)
     progress = Progress(step=3, tokens=2**40, seconds=1.25, since_log=LossSums(0.1, 7, 30))
     checkpoints = Checkpoints(tmp_path)
@@ -60,7 +60,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("use_ema", "expected"), [(False, "params"), (True, "ema")])
-def test_sampling_reads_the_weights_alone(tmp_path: Path, use_ema: bool, expected: str):
+def test_sampling_reads_only_the_weights(tmp_path: Path, use_ema: bool, expected: str):
     state = state_at(2, ema=True)
     with_ema = Checkpoints(tmp_path)
     with_ema.save(state, Progress(step=2))
@@ -70,7 +70,7 @@ def test_sampling_reads_the_weights_alone(tmp_path: Path, use_ema: bool, expecte
     np.testing.assert_array_equal(weights["layer"]["kernel"], getattr(state, expected)["layer"]["kernel"])
 
 
-def test_a_checkpoint_of_a_step_that_is_not_there(tmp_path: Path):
+def test_a_missing_step_is_refused(tmp_path: Path):
     checkpoints = save_all(tmp_path, {1: None, 2: None})
     with pytest.raises(UserError, match="no checkpoint of step 7; it has 1, 2"):
         checkpoints.restore(state_at(0), step=7)
@@ -87,10 +87,10 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, change: str):
     with pytest.raises(UserError, match=r"does not fit its run's config\.json") as refused:
         Checkpoints(tmp_path).restore_weights(like.params, use_ema=False)
     assert "\n" not in str(refused.value)
-    assert ("is (3, 5) on disk, and (3, 6)" if change == "width" else "not there") in str(refused.value)
+    assert ("is (3, 5) on disk, and (3, 6)" if change == "width" else "missing") in str(refused.value)
 
 
-def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path: Path):
+def test_an_interrupted_save_is_not_a_checkpoint(tmp_path: Path):
     save_all(tmp_path, {1: None}).close()
     unfinished = tmp_path / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
@@ -98,7 +98,7 @@ def test_a_save_cut_short_is_not_taken_for_a_checkpoint(tmp_path: Path):
     assert Checkpoints(tmp_path).latest == 1
 
 
-def test_reading_warns_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_reading_gives_no_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     save_all(tmp_path, {3: 1.0}).close()
     monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
     verbosity = logging.get_verbosity()

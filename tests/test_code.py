@@ -1,4 +1,4 @@
-"""Code of the user's own, named FILE.py:Name: what a run keeps of it, and when it is run."""
+"""The user's code, named FILE.py:Name: how it is loaded, copied to run directories, and trusted."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def loaded(path: Path, name: str, field: str = "model.activation") -> Code:
 
 
 def everywhere(file: str | Path) -> Experiment:
-    """An experiment that names code wherever it can."""
+    """An experiment that names code in every field that allows it."""
     experiment = changed("data", corpus=f"{file}:Numbers", stories=60)
     experiment = changed("model", experiment, activation=f"{file}:bend", block=f"{file}:Same")
     experiment = changed("optimizer", experiment, name=f"{file}:sgd")
@@ -98,7 +98,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_name_of_code_that_cannot_be_is_one_line(case: str, mine: Path):
+def test_an_invalid_name_of_code_is_refused_in_one_line(case: str, mine: Path):
     (mine.parent / "broken.py").write_text("1 / 0\n")
     (mine.parent / "syntax.py").write_text("def f(:\n")
     name, reason = REFUSED[case]
@@ -109,14 +109,14 @@ def test_a_name_of_code_that_cannot_be_is_one_line(case: str, mine: Path):
     assert "\n" not in str(refused.value)
 
 
-def test_a_mistyped_choice_still_names_the_nearest_and_the_form_of_code():
+def test_a_mistyped_choice_suggests_the_nearest_and_the_form_of_code():
     with pytest.raises(UserError, match=r"muon, normuon, lion or FILE\.py:Name; did you mean lion\?"):
         config.validate(Experiment("x", optimizer=OptimizerConfig(name="lionn")))
     with pytest.raises(UserError, match=r"--train\.trackers"):
         config.validate(changed("train", trackers=("tensorbord",)))
 
 
-def test_the_first_folder_that_has_the_file_counts(mine: Path, tmp_path: Path):
+def test_the_first_folder_that_has_the_file_is_used(mine: Path, tmp_path: Path):
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "mine.py").write_text("def bend(x): return x\n")
     first = code.load_value("model.activation", "mine.py:bend", [tmp_path / "none", mine.parent, tmp_path / "second"])
@@ -124,7 +124,7 @@ def test_the_first_folder_that_has_the_file_counts(mine: Path, tmp_path: Path):
     assert first.path == mine
 
 
-def test_a_file_runs_once_and_two_versions_of_it_are_told_apart(mine: Path):
+def test_a_file_runs_once_and_its_versions_differ(mine: Path):
     mine.write_text(MINE + "import pathlib\npathlib.Path(__file__).with_suffix('.log').open('a').write('x')\n")
     first, again = loaded(mine, "bend"), loaded(mine, "bend")
     loaded(mine, "sgd")
@@ -147,7 +147,7 @@ def test_two_files_of_one_name_are_refused(mine: Path, tmp_path: Path):
         code.load(experiment, [tmp_path])
 
 
-def test_code_goes_to_json_as_its_name(mine: Path):
+def test_code_is_written_to_json_as_its_name(mine: Path):
     experiment = code.load(everywhere("mine.py"), [mine.parent])
     assert json.loads(config.dumps(config.to_json(experiment))) == json.loads(
         config.dumps(config.to_json(everywhere("mine.py")))
@@ -167,7 +167,7 @@ def test_code_that_was_not_loaded_is_not_run():
 
 
 def test_an_optimizer_gets_the_learning_rate_of_each_step(mine: Path):
-    """One trace serves every step and every rate."""
+    """The optimizer is traced once for all steps and rates."""
     settings = OptimizerConfig(name=loaded(mine, "sgd", "optimizer.name"), schedule="linear", b1=0.5)
     params, gradient = {"w": jnp.ones(3)}, {"w": jnp.full(3, 0.01)}
     traces = []
@@ -195,7 +195,7 @@ def test_an_optimizer_must_return_a_transformation(mine: Path):
         optim.transformation(settings, optim.hyperparameters(settings, 10), 0)
 
 
-def test_a_corpus_is_known_by_its_documents_and_its_file(mine: Path, tmp_path: Path):
+def test_a_corpus_is_identified_by_its_documents_and_its_file(mine: Path, tmp_path: Path):
     def opened(count: int) -> corpora.Corpus:
         return corpora.open_corpus(DataConfig(corpus=loaded(mine, "Numbers", "data.corpus"), stories=count), tmp_path)
 
@@ -215,13 +215,13 @@ def test_a_corpus_is_known_by_its_documents_and_its_file(mine: Path, tmp_path: P
         (MINE.replace('yield f"', 'yield i, f"'), "a document of the train split is a tuple"),
     ],
 )
-def test_what_is_no_corpus_is_one_line(mine: Path, tmp_path: Path, source: str, reason: str):
+def test_an_invalid_corpus_is_refused_in_one_line(mine: Path, tmp_path: Path, source: str, reason: str):
     mine.write_text(source)
     with pytest.raises(UserError, match=rf"--data\.corpus mine\.py:Numbers: .*{reason}"):
         corpora.open_corpus(DataConfig(corpus=loaded(mine, "Numbers", "data.corpus")), tmp_path)
 
 
-def test_a_run_keeps_a_copy_of_each_file_and_its_sum(run_dir: Path):
+def test_a_run_directory_has_a_copy_and_the_hash_of_each_file(run_dir: Path):
     copy = run_dir / "code" / "mine.py"
     assert copy.read_text() == MINE
     recorded = json.loads((run_dir / "config.json").read_text())
@@ -230,16 +230,16 @@ def test_a_run_keeps_a_copy_of_each_file_and_its_sum(run_dir: Path):
     assert "4 valid" in (run_dir / "lines.txt").read_text()
 
 
-def test_a_run_resumes_with_the_same_code_wherever_it_lies_and_with_no_other(run_dir: Path, tmp_path: Path):
+def test_a_run_resumes_only_with_the_same_code_from_any_folder(run_dir: Path, tmp_path: Path):
     copy = shutil.copytree(run_dir, tmp_path / "run")
     longer = changed("train", everywhere(copy / "code" / "mine.py"), steps=5)
     assert run(longer, copy).progress.step == 5
     (tmp_path / "mine.py").write_text(MINE + "# another\n")
-    with pytest.raises(UserError, match=r"mine\.py has other contents than the copy"):
+    with pytest.raises(UserError, match=r"mine\.py differs from the copy"):
         run(changed("train", everywhere(tmp_path / "mine.py"), steps=6), copy)
 
 
-def test_code_of_a_run_directory_is_run_only_where_it_is_trusted(run_dir: Path, tmp_path: Path, capsys):
+def test_the_code_of_a_run_directory_runs_only_if_it_is_trusted(run_dir: Path, tmp_path: Path, capsys):
     copy = shutil.copytree(run_dir, tmp_path / "run")
     sample = ["sample", str(copy), "--prompt", "the 3", "--max-new-tokens", "3", "--json"]
     for command in (sample, ["evaluate", str(copy), "--json"]):
@@ -257,23 +257,23 @@ def test_code_of_a_run_directory_is_run_only_where_it_is_trusted(run_dir: Path, 
     assert texts[0] == texts[1] == texts[2]
     assert main(["evaluate", str(copy), "--trust-code"]) == 0
     (copy / "code" / "mine.py").write_text(MINE + "# changed on the way\n")
-    with pytest.raises(UserError, match="is not what the run was trained with"):
+    with pytest.raises(UserError, match="differs from the file that the run was trained with"):
         generate.load(copy, trust_code=True)
     with pytest.raises(UserError, match=r"--code .*nowhere\.py|nowhere\.py cannot be read"):
         generate.load(copy, code=[tmp_path / "nowhere.py"])
 
 
-def test_code_that_the_model_does_not_need_is_not_asked_for(run_dir: Path, tmp_path: Path):
+def test_code_that_the_model_does_not_need_is_not_required(run_dir: Path, tmp_path: Path):
     copy = shutil.copytree(run_dir, tmp_path / "run")
     description = json.loads((copy / "config.json").read_text())
     description["experiment"]["model"] |= {"activation": "relu", "block": "transformer"}
     (copy / "config.json").write_text(json.dumps(description))
     assert trusted_experiment(RunDir(copy)).optimizer.name.endswith("mine.py:sgd")
-    with pytest.raises(UserError, match=r"--code .*mine\.py: .*no file alone"):
+    with pytest.raises(UserError, match=r"--code .*mine\.py: .*does not use this file; it uses no file"):
         trusted_experiment(RunDir(copy), code_files=["mine.py"])
 
 
-def test_an_error_in_code_of_the_users_own_is_one_line(mine: Path, tmp_path: Path, capsys, monkeypatch):
+def test_an_error_in_the_users_code_is_one_line(mine: Path, tmp_path: Path, capsys, monkeypatch):
     mine.write_text(MINE.replace("jnp.square(jnp.tanh(x))", "x.nothing_like_it"))
     head = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     experiment = (
@@ -281,14 +281,14 @@ def test_an_error_in_code_of_the_users_own_is_one_line(mine: Path, tmp_path: Pat
         + "from tiny_experiment import EXPERIMENT, changed\nexperiment = changed('model', activation='mine.py:bend')\n"
     )
     (tmp_path / "experiment.py").write_text(experiment)
-    monkeypatch.chdir(tmp_path.parent)  # the file is found beside the experiment's
+    monkeypatch.chdir(tmp_path.parent)  # the code is found in the folder of the experiment's file
     assert main([str(tmp_path / "experiment.py"), "--run-dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert f"{mine}, line 6: AttributeError" in error
     assert error.count("\n") == 1
 
 
-def test_tracker_without_a_method_is_refused_before_training(mine: Path, tmp_path: Path):
+def test_a_tracker_without_a_method_is_refused_before_training(mine: Path, tmp_path: Path):
     mine.write_text(MINE.replace("def sync", "def sink"))
     experiment = changed("train", trackers=(f"{mine}:Lines",))
     with pytest.raises(UserError, match=r"--train\.trackers .*mine\.py:Lines: it has no method sync"):
@@ -296,7 +296,7 @@ def test_tracker_without_a_method_is_refused_before_training(mine: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sweep_varies_code_and_knows_it_by_its_contents(mine: Path, tmp_path: Path):
+def test_a_sweep_varies_code_and_compares_its_contents(mine: Path, tmp_path: Path):
     def plan() -> sweep.Plan:
         varied = axes.parse(["model.activation=relu,mine.py:bend"])
         return sweep.make(EXPERIMENT, varied, root=tmp_path / "sweeps", file=str(tmp_path / "experiment.py"))

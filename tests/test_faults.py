@@ -1,4 +1,4 @@
-"""What may befall a run: kills at any moment, damaged checkpoints, lost processes. Nothing of it changes the result."""
+"""Faults: kills at any moment, damaged checkpoints and lost processes. They do not change the result of a run."""
 
 import json
 import os
@@ -27,7 +27,7 @@ HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import E
 
 
 def figures(run_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without the figures that depend on the clock."""
     timed = ("seconds", "tokens_per_second")
     return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(RunDir(run_dir))]
 
@@ -38,7 +38,7 @@ def assert_same_state(one: Result, other: Result) -> None:
 
 
 def command(file: Path, run_dir: Path, *flags: object, devices: int = 1) -> subprocess.Popen[str]:
-    """A real training process, as a user starts it."""
+    """A training process, started as by a user."""
     file.write_text(HEAD.format(tests=str(Path(__file__).parent)))
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     words = ["train", file, "--run-dir", run_dir, *flags]
@@ -61,7 +61,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """A run left undisturbed, with checkpoints at 4, 8 and 12."""
+    """An undisturbed run with checkpoints at steps 4, 8 and 12."""
     path = tmp_path_factory.mktemp("whole") / "run"
     return path, run(changed("train", checkpoint_every=4, keep_checkpoints=3), path)
 
@@ -82,7 +82,7 @@ def largest(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["flipped", "missing", "cut"])
-def test_a_manifest_names_the_file_that_is_damaged(tmp_path: Path, how: str):
+def test_a_manifest_names_the_damaged_file(tmp_path: Path, how: str):
     (tmp_path / "params" / "d").mkdir(parents=True)
     for name in ("params/a", "params/d/b"):
         (tmp_path / name).write_bytes(name.encode())
@@ -94,7 +94,7 @@ def test_a_manifest_names_the_file_that_is_damaged(tmp_path: Path, how: str):
 
 
 @pytest.mark.parametrize("how", ["flipped", "no manifest"])
-def test_the_checkpoint_before_a_damaged_one_is_used(
+def test_the_checkpoint_before_a_damaged_one_is_used_instead(
     whole: tuple[Path, Result], tmp_path: Path, capsys: pytest.CaptureFixture, how: str
 ):
     path = shutil.copytree(whole[0], tmp_path / "run")
@@ -109,21 +109,21 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert "step 8 is used instead" in warned
     assert_same_state(result, whole[1])
     assert figures(path) == figures(whole[0])
-    assert Checkpoints(path / "checkpoints", read_only=True).newest_whole() == 12  # made again in its place
+    assert Checkpoints(path / "checkpoints", read_only=True).latest_intact() == 12  # the checkpoint was saved again
 
 
-def test_a_run_of_damaged_checkpoints_alone_is_refused_and_left(whole: tuple[Path, Result], tmp_path: Path):
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_not_changed(whole: tuple[Path, Result], tmp_path: Path):
     path = shutil.copytree(whole[0], tmp_path / "run")
     for step in (4, 8, 12):
         spoil(largest(path / "checkpoints" / str(step)), "flipped")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole") as refused:
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact") as refused:
         run(EXPERIMENT, path)
     assert "\n" not in str(refused.value)
     assert {"4", "8", "12"} <= {entry.name for entry in (path / "checkpoints").iterdir()}
 
 
-def test_resume_says_what_must_be_there(whole: tuple[Path, Result], tmp_path: Path):
-    with pytest.raises(UserError, match=r"--resume never: .* holds checkpoints already"):
+def test_resume_always_and_never(whole: tuple[Path, Result], tmp_path: Path):
+    with pytest.raises(UserError, match=r"--resume never: .* already holds checkpoints"):
         run(EXPERIMENT, whole[0], resume="never")
     with pytest.raises(UserError, match=r"--resume always: .* holds no checkpoint"):
         run(EXPERIMENT, tmp_path / "new", resume="always")
@@ -132,7 +132,7 @@ def test_resume_says_what_must_be_there(whole: tuple[Path, Result], tmp_path: Pa
 
 
 def kill_again_and_again(tmp_path: Path, kills: int, seed: int) -> None:
-    """Kills a training process at random moments of its life until it has been killed so often, then lets it end."""
+    """Kills a training process at random moments, so many times, and then lets it finish."""
     draw = random.Random(seed)
     flags = ["--train.steps", 60, "--train.checkpoint-every", 2, "--train.evaluate-every", 6, "--train.log-every", 5]
     once = command(tmp_path / "e.py", tmp_path / "once", *flags)
@@ -144,7 +144,7 @@ def kill_again_and_again(tmp_path: Path, kills: int, seed: int) -> None:
     done = 0
     while done < kills:
         process = command(tmp_path / "e.py", path, *flags)
-        if done % 2:  # half of them soon after a checkpoint of a new step: among steps, evaluations and saves
+        if done % 2:  # half of the kills come soon after a new checkpoint, during steps, evaluations and saves
             before = {entry.name for entry in (path / "checkpoints").glob("*")}
             while process.poll() is None and {entry.name for entry in (path / "checkpoints").glob("*")} <= before:
                 time.sleep(0.005)
@@ -153,7 +153,7 @@ def kill_again_and_again(tmp_path: Path, kills: int, seed: int) -> None:
             time.sleep(draw.uniform(0, life))
         if process.poll() is not None:
             assert process.returncode == 0, process.communicate()[0]
-            shutil.rmtree(path)  # it came to its end: from the beginning
+            shutil.rmtree(path)  # the run had finished, so it starts again from scratch
             continue
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -161,7 +161,7 @@ def kill_again_and_again(tmp_path: Path, kills: int, seed: int) -> None:
     last = command(tmp_path / "e.py", path, *flags)
     said = last.communicate(timeout=600)[0]
     assert last.returncode == 0, said
-    assert "warning" not in said  # a kill damages nothing
+    assert "warning" not in said  # a kill damages no checkpoint
     assert figures(path) == figures(tmp_path / "once")
     samples = sorted(file.name for file in (tmp_path / "once" / "samples").iterdir())
     assert sorted(file.name for file in (path / "samples").iterdir()) == samples
@@ -172,7 +172,7 @@ def kill_again_and_again(tmp_path: Path, kills: int, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(tmp_path: Path):
+def test_twenty_kills_do_not_change_the_result(tmp_path: Path):
     kill_again_and_again(tmp_path, kills=20, seed=0)
 
 
@@ -184,7 +184,7 @@ def start_processes(
     devices: int = 1,
     started: Sequence[int] | None = None,
 ) -> list:
-    """Those processes of `count` that are `started`, all by default."""
+    """Starts the processes of a run of `count` processes whose indices are in `started`. The default is all."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -206,8 +206,8 @@ def ends(processes: list) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_are_devices_of_one_run(tmp_path: Path, count: int):
-    """They stop together, go on as another number of processes, and end where one process with as many devices does."""
+def test_processes_share_one_run(tmp_path: Path, count: int):
+    """They stop together, resume with another number of processes, and equal one process with as many devices."""
     several = [status for status, _ in ends(start_processes(tmp_path, tmp_path / "several", count))]
     assert several == [0] * count
     [(status, _)] = ends([command(tmp_path / "one.py", tmp_path / "one", devices=count)])
@@ -226,14 +226,14 @@ LONG = ["--train.steps", 100_000, "--train.checkpoint-every", 10, "--train.evalu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_others_with_one_line(tmp_path: Path, lost: int):
+def test_the_others_end_with_one_line_after_a_process_is_lost(tmp_path: Path, lost: int):
     processes = start_processes(tmp_path, tmp_path / "run", 2, *LONG)
     wait_for(tmp_path / "run" / "checkpoints" / "10", processes[0])
     processes[lost].kill()
     status, output = ends(processes)[1 - lost]
     assert status == 1
     assert output.splitlines()[-1].startswith("minigpt: another process of this run was lost")
-    assert Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).newest_whole() is not None
+    assert Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).latest_intact() is not None
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_processes_that_do_not_find_each_other_end_with_one_line(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path: Path):
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path):
     processes = start_processes(tmp_path, tmp_path / "run", 2, *LONG)
     wait_for(tmp_path / "run" / "checkpoints" / "10", processes[0])
     processes[1].send_signal(signal.SIGTERM)
@@ -285,7 +285,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path: Path):
         (["--distributed.wait-seconds", 0], "--distributed.wait-seconds 0: must be at least 1"),
     ],
 )
-def test_flags_of_processes_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture, flags: list, says: str):
+def test_invalid_flags_of_processes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture, flags: list, says: str):
     from minigpt_jax.cli import main
 
     (tmp_path / "e.py").write_text(HEAD.format(tests=str(Path(__file__).parent)))

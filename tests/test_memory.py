@@ -1,4 +1,4 @@
-"""What cannot fit into memory is refused before anything is compiled; the bound is close, and never too high."""
+"""Experiments that cannot fit into memory are refused before compilation, by a close lower bound."""
 
 import dataclasses
 
@@ -17,8 +17,8 @@ BIG = {"width": 256, "feed_forward": 1024, "pointer": 64}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_matrices_are_nearly_all_of_a_model(config: ModelConfig):
-    """The tiny configurations, made wide, so that biases and norms matter as little as they do in practice."""
+def test_the_matrices_are_nearly_all_parameters_of_a_model(config: ModelConfig):
+    """The tiny configurations with a larger width, so that biases and norms are as small a part as in practice."""
     sizes = {name: size if getattr(config, name) else 0 for name, size in BIG.items()}
     experiment = dataclasses.replace(EXPERIMENT, model=dataclasses.replace(config, **sizes))
     exact = sum(leaf.size for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
@@ -27,7 +27,7 @@ def test_the_matrices_are_nearly_all_of_a_model(config: ModelConfig):
 
 
 @pytest.mark.parametrize("name", memory.MOMENTS)
-def test_optimisers_keep_at_least_so_many_moments(name: str):
+def test_optimisers_store_at_least_the_listed_moments(name: str):
     from minigpt_jax.train import optim
 
     experiment = dataclasses.replace(EXPERIMENT, model=ModelConfig(**{**BIG, "pointer": 0}))
@@ -58,7 +58,7 @@ def test_absurd_sizes_are_refused_in_one_line(section: str, field: str, value: i
     assert "\n" not in str(raised.value)
 
 
-def test_a_run_is_refused_by_the_memory_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_a_run_that_exceeds_the_free_memory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path):
     """On eight devices of one host there are eight copies of the state."""
     sizes = sum(part.size for part in memory.needed(EXPERIMENT))
     monkeypatch.setattr(memory, "free", lambda: jax.local_device_count() * sizes)
@@ -70,5 +70,5 @@ def test_a_run_is_refused_by_the_memory_there_is(monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "run").exists()
 
 
-def test_the_reference_fits_anywhere():
+def test_the_reference_needs_little_memory():
     assert sum(part.size for part in memory.needed(Experiment(name="reference"))) < 2**26

@@ -19,7 +19,7 @@ def draw(seed: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1000.0])  # the last overflows a softmax without the shift
-def test_cross_entropy_is_numpys(scale: float) -> None:
+def test_cross_entropy_equals_numpys(scale: float) -> None:
     logits, labels = draw(0, scale)
     got = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
     assert got.shape == (B, T)
@@ -54,25 +54,25 @@ def measured(seed: int) -> tuple[LossSums, np.ndarray, np.ndarray, np.ndarray]:
     return sums, nats, counted, count
 
 
-def test_token_sums_count_what_they_are_told_to() -> None:
+def test_token_sums_cover_the_selected_labels() -> None:
     sums, nats, counted, count = measured(3)
     assert 0 < counted.sum() < counted.size
     np.testing.assert_allclose(sums.nats, nats[counted].sum(), rtol=1e-6)
     assert (int(sums.tokens), int(sums.bytes)) == (counted.sum(), count.sum())
 
 
-def test_a_label_that_does_not_count_cannot_spoil_the_sum() -> None:
+def test_a_label_that_is_not_counted_cannot_make_the_sum_nan() -> None:
     nats = jnp.asarray([[1.0, jnp.nan, jnp.inf]])
     sums = token_sums(nats, jnp.asarray([[True, False, False]]), jnp.asarray([3]))
     assert (float(sums.nats), int(sums.tokens)) == (1.0, 1)
 
 
-def test_bytes_do_not_wrap_round_in_a_small_type() -> None:
+def test_bytes_do_not_overflow_a_small_type() -> None:
     sums = token_sums(jnp.ones((3, 1)), jnp.ones((3, 1), bool), jnp.full((3,), 200, jnp.uint8))
     assert int(sums.bytes) == 600
 
 
-def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
+def test_sums_of_parts_add_up_to_the_sums_of_the_whole() -> None:
     total = LossSums()
     parts = [measured(seed) for seed in range(4)]
     for sums, *_ in parts:
@@ -100,7 +100,7 @@ def test_perplexity_is_not_the_mean_of_batches() -> None:
     assert total.loss != pytest.approx((first.loss + second.loss) / 2)
 
 
-def test_bits_per_byte_of_one_bit_a_byte() -> None:
+def test_bits_per_byte_of_one_bit_per_byte() -> None:
     assert LossSums(nats=80 * math.log(2), tokens=20, bytes=80).bits_per_byte == pytest.approx(1.0)
 
 
@@ -113,7 +113,7 @@ def test_bits_per_byte_of_one_bit_a_byte() -> None:
         (LossSums(0.0, 5, 1), 1.0),
     ],
 )
-def test_perplexity_at_the_edges(sums: LossSums, perplexity: float) -> None:
+def test_perplexity_of_extreme_losses(sums: LossSums, perplexity: float) -> None:
     assert sums.perplexity == pytest.approx(perplexity, nan_ok=True)
 
 
@@ -121,9 +121,9 @@ def test_perplexity_at_the_edges(sums: LossSums, perplexity: float) -> None:
     ("tokens", "size", "repeated"),
     [
         ([1, 2, 3, 4, 5], 4, 0.0),
-        ([1, 2, 1, 2, 1, 2, 1, 2], 4, 3 / 5),  # 1212 2121, and three of them again
+        ([1, 2, 1, 2, 1, 2, 1, 2], 4, 3 / 5),  # 1212 and 2121, then three repetitions
         ([7] * 10, 2, 8 / 9),
-        ([1, 2, 3], 4, 0.0),  # too short for one
+        ([1, 2, 3], 4, 0.0),  # too short for a 4-gram
         ([], 2, 0.0),
     ],
 )

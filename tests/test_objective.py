@@ -1,4 +1,4 @@
-"""What ranks experiments, and what is said where even that misleads."""
+"""The figure that ranks experiments, and the caveats about it."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ LINES = changed("data", layout="lines", min_bytes=64)
         (("model.width", "data.sequence_length"), "bits_per_byte"),
     ],
 )
-def test_bits_per_byte_where_tokens_or_text_differ(fields: tuple[str, ...], figure: str):
+def test_bits_per_byte_rank_if_tokens_or_text_differ(fields: tuple[str, ...], figure: str):
     assert objective.figure_of(fields) == figure
 
 

@@ -1,4 +1,4 @@
-"""The update rules and schedules: against NumPy, hand-computed values, and what each rule is known by."""
+"""The update rules and schedules, against NumPy, hand-computed values and known properties of each rule."""
 
 import functools
 from typing import Any
@@ -85,7 +85,7 @@ def keras_adam(gradients: np.ndarray, rate: float, b1: float, b2: float, epsilon
 
 
 @pytest.mark.parametrize(("b1", "b2", "epsilon"), [(0.9, 0.999, 1e-7), (0.8, 0.95, 1e-3)])
-def test_adam_is_keras_formula(b1: float, b2: float, epsilon: float) -> None:
+def test_adam_equals_the_formula_of_keras(b1: float, b2: float, epsilon: float) -> None:
     config = OptimizerConfig(b1=b1, b2=b2, epsilon=epsilon)
     weights = {"kernel": jnp.zeros(6)}
     state, expected = init(config, weights), keras_adam(gradients(20), 1e-3, b1, b2, epsilon)
@@ -94,7 +94,7 @@ def test_adam_is_keras_formula(b1: float, b2: float, epsilon: float) -> None:
         np.testing.assert_allclose(weights["kernel"], expected[step], rtol=5e-5, atol=1e-9)
 
 
-def test_optaxs_adam_is_not_keras() -> None:
+def test_the_adam_of_optax_differs_from_keras() -> None:
     """They agree while gradients are far above epsilon, and differ several times over where they are near it."""
     theirs, expected = optax.adam(1e-3, eps=1e-7), keras_adam(gradients(20), 1e-3, 0.9, 0.999, 1e-7)
     weights, state = jnp.zeros(6), theirs.init(jnp.zeros(6))
@@ -117,7 +117,7 @@ SCHEDULES = [
     ("linear", 0, 10, 0.0, 9, 0.1),
     *(("wsd", 4, 20, 0.0, step, value) for step, value in [(1, 0.5), (3, 1), (16, 1), (18, 0.5), (19, 0.25), (20, 0)]),
     ("wsd", 4, 20, 0.5, 18, 0.75),
-    ("wsd", 18, 20, 0.0, 18, 1.0),  # a warm-up that reaches into the decay is finished first
+    ("wsd", 18, 20, 0.0, 18, 1.0),  # a warm-up that extends into the decay is completed first
     ("wsd", 18, 20, 0.0, 19, 0.5),
 ]
 
@@ -142,7 +142,7 @@ def test_the_schedule_scales_the_update(name: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_scalar_compiles_anew(name: Any) -> None:
+def test_changing_a_scalar_does_not_recompile(name: Any) -> None:
     traces = 0
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -169,7 +169,7 @@ def test_no_scalar_compiles_anew(name: Any) -> None:
         "schedule": "cosine",
     }
     for field, value in changes.items():
-        # As a user gives it: in the configuration, which is static only in what changes the program.
+        # As a user sets it, in the configuration.
         changed = optim.hyperparameters(OptimizerConfig(name=name, **{"schedule": "wsd", field: value}), 100)
         scalar = optim.SCHEDULES.index(value) if field == "schedule" else value
         assert getattr(changed, field) == np.float32(scalar)
@@ -180,7 +180,7 @@ def test_no_scalar_compiles_anew(name: Any) -> None:
     assert by_name(late).keys() == by_name(base).keys()
 
 
-def test_a_stack_of_rates_under_vmap_is_each_alone() -> None:
+def test_a_stack_of_rates_under_vmap_equals_each_alone() -> None:
     config = linear("adam")
     rates = [1e-4, 1e-3, 1e-2]
     axes = Hyperparameters(*(0 if name == "learning_rate" else None for name in Hyperparameters._fields))
@@ -198,11 +198,11 @@ def test_a_stack_of_rates_under_vmap_is_each_alone() -> None:
         ("adam", set(), 1.0),
         ("adamw", KERNELS, 1 - 0.01 * 0.5),
         ("lion", KERNELS, 1 - 0.01 * 0.5),
-        ("muon", INNER_KERNELS, 1 - 0.04 * 0.5),  # what Adam has under Muon does not decay
+        ("muon", INNER_KERNELS, 1 - 0.04 * 0.5),  # the parameters that Adam updates under Muon do not decay
         ("normuon", INNER_KERNELS, 1 - 0.04 * 0.5),
     ],
 )
-def test_weight_decay_is_decoupled_and_for_matrices(name: Any, decayed: set[str], shrink: float) -> None:
+def test_weight_decay_is_decoupled_and_acts_on_matrices(name: Any, decayed: set[str], shrink: float) -> None:
     """With a gradient of zero the decay is all that moves a weight."""
     config, zero = linear(name), jax.tree.map(jnp.zeros_like, params())
     scalars = hyper(config, learning_rate=0.01, muon_learning_rate=0.04, weight_decay=0.5)
@@ -213,7 +213,7 @@ def test_weight_decay_is_decoupled_and_for_matrices(name: Any, decayed: set[str]
 
 
 @pytest.mark.parametrize(("name", "spread"), [("muon", 0.5), ("normuon", 0.7)])
-def test_muon_takes_the_matrices_of_the_blocks(name: Any, spread: float) -> None:
+def test_muon_updates_the_matrices_of_the_blocks(name: Any, spread: float) -> None:
     """Each of the two learning rates moves its own parameters and no others."""
     config, moved = linear(name), {}
     for field in ("muon_learning_rate", "learning_rate"):
@@ -224,12 +224,12 @@ def test_muon_takes_the_matrices_of_the_blocks(name: Any, spread: float) -> None
     assert moved["muon_learning_rate"].keys() == INNER_KERNELS
     assert moved["learning_rate"].keys() == by_name(params()).keys() - INNER_KERNELS
     for change in moved["muon_learning_rate"].values():
-        # Orthogonalised: all singular values are near 1, times sqrt(out / in) for a matrix that widens.
+        # Orthogonalised: all singular values are near 1, times sqrt(out / in) for a matrix with out > in.
         singular = np.linalg.svd(change, compute_uv=False) / max(1, change.shape[1] / change.shape[0]) ** 0.5
         assert 1 - spread < singular.min() <= singular.max() < 1 + spread
 
 
-def test_neurons_move_as_far_as_each_other() -> None:
+def test_normuon_updates_all_neurons_by_equal_amounts() -> None:
     """Against NumPy, over updates whose neurons differ in size; a dead one stays where it is."""
     rng, rule = np.random.default_rng(3), optim.scale_by_neuron_norms()
     sizes = {"up": 10.0 ** np.array([-3, -2, -1, 0, 1, 0]), "down": np.array([1.0, 2, 0])}
@@ -250,7 +250,7 @@ def test_neurons_move_as_far_as_each_other() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.05)])
-def test_muon_is_optaxs(dtype: Any, rounding: float) -> None:
+def test_muon_equals_that_of_optax(dtype: Any, rounding: float) -> None:
     """Three updates by the chain that Optax has for it, whose matrices are orthogonalised one by one in float32."""
     config, state, weights = linear("muon"), None, params()
     scalars = hyper(config, learning_rate=0.01, muon_learning_rate=0.05, weight_decay=0.1)
@@ -303,7 +303,7 @@ def test_every_rule_lowers_a_loss(name: Any) -> None:
 
 
 @pytest.mark.parametrize(("clip", "scale"), [(None, 1.0), (100.0, 1.0), (0.5, 0.1)])
-def test_clipping_is_by_the_global_norm(clip: float | None, scale: float) -> None:
+def test_clipping_uses_the_global_norm(clip: float | None, scale: float) -> None:
     """A huge epsilon makes Adam's first update proportional to the gradient, here of norm 5 over two leaves."""
     config, plain = (OptimizerConfig(learning_rate=1e6, epsilon=1e6, clip_norm=norm) for norm in (clip, None))
     weights = {"a": jnp.zeros(2), "b": jnp.zeros((1, 1))}

@@ -1,4 +1,4 @@
-"""The whole way from corpus to checkpoint, on an experiment small enough to run many times."""
+"""Whole runs, from corpus to checkpoint, of an experiment that is small enough to run many times."""
 
 import json
 import math
@@ -26,14 +26,14 @@ from minigpt_jax.trial.run import run
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of all steps, left undisturbed."""
+    """An undisturbed run of all steps."""
     path = tmp_path_factory.mktemp("whole") / "run"
     assert not run(EXPERIMENT, path).interrupted
     return path
 
 
 def figures(run_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without the figures that depend on the clock."""
     timed = ("seconds", "tokens_per_second")
     return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(RunDir(run_dir))]
 
@@ -50,7 +50,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert sample.read_text() == (other / "samples" / sample.name).read_text()
 
 
-def test_a_run_directory_holds_all_that_is_promised(whole: Path):
+def test_a_run_directory_has_all_documented_files(whole: Path):
     assert {path.name for path in whole.iterdir()} >= {
         "config.json",
         "tokenizer",
@@ -79,12 +79,12 @@ def test_a_run_directory_holds_all_that_is_promised(whole: Path):
     assert (whole / "samples" / "step-00000012.txt").read_text().startswith("once upon a time")
 
 
-def test_it_learns(whole: Path):
+def test_training_lowers_the_loss(whole: Path):
     valid = [line["loss"] for line in read_metrics(RunDir(whole)) if line["split"] == "valid"]
     assert valid[-1] < valid[0] < math.log(300)
 
 
-def test_evaluation_needs_the_run_directory_alone(whole: Path):
+def test_evaluation_needs_only_the_run_directory(whole: Path):
     lm = generate.load(whole)
     rows = Rows.load(RunDir(whole).rows("valid"))
     last = read_metrics(RunDir(whole))[-1]
@@ -96,7 +96,7 @@ def test_evaluation_needs_the_run_directory_alone(whole: Path):
     assert sums.bits_per_byte > rows.floor_bits_per_byte
 
 
-def test_the_loss_is_the_mean_since_the_line_before(tmp_path: Path, whole: Path):
+def test_the_training_loss_is_the_mean_since_the_previous_line(tmp_path: Path, whole: Path):
     run(changed("train", log_every=1), tmp_path / "each")
     each = [line for line in read_metrics(RunDir(tmp_path / "each")) if line["split"] == "train"]
     lines = [line for line in read_metrics(RunDir(whole)) if line["split"] == "train"]
@@ -106,11 +106,11 @@ def test_the_loss_is_the_mean_since_the_line_before(tmp_path: Path, whole: Path)
         assert line["loss"] == pytest.approx(np.average(losses[part], weights=counts[part]), rel=1e-6)
 
 
-def test_going_on_ends_bit_for_bit_as_one_go(tmp_path: Path, whole: Path):
+def test_a_resumed_run_equals_an_uninterrupted_one_exactly(tmp_path: Path, whole: Path):
     path = tmp_path / "run"
     run(changed("train", checkpoint_every=4, steps=8), path)
     assert Checkpoints(path / "checkpoints", read_only=True).latest == 8
-    # As after a crash: the latest checkpoint is gone, and metrics.jsonl runs ahead of it and ends in half a line.
+    # As after a crash: the latest checkpoint is missing, and metrics.jsonl has later lines and an incomplete last one.
     import shutil
 
     shutil.rmtree(path / "checkpoints" / "8")
@@ -130,7 +130,7 @@ def test_results_are_independent_of_steps_per_execution(tmp_path: Path, whole: P
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 
 
-def test_a_finished_run_is_left_as_it_is(whole: Path):
+def test_a_finished_run_is_not_changed(whole: Path):
     before = (whole / "metrics.jsonl").read_text()
     result = run(EXPERIMENT, whole)
     assert (result.progress.step, result.interrupted) == (12, False)
@@ -145,14 +145,16 @@ def test_a_finished_run_is_left_as_it_is(whole: Path):
         (changed("optimizer", learning_rate=0.5), "--optimizer.learning-rate"),
     ],
 )
-def test_another_experiments_run_directory_is_refused_and_left(whole: Path, experiment: Experiment, difference: str):
+def test_the_run_directory_of_another_experiment_is_refused_and_not_changed(
+    whole: Path, experiment: Experiment, difference: str
+):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=difference):
         run(experiment, whole)
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path: Path):
+def test_a_folder_with_other_files_is_refused(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"thesis\.tex"):
         run(EXPERIMENT, tmp_path)
@@ -238,7 +240,7 @@ def test_64_bit_types_are_refused_in_process(whole: Path, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_commands_compute_in_32_bits_whatever_the_shell_says(whole: Path, tmp_path: Path):
+def test_commands_compute_in_32_bits_regardless_of_the_environment(whole: Path, tmp_path: Path):
     from minigpt_jax.cli import main
 
     file = tmp_path / "experiment.py"

@@ -1,4 +1,4 @@
-"""A run directory is one run's: its lock, its description, and the disk that it lies on."""
+"""Run directories: the lock, the description, the comparison with an experiment, and the disk."""
 
 import dataclasses
 import json
@@ -32,12 +32,12 @@ def described(path: Path, experiment: Experiment) -> RunDir:
         {"model": ModelConfig(remat=True)},
     ],
 )
-def test_what_does_not_matter_may_change(tmp_path: Path, change: dict):
+def test_resumable_fields_may_change(tmp_path: Path, change: dict):
     files = described(tmp_path / "r", Experiment("x"))
     run_dir.check_same(files, dataclasses.replace(Experiment("x"), **change), FINGERPRINTS)
 
 
-def test_all_that_matters_is_named(tmp_path: Path):
+def test_all_differences_are_named(tmp_path: Path):
     files = described(tmp_path / "r", Experiment("x"))
     other = Experiment("x", model=ModelConfig(num_layers=4, tied_embeddings=True), seed=1)
     with pytest.raises(UserError) as refused:
@@ -46,13 +46,13 @@ def test_all_that_matters_is_named(tmp_path: Path):
         assert difference in str(refused.value)
 
 
-def test_contents_matter_and_not_where_they_lie(tmp_path: Path):
+def test_contents_are_compared_and_not_paths(tmp_path: Path):
     files = described(tmp_path / "r", Experiment("x"))
     with pytest.raises(UserError, match="the corpus's contents differ"):
         run_dir.check_same(files, Experiment("x"), {**FINGERPRINTS, "corpus": "d"})
 
 
-def test_two_processes_cannot_take_one_folder(tmp_path: Path):
+def test_two_processes_cannot_use_one_folder(tmp_path: Path):
     files = RunDir(tmp_path / "r")
     with run_dir.lock(files), pytest.raises(UserError, match="another process is training"):
         run_dir.lock(files)
@@ -66,20 +66,20 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_a_full_disk_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 2**30 - 2**20, 2**20))
     with pytest.raises(UserError, match="has 1 MB free and the run needs about 2 MB"):
         run_dir.check_room(RunDir(tmp_path / "new" / "r"), 2**21)
     run_dir.check_room(RunDir(tmp_path / "new" / "r"), 2**19)
 
 
-def test_a_folder_that_cannot_be_written_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written"):
         run_dir.check_room(RunDir(tmp_path / "new" / "r"), 0)
 
 
-def test_lines_past_a_checkpoint_are_dropped(tmp_path: Path):
+def test_lines_after_a_checkpoint_are_removed(tmp_path: Path):
     files = RunDir(tmp_path)
     lines = [{"step": step, "split": split} for step in (1, 2, 3) for split in ("train", "valid")]
     files.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "sp')
@@ -89,7 +89,7 @@ def test_lines_past_a_checkpoint_are_dropped(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"experiment": {"name": "x", "colour": 1}}'])
-def test_a_damaged_description_is_told_in_one_line(tmp_path: Path, text: str):
+def test_a_damaged_description_is_refused_in_one_line(tmp_path: Path, text: str):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError) as refused:
         RunDir(tmp_path).experiment()

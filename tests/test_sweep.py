@@ -1,4 +1,4 @@
-"""Sweeps with training: a stack against its trials alone, what is left on disk, and workers that are lost."""
+"""Sweeps with training: stacks compared with trials trained alone, the files on disk, and lost workers."""
 
 import contextlib
 import csv
@@ -39,7 +39,7 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweep.Plan, list[dict], int]:
-    """A sweep of 8 trials in one stack, its rows, and how often the train step was compiled."""
+    """A sweep of 8 trials in one stack, its rows, and the number of compilations of the train step."""
     traces = []
     step = train_step
 
@@ -73,7 +73,7 @@ def alone_program(dropout: float) -> Any:
     return trainer, jax.jit(functools.partial(train_step, trainer))
 
 
-def test_a_stack_has_the_loss_curves_of_its_trials_alone_and_compiles_once(whole: tuple):
+def test_a_stack_has_the_loss_curves_of_its_trials_trained_alone_and_compiles_once(whole: tuple):
     sweep_plan, rows, compiled = whole
     assert compiled == 1
     assert len(rows) == 8
@@ -94,10 +94,10 @@ def test_a_stack_has_the_loss_curves_of_its_trials_alone_and_compiles_once(whole
         valid = evaluate.evaluate(trainer.model, state.weights, prepared().splits["valid"], 16)
         assert row["loss"] == pytest.approx(valid.loss, rel=2e-5)
         curves.append(curve)
-    assert len({tuple(curve) for curve in curves}) == 8  # no two of them are one trial
+    assert len({tuple(curve) for curve in curves}) == 8  # the trials differ from each other
 
 
-def test_a_trial_is_what_training_makes_of_its_experiment_and_can_go_on(whole: tuple, tmp_path: Path):
+def test_a_trial_equals_an_ordinary_run_of_its_experiment_and_can_be_resumed(whole: tuple, tmp_path: Path):
     sweep_plan, rows, _ = whole
     row = next(row for row in rows if (row["model.dropout"], row["seed"]) == (0, 5))
     experiment = sweep_plan.trial(
@@ -125,7 +125,7 @@ def test_a_trial_is_what_training_makes_of_its_experiment_and_can_go_on(whole: t
     assert result.progress.step == STEPS + 4
 
 
-def test_results_hold_a_row_for_each_configuration_and_seed(whole: tuple):
+def test_results_have_a_row_for_each_configuration_and_seed(whole: tuple):
     sweep_plan, rows, _ = whole
     lines = (sweep_plan.folder / "results.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
@@ -146,18 +146,18 @@ def test_results_hold_a_row_for_each_configuration_and_seed(whole: tuple):
     assert (description["trials"], description["search"], description["objective"]) == (4, "grid", "valid loss")
 
 
-def test_a_finished_sweep_is_left_as_it_is(whole: tuple):
+def test_a_finished_sweep_is_not_changed(whole: tuple):
     sweep_plan, rows, _ = whole
     before = {path: path.stat().st_mtime_ns for path in sweep_plan.folder.rglob("trials/*/*")}
 
     def never(*_: Any) -> Any:
-        raise AssertionError("it trains")
+        raise AssertionError("the finished sweep is trained")
 
     assert sweep.sweep(sweep_plan, source=never).rows == rows
     assert {path: path.stat().st_mtime_ns for path in sweep_plan.folder.rglob("trials/*/*")} == before
 
 
-def test_a_trial_that_diverges_does_not_disturb_the_others(tmp_path: Path, whole: tuple):
+def test_a_diverging_trial_does_not_change_the_others(tmp_path: Path, whole: tuple):
     _, undisturbed, _ = whole
     sweep_plan = plan(tmp_path, "optimizer.learning_rate=1e-2,1e30", "seed=0")
     good, bad = sweep.sweep(sweep_plan, source=batches).rows
@@ -167,7 +167,7 @@ def test_a_trial_that_diverges_does_not_disturb_the_others(tmp_path: Path, whole
     assert 1 < bad["step"] < STEPS
 
 
-def test_a_trial_that_memory_cannot_hold_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_trial_that_does_not_fit_into_memory_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
     rows = sweep.sweep(plan(tmp_path, "model.width=16,10000000", "train.steps=2"), source=batches).rows
     assert [row["status"] for row in rows] == ["complete", "failed"]
     assert "--model.width 10000000: training takes at least" in " ".join(capsys.readouterr().out.split())
@@ -177,25 +177,25 @@ def test_the_worse_half_is_pruned_at_a_rung(tmp_path: Path):
     rates = "optimizer.learning_rate=1e-7,1e-2,1e-6,5e-3"
     rows = sweep.sweep(plan(tmp_path, rates, "seed=0,1", prune=True), source=batches).rows
     ends = [(row["status"], row["step"]) for row in rows[::2]]
-    assert ends == [(row["status"], row["step"]) for row in rows[1::2]]  # a configuration ends as one
+    assert ends == [(row["status"], row["step"]) for row in rows[1::2]]  # the seeds of a configuration end together
     assert [ends[0], ends[2]] == [("pruned", 3)] * 2
     assert sorted([ends[1], ends[3]]) == [("complete", STEPS), ("pruned", 6)]
     for row in rows:
-        lm = generate.load(tmp_path / "tiny" / row["run_dir"])  # a pruned one can be gone on with
+        lm = generate.load(tmp_path / "tiny" / row["run_dir"])  # a pruned trial has a checkpoint, so it can be resumed
         assert lm.step == row["step"]
         assert losses(tmp_path / "tiny" / row["run_dir"], "valid")[-1] == row["loss"]
 
 
 @pytest.mark.slow
-def test_shapes_that_differ_form_groups(tmp_path: Path):
+def test_trials_of_different_shapes_form_groups(tmp_path: Path):
     sweep_plan = plan(tmp_path, "model.width=8,24", "train.steps=2", "optimizer.schedule=constant,linear")
-    rows = sweep.sweep(sweep_plan, source=batches, most=3).rows
+    rows = sweep.sweep(sweep_plan, source=batches, max_trials=3).rows
     assert [row["status"] for row in rows] == ["complete"] * 4
     widths = [generate.load(sweep_plan.folder / row["run_dir"]).model.config.width for row in rows]
     assert widths == [8, 8, 24, 24]
 
 
-def test_the_stack_is_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch):
+def test_the_stack_is_reduced_until_it_fits_into_memory(monkeypatch: pytest.MonkeyPatch):
     inputs = program.stack_inputs([EXPERIMENT] * 40, [0] * 40, total_steps=1)
     one = next(batches(prepared().splits["train"], 16, 0, 0, 0, 1))
     shaped = type(one)(*(x[None, None] for x in one))
@@ -208,7 +208,7 @@ def test_the_stack_is_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch):
             patch.setattr(memory, "free", lambda there=there: there)
             assert program.fitting_trials(EXPERIMENT, False, inputs, shaped) == fitting
     assert asked == [40, 21, 10, 5, 3, 2]  # 40, 20, 10, 5, 3 and 2 trials, on 8 devices or fewer
-    # What a program says of itself is more than its state and less than the state many times over.
+    # The memory analysis of a program is more than its state, and less than many times the state.
     stack = program.stack(EXPERIMENT, False, 4)
     stacked = stack.stacked(jax.tree.map(lambda x: x[:4], inputs))
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(stack.init, stacked)))
@@ -217,7 +217,7 @@ def test_the_stack_is_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("trials", "devices"), [(1, 1), (3, 3), (8, 8), (9, 5), (16, 8), (17, 6)])
-def test_no_device_is_kept_busy_with_padding(trials: int, devices: int):
+def test_a_stack_uses_no_more_devices_than_its_rounds_need(trials: int, devices: int):
     assert program.devices_for(trials) == devices
 
 
@@ -230,13 +230,13 @@ from minigpt_jax import sweep
 def source(rows, size, seed, start, *share):
     for i, batch in enumerate(batches(rows, size, seed, start, *share), start):
         if i == 9:
-            threading.Event().wait()  # past the checkpoint of step 6, it goes no further
+            threading.Event().wait()  # blocks, after the checkpoint of step 6
         yield batch
-sweep.sweep(plan(Path({root!r})), source=source, most=4, lease=2.0)
+sweep.sweep(plan(Path({root!r})), source=source, max_trials=4, lease=2.0)
 """
 
 
-def test_a_killed_workers_trials_are_finished_once_by_another(tmp_path: Path, whole: tuple):
+def test_another_worker_finishes_the_trials_of_a_killed_one_once(tmp_path: Path, whole: tuple):
     _, undisturbed, _ = whole
     code = WORKER.format(tests=str(Path(__file__).parent), root=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stdout=subprocess.PIPE, text=True)
@@ -251,12 +251,12 @@ def test_a_killed_workers_trials_are_finished_once_by_another(tmp_path: Path, wh
         assert len(begun) == 4
 
         def source(*arguments: Any) -> Iterator[Any]:
-            # While this worker is at work on the rest, the other one is killed.
+            # The other worker is killed while this one trains the remaining trials.
             process.send_signal(signal.SIGKILL)
             process.wait()
             return batches(*arguments)
 
-        outcome = sweep.sweep(sweep_plan, source=source, most=4, lease=2.0)
+        outcome = sweep.sweep(sweep_plan, source=source, max_trials=4, lease=2.0)
     finally:
         process.kill()
         process.communicate()
@@ -273,7 +273,7 @@ def test_a_killed_workers_trials_are_finished_once_by_another(tmp_path: Path, wh
     assert again.rows == outcome.rows
 
 
-def test_an_interrupted_sweep_goes_on(tmp_path: Path, whole: tuple):
+def test_an_interrupted_sweep_resumes(tmp_path: Path, whole: tuple):
     _, undisturbed, _ = whole
     sweep_plan = plan(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Axes: what the command line means, and what it may not."""
+"""Axes: how the command line is parsed, and what it refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(name="e")
         ("seed=0,1,2", Axis("seed", (0, 1, 2))),
     ],
 )
-def test_an_axis_is_read_by_its_fields_type(text: str, axis: Axis):
+def test_axis_values_are_parsed_by_the_type_of_the_field(text: str, axis: Axis):
     [parsed] = axes.parse([text])
     assert parsed == axis
     assert [type(value) for value in parsed.values] == [type(value) for value in axis.values]
@@ -47,7 +47,7 @@ def test_an_axis_is_read_by_its_fields_type(text: str, axis: Axis):
         (["optimizer.learning_rat=1"], "did you mean optimizer.learning_rate?"),
         (["learning_rate=1"], "did you mean optimizer.learning_rate?"),
         (["modle.width=1"], "did you mean model.width?"),
-        (["model=1"], "group of them: model.num_layers"),
+        (["model=1"], "group of fields: model.num_layers"),
         (["zzzz=1"], "--help"),
         (["name=a,b"], "name is not a field"),
         (["model.width"], "not an axis"),
@@ -69,7 +69,7 @@ def test_an_axis_is_read_by_its_fields_type(text: str, axis: Axis):
         (["seed=0..3"], "seed=0,1,2"),
     ],
 )
-def test_axes_that_cannot_be(texts: list[str], says: str):
+def test_invalid_axes_are_refused(texts: list[str], says: str):
     with pytest.raises(UserError) as refused:
         axes.parse(texts)
     assert says in str(refused.value)
@@ -79,30 +79,31 @@ def test_axes_that_cannot_be(texts: list[str], says: str):
     ("texts", "settings", "says"),
     [
         (["model.num_layers=0,1"], {}, "--model.num-layers 0"),
-        (["model.num_heads=3,8", "model.width=4,8"], {}, "the combination model.num_heads=8 model.width=4 cannot work"),
+        (["model.num_heads=3,8", "model.width=4,8"], {}, "the combination model.num_heads=8 model.width=4 is invalid"),
         (["model.dropout=0.1..1.5"], {"search": "tpe"}, "--model.dropout 1.5"),
         (["seed=-1"], {}, "--seed -1"),
-        (["optimizer.learning_rate=1e-4..1e-2"], {}, "take --search random"),
+        (["optimizer.learning_rate=1e-4..1e-2"], {}, "use --search random"),
         (["model.width=8"], {"trials": 0}, "--trials 0"),
         (["model.width=8"], {"name": "a/b"}, "--name a/b"),
     ],
 )
-def test_plans_that_cannot_be(texts: list[str], settings: dict[str, Any], says: str):
+def test_invalid_plans_are_refused(texts: list[str], settings: dict[str, Any], says: str):
     with pytest.raises(UserError) as refused:
         sweep.make(EXPERIMENT, axes.parse(texts), **settings)
     assert says in str(refused.value)
 
 
-def test_seeds_are_replicates_and_not_searched():
+def test_seeds_are_replicates_and_are_not_searched():
     plan = sweep.make(EXPERIMENT, axes.parse(["seed=0,1,2", "optimizer.b1=0.8,0.9", "model.width=16,32"]))
-    assert [axis.field for axis in plan.axes] == ["model.width", "optimizer.b1"]  # what compiles anew changes slowest
+    # The axis that needs another program changes slowest.
+    assert [axis.field for axis in plan.axes] == ["model.width", "optimizer.b1"]
     assert (plan.seeds, plan.trials) == ((0, 1, 2), 4)
     trial = plan.trial(3, {"model.width": 32, "optimizer.b1": 0.8}, 2)
     experiment = trial.experiment
     assert (experiment.model.width, experiment.optimizer.b1, experiment.seed) == (32, 0.8, 2)
-    assert experiment.name == EXPERIMENT.name  # so that the train command takes the run directory for the file's
+    assert experiment.name == EXPERIMENT.name  # the train command compares names
 
 
-def test_an_axis_takes_the_earlier_name_of_a_field():
+def test_an_axis_accepts_the_earlier_name_of_a_field():
     [axis] = axes.parse(["train.tensorboard=True,False"])
     assert axis == axes.Axis("train.trackers", (("tensorboard",), ()))

@@ -1,4 +1,4 @@
-"""The sweep's command line: its flags, what it keeps of the command, and the lines at its end. No training."""
+"""The sweep's command line: its flags, the command that it records, and its last lines. Without training."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ QUICKSTART = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the command asks of `sweep.sweep`, which writes sweep.json and stops."""
+    """The arguments of `sweep.sweep`, which here only writes sweep.json."""
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
 
@@ -34,7 +34,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def command(*arguments: str) -> int:
     try:
         return main(["sweep", QUICKSTART, *arguments])
-    except SystemExit as stop:  # the flag parser's way
+    except SystemExit as stop:  # raised by the flag parser
         return int(stop.code or 0)
 
 
@@ -48,13 +48,13 @@ def command(*arguments: str) -> int:
         (["--search", "random", "--no-prune"], False),
     ],
 )
-def test_pruning_has_real_flags(asked: dict[str, Any], arguments: list[str], prune: bool):
+def test_pruning_flags(asked: dict[str, Any], arguments: list[str], prune: bool):
     assert command(RATES, *arguments) == 130
     assert asked["plan"].prune is prune
 
 
 @pytest.mark.parametrize("flag", ["--storage {}", "--storage={}"])
-def test_the_password_is_used_and_kept_nowhere(
+def test_the_password_is_used_and_never_recorded(
     asked: dict[str, Any], capsys: pytest.CaptureFixture, tmp_path: Path, flag: str
 ):
     address = "postgresql+psycopg://user:hunter2@host/db"
@@ -106,7 +106,7 @@ FIGURES = {(0, 0): (2.4, 1.5), (0, 1): (2.6, 1.5), (1, 0): (6.0, 1.2), (1, 1): (
         (RATES, "0000-seed-0, validation loss 2.5000, a mean over 2 seeds, in"),
     ],
 )
-def test_the_best_is_by_what_compares_and_over_seeds(
+def test_the_best_is_ranked_by_the_comparable_figure_and_over_seeds(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, axis: str, best: str
 ):
     def stand_in(plan: sweep.Plan, **_: Any) -> sweep.Outcome:

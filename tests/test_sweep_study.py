@@ -1,4 +1,4 @@
-"""The study that workers share: who gets what, and that nothing is finished twice. No training."""
+"""The study that workers share: claims, leases, and finishing each configuration once. Without training."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
 
 
 def plan(tmp_path: Path, *texts: str, **settings: Any) -> sweep.Plan:
-    # A name of the test's own, as a server outlives it.
+    # Each test has a name of its own, because the database server outlives the tests.
     return tiny_sweep.plan(tmp_path, *(texts or (RATES,)), name=f"s{time.time_ns()}", **settings)
 
 
@@ -68,7 +68,7 @@ def finish(study: Study, configuration: int, **fields: Any) -> bool:
     return study.record(configuration, 0, row(configuration, **fields)) and study.finish(configuration)
 
 
-def test_workers_share_a_grid_and_a_lost_ones_trials_are_handed_out_again(tmp_path: Path, storage: str | None):
+def test_workers_share_a_grid_and_take_over_the_trials_of_a_lost_one(tmp_path: Path, storage: str | None):
     sweep_plan = plan(tmp_path)
     lost, left = Study(sweep_plan, storage, lease=1e6), Study(sweep_plan, storage, lease=1e6)
     with left:
@@ -79,14 +79,14 @@ def test_workers_share_a_grid_and_a_lost_ones_trials_are_handed_out_again(tmp_pa
         rates = [claim.values["optimizer.learning_rate"] for claim in mine + theirs]
         assert rates == [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]
         assert left.workers() == 2
-        assert [c.configuration for c in left.claim(9)] == [5]  # not those of a worker who is alive
+        assert [c.configuration for c in left.claim(9)] == [5]  # not those of a worker whose lease is valid
         assert left.unfinished() == 6
-        lost.lease = -1.0  # as if it had said nothing for long
+        lost.lease = -1.0  # as if it had not renewed its lease for long
         lost._renew()
         handed_on = left.claim(9)
         assert handed_on == theirs
         assert not lost.holds(2)
-        # It was only slow: what it comes to say is not heard.
+        # It was only slow. Its late results are ignored.
         assert not finish(lost, 2, loss=7.0)
         for claim in mine + handed_on:
             assert finish(left, claim.configuration, loss=float(claim.configuration))
@@ -97,13 +97,13 @@ def test_workers_share_a_grid_and_a_lost_ones_trials_are_handed_out_again(tmp_pa
         assert [r["loss"] for r in left.rows()] == [0, 1, 2, 3, 4, 1.0]
 
 
-def test_what_a_worker_gives_up_is_free_at_once(tmp_path: Path):
+def test_a_released_configuration_can_be_claimed_immediately(tmp_path: Path):
     sweep_plan = plan(tmp_path)
     with Study(sweep_plan) as one, Study(sweep_plan) as other:
         [claim] = one.claim(1)
         one.release(claim.configuration)
         assert other.claim(1) == [claim]
-    with Study(sweep_plan) as third:  # at its end a worker gives up everything
+    with Study(sweep_plan) as third:  # a worker that exits releases all its configurations
         assert third.claim(1) == [claim]
 
 
@@ -118,7 +118,7 @@ def test_a_row_that_a_lost_worker_wrote_is_kept(tmp_path: Path):
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
-def test_a_search_draws_by_number_and_never_the_same_twice(tmp_path: Path, search: Any):
+def test_a_search_draws_by_number_and_without_duplicates(tmp_path: Path, search: Any):
     texts = ("optimizer.learning_rate=1e-4..1e-2:log", "model.num_layers=1..3", "model.norm=layernorm,rmsnorm")
     drawn = []
     for workers in (1, 2):
@@ -133,13 +133,13 @@ def test_a_search_draws_by_number_and_never_the_same_twice(tmp_path: Path, searc
     assert len(set(rates)) == 8
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
     assert {type(claim.values["model.num_layers"]) for claim in drawn[0]} == {int}
-    # Of two choices no more than two can be made.
+    # An axis with two values has only two configurations.
     with Study(plan(tmp_path, "model.norm=layernorm,rmsnorm", search=search, trials=5)) as study:
         assert len(study.claim(5)) == 2
         assert study.unfinished() == 2
 
 
-def test_tpe_goes_where_the_loss_is_low(tmp_path: Path):
+def test_tpe_concentrates_where_the_loss_is_low(tmp_path: Path):
     sweep_plan = plan(tmp_path, "optimizer.learning_rate=1e-5..1:log", search="tpe", trials=40)
     with Study(sweep_plan) as study:
         rates = []
@@ -154,24 +154,24 @@ def test_tpe_goes_where_the_loss_is_low(tmp_path: Path):
     assert near[1] >= near[0] + 3
 
 
-def test_another_sweep_of_the_name_is_refused(tmp_path: Path):
+def test_another_sweep_of_the_same_name_is_refused(tmp_path: Path):
     with Study(tiny_sweep.plan(tmp_path, RATES)):
         pass
     with pytest.raises(UserError, match="another axes; choose another --name"):
         Study(tiny_sweep.plan(tmp_path, "optimizer.b1=0.8,0.9"))
     with Study(tiny_sweep.plan(tmp_path, RATES, trials=3)) as study:
         assert len(study.claim(9)) == 3
-    with Study(tiny_sweep.plan(tmp_path, RATES)) as study:  # more of the same is fine
+    with Study(tiny_sweep.plan(tmp_path, RATES)) as study:  # the same sweep with more trials is allowed
         assert [claim.configuration for claim in study.claim(9)] == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("storage", ["nonsense", "postgresql+nothing://x", "sqlite:////nowhere/at/all.db"])
-def test_storages_that_cannot_be(tmp_path: Path, storage: str):
+def test_invalid_storages_are_refused(tmp_path: Path, storage: str):
     with pytest.raises(UserError, match="--storage"):
         Study(plan(tmp_path), storage)
 
 
-def test_successive_halving_keeps_the_better_half_of_all_that_came_to_the_rung():
+def test_successive_halving_keeps_the_better_half_of_all_that_reached_the_rung():
     assert survivors({0: 1.0}, [1.0]) == {0}
     assert survivors({0: 1.0, 1: 2.0}, [1.0, 2.0]) == {0}
     assert survivors({0: 3.0, 1: 2.0}, [1.0, 2.0, 3.0]) == {1}
@@ -181,7 +181,7 @@ def test_successive_halving_keeps_the_better_half_of_all_that_came_to_the_rung()
 TOKENIZERS = "tokenizer.vocabulary_size=200,300"
 
 
-def test_tokenizers_are_told_apart_by_bits_per_byte(tmp_path: Path):
+def test_tokenizers_are_ranked_by_bits_per_byte(tmp_path: Path):
     with Study(plan(tmp_path, TOKENIZERS)) as study:
         for claim, (loss, bits) in zip(study.claim(2), [(2.0, 1.5), (3.0, 1.25)], strict=True):
             assert study.record(claim.configuration, 0, row(claim.configuration, loss) | {"bits_per_byte": bits})
@@ -191,7 +191,7 @@ def test_tokenizers_are_told_apart_by_bits_per_byte(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("axis", "pruned"), [(TOKENIZERS, {0}), ("model.width=8,16", {1})])
-def test_pruning_is_by_what_compares(tmp_path: Path, axis: str, pruned: set[int]):
+def test_pruning_uses_the_comparable_figure(tmp_path: Path, axis: str, pruned: set[int]):
     sweep_plan = plan(tmp_path, axis, "seed=0")
     sums = [LossSums(nats=200.0, tokens=100, bytes=190), LossSums(nats=180.0, tokens=60, bytes=210)]
     scores = {i: [score(sweep_plan.figure, one)] for i, one in enumerate(sums)}
@@ -200,7 +200,7 @@ def test_pruning_is_by_what_compares(tmp_path: Path, axis: str, pruned: set[int]
         assert pruned_configurations(study, 5, scores) == pruned
 
 
-def test_a_sweep_from_before_a_field_was_added_goes_on(tmp_path: Path):
+def test_a_sweep_from_before_a_field_was_added_can_be_resumed(tmp_path: Path):
     sweep_plan = plan(tmp_path)
     with Study(sweep_plan) as study:
         known = study._study.user_attrs["sweep"]
@@ -224,7 +224,7 @@ sys.stdin.read()
 """
 
 
-def test_a_worker_killed_while_it_holds_the_journal_holds_up_no_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_killed_while_it_holds_the_journal_blocks_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = HOLDER.format(tests=str(Path(__file__).parent), root=str(tmp_path), rates=RATES)
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -235,15 +235,15 @@ def test_a_worker_killed_while_it_holds_the_journal_holds_up_no_one(tmp_path: Pa
         process.kill()
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
-    with Study(tiny_sweep.plan(Path("sweeps"), RATES, name="s")) as study:  # a relative path, as users give
+    with Study(tiny_sweep.plan(Path("sweeps"), RATES, name="s")) as study:  # a relative path, as in a user's command
         assert len(study.claim(1)) == 1
     assert time.monotonic() - start < 10
 
 
-def test_who_waits_for_the_journal_says_so(
+def test_waiting_for_the_journal_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(storage_, "SECONDS_BETWEEN_WORDS", 0.1)
+    monkeypatch.setattr(storage_, "SECONDS_BETWEEN_WARNINGS", 0.1)
     lock = storage_._JournalLock(tmp_path / "study.journal")
     held = threading.Event()
 
@@ -262,13 +262,13 @@ def test_who_waits_for_the_journal_says_so(
 
 
 @pytest.mark.parametrize("tail", ['{"op_code": 8, "worker_id": "w", "tri', "x" * 10_000])
-def test_a_cut_last_line_of_the_journal_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture, tail: str):
+def test_an_incomplete_last_line_of_the_journal_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture, tail: str):
     sweep_plan = plan(tmp_path)
     journal = sweep_plan.folder / "study.journal"
     with Study(sweep_plan) as study:
         claims = study.claim(2)
         assert finish(study, 0)
-        with journal.open("a") as file:  # of a worker that is killed while this one is at work
+        with journal.open("a") as file:  # as of a worker that is killed while this one runs
             file.write(tail)
         assert finish(study, 1)
     with journal.open("a") as file:
@@ -276,11 +276,11 @@ def test_a_cut_last_line_of_the_journal_is_dropped(tmp_path: Path, capsys: pytes
     with Study(sweep_plan) as study:
         assert [one["configuration"] for one in study.rows()] == [claim.configuration for claim in claims]
         assert len(study.claim(9)) == 4
-    assert capsys.readouterr().err.count("its last line is cut short") == 2
+    assert capsys.readouterr().err.count("its last line is incomplete") == 2
     assert tail not in journal.read_text()
 
 
-def test_a_journal_that_is_nothing_but_a_cut_line(tmp_path: Path):
+def test_a_journal_with_only_an_incomplete_line(tmp_path: Path):
     sweep_plan = plan(tmp_path)
     sweep_plan.folder.mkdir(parents=True)
     (sweep_plan.folder / "study.journal").write_text('{"op_code"')
@@ -288,7 +288,7 @@ def test_a_journal_that_is_nothing_but_a_cut_line(tmp_path: Path):
         assert len(study.claim(1)) == 1
 
 
-def test_a_journal_with_a_damaged_line_is_named(tmp_path: Path):
+def test_a_journal_with_a_damaged_line_is_refused(tmp_path: Path):
     sweep_plan = plan(tmp_path)
     with Study(sweep_plan) as study:
         study.claim(2)
@@ -311,7 +311,7 @@ SECRET = "hunter2/x@y"
         f"postgresql+psycopg://user:{SECRET}@localhost:1/db",
     ],
 )
-def test_an_error_tells_no_password(tmp_path: Path, address: str):
+def test_errors_contain_no_password(tmp_path: Path, address: str):
     with pytest.raises(UserError) as refused:
         Study(plan(tmp_path), address)
     assert "hunter2" not in "".join(traceback.format_exception(refused.value))
@@ -334,7 +334,7 @@ def test_addresses_without_passwords(text: str, shown: str):
     assert without_password(shown) == shown
 
 
-def test_stars_for_a_password_leave_it_to_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_password_of_stars_is_left_to_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     asked, memory = [], storage_.optuna.storages.InMemoryStorage()
     monkeypatch.setattr(storage_.optuna.storages, "get_storage", lambda address: asked.append(address) or memory)
     storage_.open_storage(tmp_path, "postgresql+psycopg://user:***@host/db")

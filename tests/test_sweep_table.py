@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: lines off a terminal, and the table on one."""
+"""The progress display of a sweep: lines outside a terminal, and the table in one."""
 
 import io
 import time
@@ -21,7 +21,7 @@ GOOD, BAD = LossSums(300.0, 100, 400), LossSums(200.0, 100, 100)
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, plan: sweep.Plan, terminal: bool = False) -> str:
-    """What is printed of a sweep whose two configurations end."""
+    """The output for a sweep in which two configurations end."""
     out = io.StringIO()
     console = Console(
         file=out, force_terminal=terminal, width=120, color_system=None, highlight=False, markup=False, emoji=False
@@ -35,7 +35,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, plan: sweep.Plan, terminal: bool = Fa
     return out.getvalue()
 
 
-def test_the_table_ranks_by_what_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_table_ranks_by_the_comparable_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     said = shown(monkeypatch, tiny_sweep.plan(tmp_path, "tokenizer.vocabulary_size=200,300", "seed=0"), terminal=True)
     assert "ranked by bits per byte" in said
     table = said[said.rindex("status") :]
@@ -46,7 +46,7 @@ def test_the_table_ranks_by_what_compares(tmp_path: Path, monkeypatch: pytest.Mo
     assert table.index("2.0000") < table.index("3.0000")
 
 
-def test_why_bits_per_byte_may_mislead_is_told(
+def test_caveats_about_bits_per_byte_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     shown(monkeypatch, tiny_sweep.plan(tmp_path, "tokenizer.kind=wordpiece,bpe", "seed=0"))
@@ -63,7 +63,7 @@ def test_axis_values_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     assert "\x1b[2J" not in said
 
 
-def test_the_time_left_is_without_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_time_left_leaves_out_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     compiled: Any = "/jax/core/compile/backend_compile_duration"
@@ -80,4 +80,4 @@ def test_the_time_left_is_without_compiling(tmp_path: Path, monkeypatch: pytest.
         bar.logged(10, GOOD, 1.0)
     assert "90 s left" in display.console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     jax.monitoring.record_event_duration_secs(compiled, 5.0)
-    assert table._watch.seconds == 70.0  # nobody listens any more
+    assert table._watch.seconds == 70.0  # it does not listen any more, so the last compilation is not subtracted

@@ -1,4 +1,4 @@
-"""Trackers: each gets the figures that metrics.jsonl has, and a resumed run goes on in the same record."""
+"""Trackers: each records the figures of metrics.jsonl, and a resumed run continues the same record."""
 
 import math
 import sys
@@ -21,7 +21,7 @@ def opened(path: Path, *names: str, step: int = 0) -> trackers.Trackers:
     return trackers.open_trackers(names, RunDir(path), experiment, Progress(step=step))
 
 
-def test_metrics_file_is_always_written_with_null_for_what_is_not_finite(tmp_path: Path):
+def test_the_metrics_file_is_always_written_with_null_for_figures_that_are_not_finite(tmp_path: Path):
     log = opened(tmp_path)
     log.log(5, "train", FIGURES)
     log.sync()
@@ -31,7 +31,7 @@ def test_metrics_file_is_always_written_with_null_for_what_is_not_finite(tmp_pat
     log.close()
 
 
-def test_tensorboard_gets_the_figures_that_tell_how_good_a_run_is(tmp_path: Path):
+def test_tensorboard_records_the_figures_of_quality(tmp_path: Path):
     log = opened(tmp_path, "tensorboard")
     log.log(5, "valid", FIGURES)
     log.close()
@@ -42,13 +42,15 @@ def test_tensorboard_gets_the_figures_that_tell_how_good_a_run_is(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_tracker_that_is_not_installed_is_one_line_that_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_tracker_that_is_not_installed_is_refused_with_the_name_of_the_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"--train\.trackers {name}: .*minigpt_jax\[{name}\]"):
         trackers.check_trackers([name])
 
 
-def test_closing_closes_every_tracker_and_then_raises(tmp_path: Path):
+def test_closing_closes_every_tracker_before_it_raises(tmp_path: Path):
     closed = []
 
     class Failing:
@@ -74,13 +76,13 @@ def test_wandb_offline_keeps_one_run_across_a_resume(tmp_path: Path, monkeypatch
         log.close()
         ids.append((tmp_path / "wandb" / "run-id").read_text())
     assert ids[0] == ids[1]
-    wandb.teardown()  # its own process has written everything now
+    wandb.teardown()  # waits until W&B's process has written everything
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     assert all(b"valid/loss" in file.read_bytes() for file in files)
 
 
-def test_runs_that_are_open_at_the_same_time_are_kept_apart_by_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_wandb_separates_runs_that_are_open_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -96,9 +98,7 @@ def test_runs_that_are_open_at_the_same_time_are_kept_apart_by_wandb(tmp_path: P
         assert f"valid/{other}".encode() not in file.read_bytes()
 
 
-def test_trackio_keeps_the_figures_of_runs_that_are_open_at_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_trackio_separates_runs_that_are_open_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     trackio = pytest.importorskip("trackio")
     logs = {name: opened(tmp_path / name, "trackio") for name in ("first", "second")}

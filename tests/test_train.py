@@ -1,4 +1,4 @@
-"""The train and evaluation steps: what a step computes, whatever way its rows are cut up."""
+"""The train and evaluation steps: what a step computes, however its rows are divided."""
 
 import functools
 from collections.abc import Iterator
@@ -65,8 +65,8 @@ def start(one: StepSpec) -> TrainState:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon", "normuon", "lion"])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_the_state_keeps_its_form(name: Any, ema_decay: float | None) -> None:
-    """Whatever the rule, a step gives back what it took, in shapes and types, so that steps can follow one another."""
+def test_a_step_keeps_the_shapes_and_types_of_the_state(name: Any, ema_decay: float | None) -> None:
+    """A step returns a state of the same shapes and types, for each update rule, so that it can be repeated."""
     one = trainer(OptimizerConfig(name=name, ema_decay=ema_decay), tied_embeddings=True, norm="rmsnorm")
     before = jax.eval_shape(functools.partial(init_state, one), hyper(), KEY)
     after, _ = jax.eval_shape(functools.partial(train_step, one), before, batch(LENGTHS), hyper(), KEY)
@@ -76,7 +76,7 @@ def test_the_state_keeps_its_form(name: Any, ema_decay: float | None) -> None:
 
 
 def batch(lengths: tuple[int, ...], seed: int = 0) -> Batch:
-    """One row of `[BOS]` and so many tokens for each length; -1 is a row of zeros."""
+    """For each length a row of `[BOS]` and so many tokens; a length of -1 makes a row of zeros."""
     rows = np.random.default_rng(seed).integers(3, V, (len(lengths), T + 1)).astype(np.uint8)
     rows[:, 0] = BOS_ID
     rows[np.arange(T + 1) > np.array(lengths)[:, None]] = 0
@@ -87,7 +87,7 @@ LENGTHS = (8, 3, 5, 1, 8, 2, 7, 4)
 
 
 @pytest.mark.parametrize("pad_label", [True, False])
-def test_the_objective_and_the_figures_are_numpys(pad_label: bool) -> None:
+def test_the_objective_and_the_sums_equal_numpys(pad_label: bool) -> None:
     """The objective may count the [PAD] label after a short row; the reported sums never do."""
     one, rows = trainer(pad_label=pad_label), batch(LENGTHS)
     params = fresh().params
@@ -102,12 +102,12 @@ def test_the_objective_and_the_figures_are_numpys(pad_label: bool) -> None:
         assert (int(sums.tokens), int(sums.bytes)) == (sum(LENGTHS), 10 * sum(LENGTHS))
 
 
-def test_a_pointers_step_is_the_plain_loss() -> None:
-    """Figures and gradient of the fused loss, which mixes the shares in, are those of the mixed log-probabilities."""
+def test_the_fused_loss_of_a_pointer_equals_the_plain_loss() -> None:
+    """The sums and the gradient of the fused loss equal those of the mixed log-probabilities."""
     one, rows = trainer(pad_label=False, pointer=8), batch(LENGTHS)
     state = init_state(one, hyper(), jax.random.key(1))
     params = {**state.params, "pointer": {**state.params["pointer"], "sentinel_bias": np.ones(1, np.float32)}}
-    rows.rows[:, 3] = rows.rows[:, 2]  # something to copy
+    rows.rows[:, 3] = rows.rows[:, 2]  # so the pointer has a token to copy
 
     def plain(params: Any) -> Any:
         log_BTV = jax.nn.log_softmax(one.model.apply({"params": params}, rows.features))
@@ -122,7 +122,7 @@ def test_a_pointers_step_is_the_plain_loss() -> None:
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(got["pointer"]))
 
 
-def test_gradient_accumulation_is_one_batch() -> None:
+def test_gradient_accumulation_equals_one_batch() -> None:
     """Micro-batches of 16, 4, 10 and 11 labels: a mean of their means would weigh them alike."""
     one, four = trainer(), trainer(accumulate=4)
     rows = batch((8, 8, 3, 1, 5, 5, 7, 4))
@@ -131,7 +131,7 @@ def test_gradient_accumulation_is_one_batch() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_batch_in_pieces_is_one_batch(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_in_pieces_equals_one_batch(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU takes the gradient of a few tokens at a time: here of two rows of the eight."""
     one, rows = trainer(accumulate=accumulate), batch(LENGTHS)
     assert _pieces(one, rows) == accumulate
@@ -143,7 +143,7 @@ def test_a_batch_in_pieces_is_one_batch(accumulate: int, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_rows_of_zeros_weigh_nothing(accumulate: int) -> None:
+def test_rows_of_zeros_have_no_weight(accumulate: int) -> None:
     one = trainer()
     short, filled = batch((8, 3, 5, 1, 2)), batch((8, 3, 5, 1, 2, -1, -1, -1))
     expected = step(one, start(one), short, hyper(), KEY)
@@ -152,18 +152,18 @@ def test_rows_of_zeros_weigh_nothing(accumulate: int) -> None:
     jax.tree.map(close, evaluate(one.model, got[0].params, filled), evaluate(one.model, got[0].params, short))
 
 
-def test_a_batch_of_nothing_but_zeros_moves_nothing() -> None:
+def test_a_batch_of_zeros_changes_no_parameter() -> None:
     one = trainer()
     state, metrics = step(one, start(one), batch((-1,) * len(LENGTHS)), hyper(), KEY)
     assert (float(metrics.objective), float(metrics.grad_norm), int(metrics.sums.tokens)) == (0, 0, 0)
     jax.tree.map(np.testing.assert_array_equal, state.params, start(one).params)
 
 
-def test_several_steps_a_dispatch_are_single_steps() -> None:
+def test_several_steps_per_dispatch_equal_single_steps() -> None:
     one = trainer(OptimizerConfig(schedule="cosine", warmup_steps=2, ema_decay=0.9))
     scalars, batches = hyper(one.optimizer), [batch(LENGTHS, seed) for seed in range(4)]
     state, singly = start(one), []
-    with optimisations(True):  # without them the two programs round differently
+    with optimisations(True):  # without optimisations the two programs round differently
         for each in batches:
             state, metrics = step(one, state, each, scalars, KEY)
             singly.append(metrics)
@@ -173,7 +173,7 @@ def test_several_steps_a_dispatch_are_single_steps() -> None:
     assert int(together.step) == 4
 
 
-def test_dropout_is_keyed_by_step_and_row() -> None:
+def test_dropout_masks_depend_on_step_and_row() -> None:
     one = trainer(dropout=0.5)
     row = batch((8,))
 
@@ -182,10 +182,10 @@ def test_dropout_is_keyed_by_step_and_row() -> None:
 
     assert objective(one, 0, row) == objective(one, 0, row)
     assert abs(objective(one, 0, row) - objective(one, 1, row)) > 1e-3
-    # The same row twice: with one mask for both, their mean would be that of either.
+    # The same row twice: with equal masks, the mean of both would be that of each.
     twice = Batch(*(np.concatenate([x, x]) for x in row))
     masked = jax.jit(functools.partial(_objective_sum, one))
-    call = lambda place: DropoutCall(first_row=place)  # noqa: E731
+    call = lambda row: DropoutCall(first_row=row)  # noqa: E731
     alone = [float(masked(fresh().params, row, rng.at(KEY, 0), call(place))[0]) / T for place in range(2)]
     assert abs(alone[0] - alone[1]) > 1e-3
     for accumulate in (1, 2):
@@ -206,12 +206,12 @@ def test_moving_average_of_the_weights() -> None:
     assert state.weights is state.ema
     plain = start(trainer())
     assert plain.weights is plain.params
-    for _ in range(3):  # the average has no part in training
+    for _ in range(3):  # the average does not influence training
         plain, _ = step(trainer(), plain, batch(LENGTHS), hyper(), KEY)
     jax.tree.map(close, state.params, plain.params)
 
 
-def test_the_first_step_is_as_pinned() -> None:
+def test_the_first_step_has_the_pinned_values() -> None:
     one, before = trainer(), fresh()
     after, metrics = step(one, before, batch(LENGTHS), hyper(), KEY)
     update = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.params, before.params)
@@ -225,14 +225,15 @@ def test_the_first_step_is_as_pinned() -> None:
     )
 
 
-def test_clipping_reports_the_norm_before_it() -> None:
+def test_the_reported_norm_is_that_before_clipping() -> None:
     one, rows = trainer(), batch(LENGTHS)
     clipped, plain = (
         step(one, start(one), rows, hyper()._replace(clip_norm=c), KEY) for c in np.array([1e-7, 9], np.float32)
     )
     assert 9 > float(plain[1].grad_norm) == float(clipped[1].grad_norm) > 1
     update = np.asarray(clipped[0].params["output"]["bias"] - fresh().params["output"]["bias"])
-    assert 0 < np.abs(update).max() < 0.9 * OPTIMIZER.learning_rate  # so small a gradient meets Adam's epsilon
+    # The gradient is so small that Adam's epsilon matters.
+    assert 0 < np.abs(update).max() < 0.9 * OPTIMIZER.learning_rate
 
 
 def test_training_overfits_a_batch() -> None:
@@ -241,7 +242,7 @@ def test_training_overfits_a_batch() -> None:
     rows = batch(lengths)
     many = jax.tree.map(lambda x: np.broadcast_to(x, (100, *x.shape)), rows)
     state, metrics = steps(one, start(one), many, hyper(one.optimizer), KEY)
-    # All that cannot be known is the first token of each row, which nothing before it tells apart.
+    # Only the first token of each row cannot be predicted, because nothing precedes it.
     floor = len(lengths) * np.log(len(lengths)) / sum(min(length + 1, T) for length in lengths)
     assert metrics.objective[0] > 3
     assert floor - 1e-3 < metrics.objective[-1] < floor + 0.1

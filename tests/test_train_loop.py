@@ -1,4 +1,4 @@
-"""The loop: what `fit` calls, when and in which order, with counters in place of a model."""
+"""The loop: what `fit` calls, and in which order, with counters instead of a model."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ PERIODS = [
 
 
 @pytest.mark.parametrize(("start", "total", "size", "periods"), PERIODS)
-def test_plan_covers_every_step_and_stops_where_hooks_fall(
+def test_a_plan_covers_every_step_and_ends_dispatches_at_hooks(
     start: int, total: int, size: int, periods: list[int]
 ) -> None:
     sizes = list(plan_dispatches(start, total, size, periods))
@@ -38,12 +38,12 @@ def test_plan_covers_every_step_and_stops_where_hooks_fall(
     assert {step for step in range(start + 1, total + 1) if any(step % every == 0 for every in periods)} <= ends
 
 
-def test_plan_takes_whole_dispatches_where_it_can() -> None:
+def test_a_plan_uses_full_dispatches_if_possible() -> None:
     assert list(plan_dispatches(0, 20, 4, [10])) == [4, 4, 1, 1, 4, 4, 1, 1]
     assert list(plan_dispatches(0, 8, 4, [4])) == [4, 4]
 
 
-def test_a_plan_resumed_at_a_hook_is_the_plan_gone_on() -> None:
+def test_a_plan_resumed_at_a_hook_equals_the_rest_of_the_whole_plan() -> None:
     whole = list(plan_dispatches(0, 30, 4, [10]))
     for end in (10, 20):
         done = next(i for i in range(len(whole)) if sum(whole[:i]) == end)
@@ -51,13 +51,13 @@ def test_a_plan_resumed_at_a_hook_is_the_plan_gone_on() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_plan_stops_at_single_steps(size: int) -> None:
+def test_a_plan_ends_dispatches_at_given_steps(size: int) -> None:
     ends = np.cumsum(list(plan_dispatches(0, 20, size, [10], frozenset({7, 13}))))
     assert {7, 10, 13, 20} <= set(ends)
 
 
 class Machine:
-    """A program that counts steps in place of training.
+    """A program that counts steps instead of training.
 
     Step i has i tokens, 2 i nats and 3 i bytes; its objective and the gradient's norm are i. With several trials, each
     has the same figures.
@@ -86,15 +86,15 @@ class Machine:
 
         sums = LossSums(columns(2.0 * i for i in steps), columns(steps), columns(3 * i for i in steps))
         objective = columns(float(i) for i in steps)
-        objective[-1] = [self.bad.get(i, float(i)) for i in steps]  # of the last trial
+        objective[-1] = [self.bad.get(i, float(i)) for i in steps]  # only the last trial diverges
         return StepMetrics(sums, objective, columns(float(i) for i in steps))
 
     def learning_rates(self, inputs: Any, step: int) -> list[float]:
-        return [0.1 * step + place for place in range(self.count)]
+        return [0.1 * step + index for index in range(self.count)]
 
     def hook(self, name: str, every: int) -> Hook:
-        tell = lambda training: self.events.append((name, training.state, training.trials[0].progress.step))  # noqa: E731
-        return Hook(tell, every)
+        record = lambda training: self.events.append((name, training.state, training.trials[0].progress.step))  # noqa: E731
+        return Hook(record, every)
 
     def named(self, name: str) -> list[tuple[Any, ...]]:
         return [event for event in self.events if event[0] == name]
@@ -112,12 +112,12 @@ class Machine:
 
 
 class Recorded(CountedTrial):
-    def __init__(self, machine: Machine, place: int) -> None:
+    def __init__(self, machine: Machine, index: int) -> None:
         super().__init__()
-        self.machine, self.place = machine, place
+        self.machine, self.index = machine, index
 
     def log(self, learning_rate: float, grad_norm: float) -> None:
-        assert learning_rate == pytest.approx(0.1 * (self.progress.step - 1) + self.place)
+        assert learning_rate == pytest.approx(0.1 * (self.progress.step - 1) + self.index)
         self.machine.events.append(("log", self.progress.step, grad_norm))
 
 
@@ -139,7 +139,7 @@ def test_steps_are_logged_at_their_period_and_at_the_end(total: int, every: int,
     assert [event[1] for event in machine.named("log")] == logged
 
 
-def test_a_step_is_queued_before_the_one_before_is_fetched() -> None:
+def test_a_dispatch_is_queued_before_the_metrics_of_the_previous_one_are_fetched() -> None:
     machine = Machine()
     machine.fit(3)
     assert [event for event in machine.events if event[0] != "log"] == [
@@ -152,31 +152,31 @@ def test_a_step_is_queued_before_the_one_before_is_fetched() -> None:
     ]
 
 
-def test_hooks_fall_at_their_periods_and_once_at_the_end() -> None:
+def test_hooks_are_called_at_their_periods_and_once_at_the_end() -> None:
     machine = Machine()
     hooks = [machine.hook("evaluate", 3), machine.hook("save", 4), machine.hook("last", 100)]
     machine.fit(10, steps_per_execution=2, hooks=hooks)
     for name, at in {"evaluate": [3, 6, 9, 10], "save": [4, 8, 10], "last": [10]}.items():
-        # The state is that of the step, and the metrics of all steps before are in.
+        # The state is that after this step, and the metrics of all earlier steps are recorded.
         assert machine.named(name) == [(name, step, step) for step in at]
     order = [event[0] for event in machine.events if event[-1] == 10 and event[0] != "log"]
     assert order == ["evaluate", "save", "last"]
 
 
-def test_a_hook_falls_at_single_steps_too() -> None:
+def test_a_hook_is_called_at_given_steps() -> None:
     machine = Machine()
     hook = dataclasses.replace(machine.hook("rung", 100), at=frozenset({3, 5}))
     machine.fit(8, steps_per_execution=4, hooks=[hook])
     assert machine.named("rung") == [("rung", step, step) for step in (3, 5, 8)]
 
 
-def test_a_period_that_ends_with_the_run_is_called_once() -> None:
+def test_a_hook_due_at_the_last_step_is_called_once_there() -> None:
     machine = Machine()
     machine.fit(6, hooks=[machine.hook("save", 3)])
     assert machine.named("save") == [("save", 3, 3), ("save", 6, 6)]
 
 
-def test_time_in_hooks_is_not_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_time_leaves_out_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
     machine, progress = Machine(), Progress(seconds=100.0)
@@ -194,18 +194,18 @@ def test_time_in_hooks_is_not_time_of_training(monkeypatch: pytest.MonkeyPatch) 
     assert progress.seconds == pytest.approx(106.0)
 
 
-def test_a_stop_falls_between_two_dispatches() -> None:
+def test_training_stops_after_a_dispatch() -> None:
     machine = Machine()
     stop = lambda: len(machine.named("run")) == 3  # noqa: E731
     state = machine.fit(20, steps_per_execution=2, hooks=[machine.hook("save", 4)], should_stop=stop)
     assert state == machine.trials[0].progress.step == 6
     assert [event[1] for event in machine.named("log")] == [1, 2, 3, 4, 5, 6]
-    assert machine.named("save") == [("save", 4, 4)]  # saving at the stop is the caller's
+    assert machine.named("save") == [("save", 4, 4)]  # the caller saves after a stop
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("size", [1, 3, 9])
-def test_a_loss_that_is_not_finite_stops_at_its_step(value: float, size: int) -> None:
+def test_training_stops_at_a_loss_that_is_not_finite(value: float, size: int) -> None:
     machine = Machine(bad={5: value, 6: value})
     with pytest.raises(NonFiniteLossError, match="not finite at step 5") as raised:
         machine.fit(9, steps_per_execution=size, hooks=[machine.hook("save", 9)])
@@ -221,29 +221,29 @@ def test_nothing_is_saved_at_a_step_that_is_not_finite() -> None:
     assert machine.named("save") == [("save", 3, 3)]
 
 
-def test_a_trial_that_diverges_leaves_the_others_training() -> None:
+def test_the_others_continue_after_a_trial_diverges() -> None:
     machine = Machine(bad={4: np.nan}, trials=3)
 
-    def end(training: Training, place: int) -> None:
-        training.trials[place].ended = True
+    def end(training: Training, index: int) -> None:
+        training.trials[index].ended = True
 
     assert machine.fit(6, steps_per_execution=2, on_divergence=end) == 6
     assert [trial.progress.step for trial in machine.trials] == [6, 6, 4]
 
 
-def test_training_ends_with_its_last_trial() -> None:
+def test_training_ends_when_all_trials_have_ended() -> None:
     machine = Machine(bad={4: np.nan})
 
-    def end(training: Training, place: int) -> None:
-        training.trials[place].ended = True
+    def end(training: Training, index: int) -> None:
+        training.trials[index].ended = True
 
     machine.fit(60, on_divergence=end, hooks=[machine.hook("save", 4)])
     assert len(machine.named("run")) == 4
     assert not machine.named("save")
 
 
-def test_progress_continues_where_it_was_saved() -> None:
-    """Cut between two training lines, so that the sums since the last one have to survive."""
+def test_saved_progress_is_continued() -> None:
+    """The run is cut between two training lines, so the sums since the last line must be saved."""
     whole, progress = Machine(), Progress()
     whole.fit(7, progress)
 

@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
         command=shlex.join(["./launch.sh", "sweep", *own, *arguments[cut:]]),
     )
     storage = None if chosen.storage is None else whole[chosen.storage]
-    outcome = sweep.sweep(plan, storage=storage, lease=chosen.lease, most=chosen.stack)
+    outcome = sweep.sweep(plan, storage=storage, lease=chosen.lease, max_trials=chosen.stack)
     if outcome.interrupted:
         print(f"stopped after {len(outcome.rows)} trials, saved; the same command again resumes the sweep")
         return cli.INTERRUPTED

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its directory, checkpoints and records."""
+"""The files of a run: its directory, checkpoints and metrics."""

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: saved in the background, verified before they count, and read only if whole still."""
+"""Checkpoints by Orbax: saved in the background, verified after writing, and read only if they are intact."""
 
 import contextlib
 import errno
@@ -22,24 +22,30 @@ from minigpt_jax.storage import manifest
 from minigpt_jax.train.state import Progress, TrainState
 
 Step = int | Literal["best"] | None
-"""Which checkpoint: of that step, of the lowest validation loss, or the latest."""
+"""A checkpoint: that of a step, that of the lowest validation loss, or the latest intact one."""
 _DELETED = ".deleted"
 
 
 class Checkpoints:
     """The checkpoints of a run, a folder for each step.
 
-    A checkpoint has the items `params`, `ema` (if kept), `optimizer`, `progress` and `metrics` (if evaluated), so that
-    sampling reads the weights alone, and a manifest of its files' sums. The latest `keep` and the one of the lowest
-    validation loss stay. Arrays restore onto whatever devices are here. Where there are several processes, all of them
-    make the same calls. Reading works while another process trains here, and writes and deletes checkpoints.
+    A checkpoint has the items `params`, `ema` (if it is kept), `optimizer`, `progress` and `metrics` (if the step was
+    evaluated), so sampling can read only the weights. It also has a manifest with the hash of each file. The `keep`
+    latest checkpoints and that of the lowest validation loss are kept. Arrays are restored to the present devices,
+    which may differ from those that saved them. If there are several processes, all of them must make the same calls.
+    Checkpoints can be read while another process trains in the run directory, and saves and deletes checkpoints.
+
+    Args:
+        folder: the folder `checkpoints` of a run directory.
+        keep: the number of latest checkpoints to keep.
+        read_only: whether nothing will be saved.
     """
 
     def __init__(self, folder: Path, keep: int = 1, read_only: bool = False) -> None:
         self.folder, self.keep = folder, keep
         self.last_saved: int | None = None
         self._saved: dict[str, Any] = {}
-        """Shapes of the items being saved."""
+        """The shapes and types of the items that are being saved."""
         self._writer: ocp.AsyncCheckpointer | None = None
         if not read_only:
             processes.from_first(self._prepare)
@@ -51,7 +57,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, damaged or not, in order."""
+        """The steps of all checkpoints, damaged ones included, in increasing order."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
@@ -65,21 +71,26 @@ class Checkpoints:
         """The step of the lowest validation loss."""
         return next(iter(self._by_loss()), None)
 
-    def whole_steps(self) -> list[int]:
-        """The steps whose files are what was written, in order."""
+    def intact_steps(self) -> list[int]:
+        """The steps of the checkpoints that are intact, in increasing order."""
         return [step for step in self.steps if self._damage(step) is None]
 
-    def newest_whole(self) -> int | None:
-        """The latest step whose files are what was written, or None where there is no checkpoint at all.
+    def latest_intact(self) -> int | None:
+        """The latest step whose checkpoint is intact, or None if there is no checkpoint. Warns of later damaged ones.
 
-        Warns of each damaged one on the way. Raises UserError where all of them are damaged.
+        Raises:
+            UserError: all checkpoints are damaged.
         """
-        return processes.from_first(lambda: self._first_whole(lambda: self.steps[::-1]))
+        return processes.from_first(lambda: self._first_intact(lambda: self.steps[::-1]))
 
     def resolve(self, step: Step) -> int:
-        """The step of the checkpoint that is meant. Raises UserError if there is none, or it is damaged."""
+        """Finds the step of a checkpoint.
+
+        Raises:
+            UserError: there is no such checkpoint, or it is damaged.
+        """
         if step == "best":
-            best = processes.from_first(lambda: self._first_whole(self._by_loss))
+            best = processes.from_first(lambda: self._first_intact(self._by_loss))
             if best is None:
                 raise UserError(
                     f"{self.folder} holds no checkpoint with a validation loss; name a step, or train with "
@@ -87,21 +98,28 @@ class Checkpoints:
                 )
             return best
         if step is None:
-            newest = self.newest_whole()
-            if newest is None:
-                raise UserError(f"{self.folder} holds no checkpoint; train to the first --train.checkpoint-every")
-            return newest
-        if step not in (there := self.steps):
-            steps = ", ".join(map(str, there)) or "none"
+            latest = self.latest_intact()
+            if latest is None:
+                raise UserError(
+                    f"{self.folder} holds no checkpoint; train at least until the first --train.checkpoint-every"
+                )
+            return latest
+        if step not in (saved := self.steps):
+            steps = ", ".join(map(str, saved)) or "none"
             raise UserError(f"{self.folder} holds no checkpoint of step {step}; it has {steps}")
         if damage := processes.from_first(lambda: self._damage(step)):
             raise UserError(f"the checkpoint of step {step} is damaged: {damage}; restore it, or name another step")
         return step
 
     def save(self, state: TrainState, progress: Progress, loss: float | None = None) -> None:
-        """Starts a save of the state after `progress.step` steps; `loss` is validation's, if it is known.
+        """Starts to save the state after `progress.step` steps, in the background.
 
-        An OSError of the save before, such as that of a full disk, is raised here or by `wait`.
+        Args:
+            loss: the validation loss of this step, if it was evaluated.
+
+        Raises:
+            OSError: the previous save failed, because the disk is full for example. The failure of the last save is
+                raised by `wait`.
         """
         state = devices.global_view(state)
         arrays = {"params": state.params, "optimizer": state.opt_state}
@@ -112,16 +130,20 @@ class Checkpoints:
         if loss is not None and math.isfinite(loss):
             items["metrics"] = ocp.args.JsonSave({"loss": loss})
         self.wait()  # so that `_seal` knows what is being saved
-        assert self._writer is not None, "opened for reading"
+        assert self._writer is not None, "these checkpoints are read-only"
         self.last_saved = progress.step
         self._saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
-        with _full_disk_told(self.folder):
+        with _full_disk_as_os_error(self.folder):
             self._writer.save(self._path(progress.step).absolute(), args=ocp.args.Composite(**items), force=True)
 
     def restore(self, like: TrainState, step: Step = None) -> tuple[TrainState, Progress]:
-        """The state and progress of a step, by default the latest whole one; `like` gives shapes and types.
+        """Restores the state and the progress of a step, by default of the latest intact checkpoint.
 
-        Raises UserError where it is missing, damaged, or another model's.
+        Args:
+            like: a state with the expected shapes and types.
+
+        Raises:
+            UserError: the checkpoint is missing, damaged, or of another model.
         """
         items = {"params": like.params, "optimizer": like.opt_state}
         if like.ema is not None:
@@ -138,20 +160,28 @@ class Checkpoints:
         return state, progress
 
     def restore_weights(self, params_like: Any, use_ema: bool, step: Step = None) -> tuple[Any, int]:
-        """The weights to sample with, and their step."""
+        """Restores the weights for evaluation and sampling. Returns them and their step.
+
+        Args:
+            params_like: parameters with the expected shapes and types.
+            use_ema: whether to restore the moving average of the parameters.
+
+        Raises:
+            UserError: the checkpoint is missing, damaged, or of another model.
+        """
         name = "ema" if use_ema else "params"
         restored, step = self._restore(step, {name: params_like})
         return restored[name], step
 
     def drop_after(self, step: int) -> None:
-        """Removes the checkpoints past `step`, as damaged ones: training from `step` makes the very same ones again."""
+        """Removes the checkpoints after `step`, which are damaged. Training from `step` saves the same ones again."""
         processes.from_first(lambda: self._delete(later for later in self.steps if later > step))
 
     def wait(self) -> None:
-        """Returns once all that was saved is on disk."""
+        """Waits until the last save has reached the disk, and removes the checkpoints that are not kept."""
         if self._writer is None:
             return
-        with _full_disk_told(self.folder):
+        with _full_disk_as_os_error(self.folder):
             self._writer.wait_until_finished()
         if self._saved and processes.is_first():
             self._saved = {}
@@ -159,7 +189,7 @@ class Checkpoints:
             self._delete(step for step in self.steps if step not in kept)
 
     def close(self) -> None:
-        """Waits for what was saved, and frees the folder."""
+        """Waits for the last save and stops the writer."""
         try:
             self.wait()
         finally:
@@ -170,7 +200,7 @@ class Checkpoints:
         return self.folder / str(step)
 
     def _prepare(self) -> None:
-        """Makes the folder, without what saves and deletions that were cut short have left in it."""
+        """Makes the folder, and removes the remains of interrupted saves and deletions."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():
             if ".orbax-checkpoint-tmp" in path.name or path.name.endswith(_DELETED):
@@ -178,11 +208,11 @@ class Checkpoints:
 
     def _delete(self, steps: Iterable[int]) -> None:
         for path in [self._path(step) for step in steps]:
-            # Renamed first, so that nobody sees half of a checkpoint.
+            # Renamed first, so that no reader finds an incomplete checkpoint.
             shutil.rmtree(path.rename(path.with_suffix(_DELETED)))
 
     def _seal(self) -> None:
-        # Called when all files are written and before the folder gets its final name: no checkpoint lacks a manifest.
+        # Orbax calls this before it gives the folder its final name, so every checkpoint has a manifest.
         [unfinished] = self.folder.glob(f"{self.last_saved}.orbax-checkpoint-tmp*")
         for name, like in self._saved.items():
             if reason := _misfit(unfinished / name, like):
@@ -196,7 +226,7 @@ class Checkpoints:
         return manifest.damage(self._path(step))
 
     def _by_loss(self) -> list[int]:
-        """The steps that have a validation loss, the lowest first."""
+        """The steps that have a validation loss, ordered from the lowest loss to the highest."""
         losses = {step: loss for step in self.steps if (loss := self._loss(step)) is not None}
         return sorted(losses, key=losses.__getitem__)
 
@@ -204,11 +234,11 @@ class Checkpoints:
         try:
             loss = json.loads((self._path(step) / "metrics" / "metrics").read_text(encoding="utf-8"))["loss"]
             return loss if isinstance(loss, float) and math.isfinite(loss) else None
-        except (OSError, ValueError, KeyError, TypeError):  # not evaluated, or damaged
+        except (OSError, ValueError, KeyError, TypeError):  # the step was not evaluated, or is damaged
             return None
 
-    def _first_whole(self, listed: Callable[[], list[int]]) -> int | None:
-        """The first of the listed steps that is whole, with a warning of each damaged one before it."""
+    def _first_intact(self, listed: Callable[[], list[int]]) -> int | None:
+        """The first intact checkpoint of the listed steps. Warns of each damaged one before it."""
         damages: list[str] = []
         steps = listed()
         while steps:
@@ -219,17 +249,21 @@ class Checkpoints:
                     display.warn(f"{line}: the checkpoint of step {step} is used instead")
                 return step
             damages.append(damage)
-            if not self._path(step).exists():  # the run that trains here has deleted it, and made newer ones
+            if not self._path(step).exists():  # a running training deleted it, and saved newer ones
                 damages, steps = [], listed()
         if damages:
             raise UserError(
-                f"no checkpoint in {self.folder} is whole: {'; '.join(damages)}; restore the folder from a copy, or "
-                "train anew in another --run-dir"
+                f"no checkpoint in {self.folder} is intact: {'; '.join(damages)}; restore the folder from a copy, or "
+                "train from scratch in another --run-dir"
             )
         return None
 
     def _restore(self, step: Step, items: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """The items of a checkpoint and its progress, and its step; `items` gives shapes and types."""
+        """Reads the items and the progress of a checkpoint. Returns them by name, and its step.
+
+        Args:
+            items: for each item, a tree with the expected shapes and types.
+        """
         while True:
             chosen = self.resolve(step)
             try:
@@ -237,15 +271,15 @@ class Checkpoints:
             except UserError:
                 if chosen == step or self._path(chosen).exists():
                     raise
-                # The run that trains here has deleted it meanwhile, and made newer ones.
+                # A running training deleted the checkpoint in the meantime, and saved newer ones.
 
     def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         folder = self._path(step)
         for name, like in items.items():
-            # Orbax says it only once it reads, and leaves tracebacks of its threads behind.
+            # Orbax would find the difference only while it reads, and print tracebacks of its threads.
             if name != "optimizer" and (reason := _misfit(folder / name, like)):
                 raise UserError(
-                    f"{folder} does not fit its run's config.json: {reason}; restore the folder or train anew"
+                    f"{folder} does not fit its run's config.json: {reason}; restore the folder or train from scratch"
                 )
         try:
             read: dict[str, Any] = {"progress": json.loads((folder / "progress" / "metadata").read_text("utf-8"))}
@@ -256,13 +290,13 @@ class Checkpoints:
         except Exception as error:  # Orbax raises Exception itself, too
             reason = str(error).strip().split("\n")[0]
             raise UserError(
-                f"{folder} does not fit its run's config.json, is damaged, or of another version of minigpt_jax "
-                f"({reason}); restore the folder or train anew"
+                f"{folder} does not fit its run's config.json, is damaged, or was saved by another version of "
+                f"minigpt_jax ({reason}); restore the folder or train from scratch"
             ) from error
 
 
 def _misfit(folder: Path, like: Any) -> str | None:
-    """The first array whose shape on disk is another than in `like`, or that only one of them has."""
+    """Describes the first array whose shape on disk differs from that in `like`, or which is missing in one of them."""
     if not (folder / "manifest.ocdbt").is_file():
         return f"{folder} has no index"
     try:
@@ -271,9 +305,9 @@ def _misfit(folder: Path, like: Any) -> str | None:
         return f"{folder} cannot be read"
     shapes = [_shapes(tree) for tree in (getattr(metadata, "tree", metadata), like)]
     for path in sorted(shapes[0].keys() | shapes[1].keys()):
-        there, wanted = (f"{shape[path]}" if path in shape else "not there" for shape in shapes)
-        if there != wanted:
-            return f"{path} is {there} on disk, and {wanted} by the configuration"
+        saved, wanted = (f"{shape[path]}" if path in shape else "missing" for shape in shapes)
+        if saved != wanted:
+            return f"{path} is {saved} on disk, and {wanted} by the configuration"
     return None
 
 
@@ -283,8 +317,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 @contextlib.contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
-    """Raises what the writers tell of a full disk, each in its own way, as the OSError that it is."""
+def _full_disk_as_os_error(folder: Path) -> Iterator[None]:
+    """Raises an OSError for the various exceptions by which the writers report a full disk."""
     try:
         yield
     except Exception as error:

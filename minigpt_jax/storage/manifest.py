@@ -1,4 +1,4 @@
-"""LossSums of a folder's files, so that a flipped or a missing byte is noticed: Orbax restores it silently wrong."""
+"""Hashes of a folder's files, by which damage is found. Orbax restores some damaged files without an error."""
 
 import json
 import os
@@ -11,9 +11,9 @@ NAME = "manifest.json"
 
 
 def seal(folder: Path) -> None:
-    """Writes SHA-256 sums of the files in `folder`'s subfolders into its manifest, once all of them are on the disk.
+    """Syncs the files in the subfolders of `folder` to the disk, and writes a manifest with their SHA-256 hashes.
 
-    Files of the folder itself are left out: Orbax's own bookkeeping, which it still writes to.
+    The files of the folder itself are left out, because Orbax still writes to them.
     """
     sums = {}
     for path in _files(folder):
@@ -27,20 +27,20 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, naming the file; None if it is whole."""
+    """Describes the damage of a sealed folder, naming a damaged file. Returns None if the folder is intact."""
     path = folder / NAME
     try:
         sums: dict[str, str] = json.loads(path.read_text())["sha256"]
         for name, expected in sums.items():
             path = folder / name
             if files.sha256(path) != expected:
-                return f"{path} is not what was written"
+                return f"{path} has changed since it was written"
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{path} is not what was written"
+        return f"{path} is malformed"
     return None
 
 

@@ -1,6 +1,6 @@
-"""The copies that a run directory keeps of the code of the user's own that its experiment names, and when they run.
+"""Runs the user's code that the experiment of a run directory names, from the run directory's copies or other files.
 
-Run directories are passed around, so nothing in one runs unasked.
+Run directories may come from other people, so the code in them runs only if the user allows it.
 """
 
 import hashlib
@@ -17,14 +17,16 @@ from minigpt_jax.storage.run_dir import RunDir
 def trusted_experiment(
     run_dir: RunDir, *, trust_code: bool = False, code_files: Sequence[str | Path] = ()
 ) -> Experiment:
-    """The experiment of a run directory, with the code that its model needs run.
+    """The experiment of a run directory, after running the code that its model needs.
 
     Args:
-        trust_code: run the copies of the run directory.
-        code_files: files of the user's own to run in their place: of the copy's name, or any if there is but one copy.
+        trust_code: whether the copies in the run directory may run.
+        code_files: files to run instead of the copies of the same names. If the model needs a single file, its name may
+            differ.
 
     Raises:
-        UserError: the model needs code that may not be run, or whose file is missing or damaged.
+        UserError: the model needs code that may not run, or whose file is missing or damaged; or the model does not
+            need one of `code_files`.
     """
     experiment = run_dir.experiment()
     of_model = {
@@ -36,14 +38,16 @@ def trusted_experiment(
     if len(given) == len(of_model) == 1:
         given = dict(zip(of_model, given.values(), strict=True))
     if unknown := [str(given[name]) for name in given if name not in of_model]:
-        raise UserError(f"--code {unknown[0]}: the model of {run_dir.path} takes code of {_listed(of_model)} alone")
+        raise UserError(
+            f"--code {unknown[0]}: the model of {run_dir.path} does not use this file; it uses {_listed(of_model)}"
+        )
     recorded = _recorded(run_dir)
     for file, (option, value) in of_model.items():
         flag = f"--{flag_name(option)} {value}"
         if file not in given and not trust_code:
             raise UserError(
-                f"{run_dir.path} needs code of its own ({flag}), which is not run unasked: --trust-code runs the copy "
-                f"in {run_dir.code}, --code {file} a file of yours"
+                f"{run_dir.path} needs user code ({flag}), which does not run by default: give --trust-code to run the "
+                f"copy in {run_dir.code}, or --code {file} to run a file of yours"
             )
         path = given.get(file, run_dir.code / file)
         try:
@@ -51,9 +55,11 @@ def trusted_experiment(
         except OSError as error:
             raise UserError(f"{flag}: {path} cannot be read ({error.strerror}); give the file by --code") from error
         if not same and file in given:
-            display.warn(f"--code {path} has other contents than the file that {run_dir.path} was trained with")
+            display.warn(f"--code {path} differs from the file that {run_dir.path} was trained with")
         elif not same:
-            raise UserError(f"{flag}: {path} is not what the run was trained with; give the file by --code")
+            raise UserError(
+                f"{flag}: {path} differs from the file that the run was trained with; give that file by --code"
+            )
         experiment = code.replaced(experiment, file, path)
     return experiment
 

@@ -1,4 +1,4 @@
-"""A run directory: the files of a run by name, its lock, and whether it is this experiment's."""
+"""A run directory: the names of its files, its lock, and whether it belongs to a given experiment."""
 
 import contextlib
 import json
@@ -20,17 +20,17 @@ from minigpt_jax.errors import UserError
 Resume = Literal["auto", "always", "never"]
 
 SEMANTICS = 2
-"""What an experiment means, by number, as config.json records it; 1 where it records none.
+"""The version of the semantics of experiments, which config.json records. A run without a version has 1.
 
-2: dropout draws other masks.
+Version 2 draws other dropout masks than version 1.
 """
-_NAME_BYTES, _PATH_BYTES = 255, 3800  # of Linux and macOS; a path leaves room for what a checkpoint holds
+_NAME_BYTES, _PATH_BYTES = 255, 3800  # limits of Linux and macOS, minus the length of the paths in a checkpoint
 _PARTIAL = ".partial"
-_LEFT_SECONDS = 3600
+_ABANDONED_SECONDS = 3600  # a partial file that is older was left by a killed process
 
 
 class RunDir:
-    """The files of a run, by name. A `~` in front of the path is the home folder."""
+    """The paths of a run's files. A leading `~` of `path` is the home folder."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(os.path.expanduser(path))
@@ -44,17 +44,17 @@ class RunDir:
         self.tensorboard = path / "tensorboard"
 
     def sample(self, step: int) -> Path:
-        """The texts sampled after so many steps."""
+        """The file of the texts that are sampled after `step` steps."""
         return self.samples / f"step-{step:08}.txt"
 
     def rows(self, split: str) -> Path:
-        """A split's tokenised rows, so that evaluation needs nothing else."""
+        """The file of a split's tokenised rows, with which evaluation does not need the corpus."""
         return self.path / "data" / f"{split}.npz"
 
     def description(self) -> dict[str, Any]:
-        """What config.json holds. Raises UserError where there is none, or something leads out of the directory."""
+        """Reads config.json. Raises UserError if it is missing or damaged, or if a link leads out of the directory."""
         try:
-            self.config.lstat()  # before anything is read of a folder that is no run
+            self.config.lstat()  # fails early if the folder is not a run directory
             check_contents(self.path)
             value = json.loads(self.config.read_text("utf-8", "surrogateescape"))
         except FileNotFoundError as error:
@@ -64,13 +64,13 @@ class RunDir:
         except OSError as error:
             raise UserError(f"{self.config} cannot be read: {error.strerror}; name another run directory") from error
         except ValueError as error:
-            raise UserError(f"{self.config} is damaged ({error}); restore it or train anew") from error
+            raise UserError(f"{self.config} is damaged ({error}); restore it or train from scratch") from error
         if not isinstance(value, dict):
-            raise UserError(f"{self.config} is damaged (it holds no object); restore it or train anew")
+            raise UserError(f"{self.config} is damaged (it holds no object); restore it or train from scratch")
         return value
 
     def _instead(self) -> str:
-        """Why there is no config.json, and which folders to name instead."""
+        """The reason why there is no config.json, and the folders that the user may have meant."""
         if not self.path.is_dir():
             return "there is no such folder; name one that training made"
         parent = self.path / "trials" if (self.path / "sweep.json").exists() else self.path
@@ -81,7 +81,7 @@ class RunDir:
         return f"it holds runs; name one of them: {', '.join(runs[:3])}{more}"
 
     def experiment(self) -> Experiment:
-        """The experiment that made this run."""
+        """Reads the experiment of this run. Raises UserError as `description`, or if the experiment is invalid."""
         description = self.description()
         if "experiment" not in description:
             raise UserError(f"{self.config} describes no experiment; name a run directory that training made")
@@ -89,31 +89,35 @@ class RunDir:
 
 
 def check_contents(folder: Path) -> None:
-    """Raises UserError where a link in the folder leads out of it, or something is neither a file nor a folder.
+    """Checks that the folder holds only files, folders, and links that do not lead out of it.
 
-    The folder may come from someone else: reading and writing in it must not reach beyond it. The folder may itself be
-    a link, as to a larger disk.
+    The folder may come from someone else, so reading and writing in it must not reach other files. The folder itself
+    may be a link, to a larger disk for example.
+
+    Raises:
+        UserError: the folder holds something else.
     """
     root = os.path.realpath(folder)
     for parent, folders, files in os.walk(root):
         for path in (os.path.join(parent, name) for name in (*folders, *files)):
-            with contextlib.suppress(FileNotFoundError):  # training removes files meanwhile
+            with contextlib.suppress(FileNotFoundError):  # a running training may have removed the file
                 mode = os.lstat(path).st_mode
                 if stat.S_ISLNK(mode):
                     target = os.path.realpath(path)
                     if os.path.commonpath([root, target]) != root:
                         raise UserError(
-                            f"{path} links to {target}, outside of {folder}, and is not followed; remove the link, or "
-                            "put the file itself in its place"
+                            f"{path} links to {target}, outside of {folder}, which is not allowed; remove the link, or "
+                            "replace it by the file itself"
                         )
                 elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                     raise UserError(f"{path} is neither a file nor a folder; remove it")
 
 
 def lock(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
-    """Makes the folder and takes it for this process, until the returned context or the process ends.
+    """Makes the folder and locks it for this process, until the returned context or the process ends.
 
-    Raises UserError if another process has it, or if the path holds something that is not a run.
+    Raises:
+        UserError: another process holds the lock, the path cannot hold a run, or the folder holds other files.
     """
     check_place(run_dir)
     if run_dir.path.is_dir() and not run_dir.config.exists():
@@ -137,33 +141,40 @@ def lock(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
 
 
 def _remove_partial(folder: Path) -> None:
-    """Removes what killed processes have left half written, and not what a report is writing at this moment."""
+    """Removes the partial files of killed processes. Recent ones are left, because a report may be writing them."""
     for path in folder.rglob(f".*{_PARTIAL}"):
-        if time.time() - path.lstat().st_mtime > _LEFT_SECONDS:
+        if time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_place(run_dir: RunDir) -> None:
-    """Raises UserError if the path can hold no run."""
+    """Raises UserError if the path has a name that is too long or not allowed by Orbax, or is not a folder."""
     path = run_dir.path.absolute()
     if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts) or len(os.fsencode(path)) > _PATH_BYTES:
         raise UserError(f"--run-dir {str(run_dir.path)[:60]}…: the name is too long; choose a shorter one")
-    if magic := next((character for character in "[*?\\" if character in str(path)), None):
+    if special := next((character for character in "[*?\\" if character in str(path)), None):
         raise UserError(
-            f"--run-dir {path}: checkpoints cannot be saved under a path with {magic} in it; name a folder without any "
-            "of [ * ? \\"
+            f"--run-dir {path}: checkpoints cannot be saved under a path with {special} in it; name a folder without "
+            "the characters [ * ? \\"
         )
     if not os.path.lexists(path):
         return
     if not path.exists():
-        raise UserError(f"--run-dir {run_dir.path}: links to {path.resolve()}, which is not there; make that folder")
+        raise UserError(f"--run-dir {run_dir.path}: links to {path.resolve()}, which does not exist; make that folder")
     if not path.is_dir():
         kind = "a file" if path.is_file() else "a device, a pipe or a socket"
         raise UserError(f"--run-dir {run_dir.path}: is {kind}; name a folder")
 
 
 def check_room(run_dir: RunDir, needed: int) -> None:
-    """Raises UserError if the path can hold no run or not be written, or its disk has less than `needed` bytes free."""
+    """Checks that a run can be written to the path.
+
+    Args:
+        needed: the number of bytes that the run needs, roughly.
+
+    Raises:
+        UserError: the path cannot hold a run, cannot be written, or its disk has less free space.
+    """
     check_place(run_dir)
     existing = next(path for path in (run_dir.path, *run_dir.path.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -174,12 +185,21 @@ def check_room(run_dir: RunDir, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"--run-dir {run_dir.path}: its disk has {free / 2**20:,.0f} MB free and the run needs about "
-            f"{needed / 2**20:,.0f} MB; free some or name another folder"
+            f"{needed / 2**20:,.0f} MB; free some space or name another folder"
         )
 
 
 def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, str] | None = None) -> None:
-    """Raises UserError, field by field, if the run in this directory is another experiment's."""
+    """Checks that the run in this directory, if there is one, belongs to the experiment.
+
+    Only the fields that cannot change on resume are compared, and the user's code.
+
+    Args:
+        fingerprints: hashes of corpus and tokenizer, by name, if they are to be compared as well.
+
+    Raises:
+        UserError: the run is of another experiment, or of a newer version. The message lists all differences.
+    """
     if not run_dir.config.exists():
         return
     theirs, ours = flatten(run_dir.experiment()), flatten(experiment)
@@ -191,7 +211,7 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
     ]
     recorded = run_dir.description().get("code", {})
     differences += [
-        f"{path} has other contents than the copy in {run_dir.code}, which --{flag_name(name)} may name"
+        f"{path} differs from the copy in {run_dir.code}; --{flag_name(name)} may name that copy"
         for name, path, sha256 in code.sums(experiment)
         if name in fixed and sha256 != recorded.get(path.name)
     ]
@@ -210,42 +230,43 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
 
 
 def _check_semantics(run_dir: RunDir, experiment: Experiment) -> None:
-    """Warns where what has been trained and what is to come mean different things by the same experiment."""
+    """Warns if an earlier version, which trained the same experiment differently, began this run."""
     recorded = run_dir.description().get("semantics", 1)
     if recorded > SEMANTICS:
         raise UserError(
-            f"--run-dir {run_dir.path} is of a newer minigpt_jax, and would not end as it would there; update this one"
+            f"--run-dir {run_dir.path} was made by a newer minigpt_jax, which trains differently; update to resume it"
         )
     if recorded < 2 and experiment.model.dropout and has_checkpoint(run_dir):
         display.warn(
-            f"{run_dir.path} was begun by an earlier version, which drew other dropout masks: it resumes, and ends "
-            "otherwise than in one go; for a run that can be repeated, train anew in another --run-dir"
+            f"{run_dir.path} was begun by an earlier version, which drew other dropout masks. It resumes, but its "
+            "result cannot be reproduced by either version; for a reproducible run, train from scratch in another "
+            "--run-dir"
         )
 
 
 def has_checkpoint(run_dir: RunDir) -> bool:
-    """Whether there is a checkpoint, damaged or not."""
+    """Whether the run directory has a checkpoint, which may be damaged."""
     return run_dir.checkpoints.is_dir() and any(path.name.isdecimal() for path in run_dir.checkpoints.iterdir())
 
 
 def check_resume(run_dir: RunDir, resume: Resume) -> None:
-    """Raises UserError where there is nothing to resume and there should be, or the other way round."""
-    there = has_checkpoint(run_dir)
-    if resume == "always" and not there:
+    """Raises UserError if `resume` is always and there is no checkpoint, or if it is never and there is one."""
+    saved = has_checkpoint(run_dir)
+    if resume == "always" and not saved:
         raise UserError(f"--resume always: {run_dir.path} holds no checkpoint to resume; check --run-dir")
-    if resume == "never" and there:
+    if resume == "never" and saved:
         raise UserError(
-            f"--resume never: {run_dir.path} holds checkpoints already; name another --run-dir, or remove that folder"
+            f"--resume never: {run_dir.path} already holds checkpoints; name another --run-dir, or remove that folder"
         )
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which gets its name once all of it is on the disk; whatever had the name is replaced."""
+    """Opens a temporary file for writing, which atomically replaces `path` once all its contents are on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
-        with partial.open("xb") as file:  # a new file, whatever stands there: never through a link
+        with partial.open("xb") as file:  # a new file, so that no link is followed
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -256,12 +277,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _partial(path: Path) -> Path:
-    """A name beside `path` that nobody can foresee."""
+    """A path in the same folder, with a name that cannot be predicted."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file atomically: readers find the old contents or the new ones, also after a crash."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))
 
@@ -273,10 +294,12 @@ def write_description(
     versions: dict[str, str],
     experiment_file: Path | None = None,
 ) -> None:
-    """Writes config.json (the whole experiment, and what else its result depends on) and copies of the user's code.
+    """Writes config.json, and copies of the user's code.
 
     Args:
-        experiment_file: the file that the experiment was defined in; its copy is for people to read, and never run.
+        fingerprints: hashes of corpus and tokenizer, by name.
+        versions: versions of packages, by name.
+        experiment_file: the file that defines the experiment; its copy is for people to read, and is never run.
     """
     description: dict[str, Any] = {
         "experiment": to_json(experiment),
@@ -296,7 +319,7 @@ def write_description(
 
 
 def write_tokenizer(run_dir: RunDir, save: Callable[[Path], None]) -> None:
-    """Puts what `save(folder)` writes in the run directory, whole or not at all."""
+    """Writes the tokenizer into the run directory by `save(folder)`. The folder appears once it is complete."""
     partial = _partial(run_dir.tokenizer)
     partial.mkdir()
     save(partial)
@@ -305,7 +328,7 @@ def write_tokenizer(run_dir: RunDir, save: Callable[[Path], None]) -> None:
 
 
 def read_metrics(run_dir: RunDir) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that a crash cut short is left out."""
+    """Reads the lines of metrics.jsonl, without a line that a crash left incomplete."""
     lines = []
     text = run_dir.metrics.read_text("utf-8", "replace") if run_dir.metrics.exists() else ""
     for one in text.splitlines():
@@ -319,7 +342,7 @@ def read_metrics(run_dir: RunDir) -> list[dict[str, Any]]:
 
 
 def drop_records_after(run_dir: RunDir, step: int) -> None:
-    """Takes out the lines and samples past `step`, which a resumed run is about to write again."""
+    """Removes the metrics and samples after `step`, which a run that resumes there writes again."""
     for path in run_dir.samples.glob("step-*.txt"):
         number = path.stem.removeprefix("step-")
         if number.isdecimal() and int(number) > step:

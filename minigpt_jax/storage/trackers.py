@@ -1,7 +1,7 @@
-"""Where a run's figures go: metrics.jsonl always, and the trackers that the experiment names.
+"""Trackers, which record the figures of a run: metrics.jsonl, and those that the experiment names.
 
-A tracker is an object with the three methods of `Tracker`. It is made with the run directory, the experiment and the
-step that training starts or resumes from, in the first process alone.
+A tracker is an object with the three methods of `Tracker`. It is made from the run directory, the experiment and the
+step at which training starts or resumes, in the first process only.
 """
 
 import importlib
@@ -24,30 +24,31 @@ Figures = Mapping[str, float]
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Keeps the figures of one run."""
+    """Records the figures of one run."""
 
     def log(self, step: int, split: str, figures: Figures) -> None:
-        """Takes the figures of a split (`train`, `valid`, `test`) after `step` steps.
+        """Records the figures of a split (`train`, `valid` or `test`) after `step` steps.
 
-        They are `loss`, `perplexity`, `bits_per_byte`, `tokens` and `seconds`, of training also `learning_rate`,
-        `grad_norm` and `tokens_per_second`; some may be infinite or NaN.
+        The figures are `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` (labels counted since the
+        start) and `seconds` (of training since the start). Those of training include `learning_rate`, `grad_norm` and
+        `tokens_per_second`. Some may be infinite or NaN.
         """
         ...
 
     def sync(self) -> None:
-        """Brings what was logged to where a crash cannot take it; called before each checkpoint."""
+        """Makes the figures logged so far safe from a crash. Called before each checkpoint."""
         ...
 
     def close(self) -> None:
-        """Ends the record; called once, however the run ends."""
+        """Ends the record. Called once, even if the run fails."""
         ...
 
 
 class MetricsFile:
-    """metrics.jsonl: a JSON object per line, with null for what is not finite."""
+    """metrics.jsonl: a JSON object per line, with null for figures that are infinite or NaN."""
 
     def __init__(self, run_dir: Path, experiment: Experiment, step: int) -> None:
-        del experiment, step  # what a resumed run writes again is taken out beforehand, by `drop_records_after`
+        del experiment, step  # `drop_records_after` has removed the lines that a resumed run writes again
         self._file = RunDir(run_dir).metrics.open("a")
 
     def log(self, step: int, split: str, figures: Figures) -> None:
@@ -63,17 +64,17 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """TensorBoard summaries in the run directory, in which a resumed run replaces what it writes again."""
+    """TensorBoard summaries in the run directory. A resumed run replaces those of the steps that it repeats."""
 
     def __init__(self, run_dir: Path, experiment: Experiment, step: int) -> None:
         del experiment
-        import tensorboardX  # it imports PyTorch where that is installed
+        import tensorboardX  # imported late, because it imports PyTorch if that is installed
 
         self._board: Any = tensorboardX.SummaryWriter(str(RunDir(run_dir).tensorboard), purge_step=step + 1)
 
     def log(self, step: int, split: str, figures: Figures) -> None:
         for name, value in figures.items():
-            if name not in ("tokens", "seconds"):  # these tell where a run is, not how good it is
+            if name not in ("tokens", "seconds"):  # these do not measure the quality of the model
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
     def sync(self) -> None:
@@ -84,9 +85,9 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; its environment variables choose the account, the project and the mode (offline, online).
+    """Weights & Biases. Its environment variables choose the account, the project and the mode (offline or online).
 
-    The run's id is kept in the run directory, so that a resumed run goes on in the same one.
+    The id of the run is stored in the run directory, so that resumed training continues the same run.
     """
 
     def __init__(self, run_dir: Path, experiment: Experiment, step: int) -> None:
@@ -109,25 +110,25 @@ class WandB:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, split: str, figures: Figures) -> None:
-        # W&B's own step must never go back, as it does where a run resumes from an earlier checkpoint.
+        # The step is logged as a figure, because W&B's step cannot decrease when a run resumes.
         self._run.log({"step": step} | {f"{split}/{name}": value for name, value in figures.items()})
 
     def sync(self) -> None:
-        pass  # it writes in a process of its own
+        pass  # W&B writes in a separate process
 
     def close(self) -> None:
         self._run.finish()
 
 
 class Trackio:
-    """trackio, Hugging Face's local tracker; `trackio show` opens its page."""
+    """trackio, the local tracker of Hugging Face. `trackio show` opens its page."""
 
     def __init__(self, run_dir: Path, experiment: Experiment, step: int) -> None:
         del step
         trackio = _installed("trackio")
         self._run: Any = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", "minigpt_jax"),
-            name=_run_name(run_dir, experiment),  # which is what identifies a run
+            name=_run_name(run_dir, experiment),  # trackio identifies runs by their names
             config=flatten(experiment),
             resume="allow",
         )
@@ -136,7 +137,7 @@ class Trackio:
         self._run.log({f"{split}/{name}": value for name, value in figures.items()}, step=step)
 
     def sync(self) -> None:
-        pass  # it writes in a thread of its own
+        pass  # trackio writes in a separate thread
 
     def close(self) -> None:
         self._run.finish()
@@ -150,7 +151,7 @@ TRACKERS: dict[str, Callable[[Path, Experiment, int], Tracker]] = {
 
 
 class Trackers(list[Tracker]):
-    """Several trackers as one."""
+    """A list of trackers that is a tracker itself."""
 
     def log(self, step: int, split: str, figures: Figures) -> None:
         for tracker in self:
@@ -161,7 +162,7 @@ class Trackers(list[Tracker]):
             tracker.sync()
 
     def close(self) -> None:
-        """Closes all of them, and then raises what one of them raised."""
+        """Closes all trackers, and then raises the first exception of theirs."""
         errors: list[Exception] = []
         for tracker in self:
             try:
@@ -174,7 +175,11 @@ class Trackers(list[Tracker]):
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """Raises UserError for a tracker whose package is not installed, or of the user's own that lacks a method."""
+    """Checks that the trackers can be used.
+
+    Raises:
+        UserError: the package of a tracker is not installed, or a user's tracker lacks a method.
+    """
     for name in names:
         if name in ("wandb", "trackio"):
             _installed(name)
@@ -188,7 +193,9 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 def open_trackers(names: Iterable[str], files: RunDir, experiment: Experiment, progress: Progress) -> Trackers:
-    """The trackers of a run that starts or resumes at `progress`, after metrics.jsonl; the first process alone has any.
+    """Opens metrics.jsonl and the named trackers, for a run that starts or resumes at `progress`.
+
+    Only the first process has trackers. In other processes the list is empty.
 
     Raises:
         UserError: a tracker's package is not installed.
@@ -206,7 +213,7 @@ def open_trackers(names: Iterable[str], files: RunDir, experiment: Experiment, p
 
 
 def _run_name(run_dir: Path, experiment: Experiment) -> str:
-    """The experiment's name, and the folder's where that is another one, as a trial's is."""
+    """The name of the experiment, followed by that of the folder if it differs, as for the trials of a sweep."""
     return experiment.name if run_dir.name == experiment.name else f"{experiment.name} {run_dir.name}"
 
 

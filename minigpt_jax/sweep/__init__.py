@@ -1,13 +1,15 @@
-"""Sweeps: trials over the fields of an experiment, many of them trained in one program, by any number of workers.
+"""Sweeps: trials over the fields of an experiment.
 
-axes      what varies, read and checked before anything runs
-plan      what a sweep is; its workers agree on it
-study     what to try next, who is at it and what came of it, in a storage that workers share
+One program trains many trials together, and any number of workers share the trials.
+
+axes      the fields that vary, parsed and checked before anything runs
+plan      the definition of a sweep, on which its workers agree
+study     the configurations, the worker of each and its results, in a storage that workers share
 storage   the journal or the database of a study
-group     trials that share a program, trained together; leases and pruning are hooks of the loop
-worker    takes configurations, trains them, and goes on until there are none
-results   results.jsonl and results.csv
-table     what a person sees
+group     trains trials that share a program; leases and pruning are hooks of the loop
+worker    claims configurations and trains them until none are left
+results   writes results.jsonl and results.csv
+table     the progress that is shown in the terminal
 """
 
 from minigpt_jax.sweep.plan import Plan as Plan

@@ -1,4 +1,4 @@
-"""Axes: which fields of an experiment a sweep varies, read and checked before anything runs.
+"""Axes: the fields of an experiment that a sweep varies. They are parsed and checked before anything runs.
 
 An axis is `optimizer.learning_rate=1e-3,3e-3` (values) or `optimizer.learning_rate=1e-4..1e-2:log` (a range).
 """
@@ -23,13 +23,18 @@ from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError
 
 SEED = "seed"
-MOST_CHECKED = 4096
+MAX_CHECKED = 4096
+"""Combinations of values that are checked before a sweep starts, at most."""
 _RANGE = re.compile(r"(?P<low>.+?)\.\.(?P<high>.+?)(?P<log>:log)?")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One field of the experiment and what it may be: `values`, or for a range the numbers from `low` to `high`."""
+    """A field of the experiment, and its `values`, or for a range the numbers from `low` to `high`.
+
+    Attributes:
+        log: whether numbers of the range are drawn uniformly in their logarithm.
+    """
 
     field: str
     values: tuple[Any, ...] = ()
@@ -42,30 +47,34 @@ class Axis:
         return not self.values
 
     def with_code(self, folders: Sequence[Path]) -> "Axis":
-        """The axis with the code that its values name loaded. Raises UserError as `config.code.load` does."""
+        """The axis with the user's code loaded, if its values name some.
+
+        Raises:
+            UserError: as `config.code.load` does.
+        """
         values = (v if isinstance(v, tuple) else config.code.load_value(self.field, v, folders) for v in self.values)
         return dataclasses.replace(self, values=tuple(values))
 
     def to_json(self) -> dict[str, Any]:
-        """As sweep.json has it."""
+        """The axis as it is written to sweep.json."""
         if self.is_range:
             return {"field": self.field, "low": self.low, "high": self.high, "log": self.log}
         return {"field": self.field, "values": [plain(value) for value in self.values]}
 
 
 def plain(value: Any) -> Any:
-    """A field's value as JSON has it, a text where JSON has no such thing; a tuple's items as words of a shell."""
+    """A field's value for JSON: unchanged if JSON has its type, else text, with a tuple quoted as in a shell."""
     if isinstance(value, tuple):
         return shlex.join(map(str, value))
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def parse(texts: Sequence[str]) -> list[Axis]:
-    """The axes that the command line gave.
+    """Parses the axes of the command line.
 
     Raises:
-        UserError: for a field that the experiment does not have, with the nearest that it has; for a value of the
-            wrong type; for a range of what is not a number.
+        UserError: there is no axis; an axis is malformed or given twice; its field does not exist (the message suggests
+            the most similar one); or a value has the wrong type.
     """
     if not texts:
         raise UserError("a sweep needs an axis, such as optimizer.learning_rate=1e-3,3e-3 or model.num_layers=1,2")
@@ -82,13 +91,13 @@ def field_types() -> dict[str, Any]:
     for name, kind in typing.get_type_hints(Experiment).items():
         if dataclasses.is_dataclass(kind):
             types |= {f"{name}.{inner}": inner_kind for inner, inner_kind in typing.get_type_hints(kind).items()}
-        elif name != "name":  # the name of the file's experiment is no choice that a result depends on
+        elif name != "name":  # results do not depend on the experiment's name
             types[name] = kind
     return types
 
 
 def apply(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
-    """The experiment with these fields, by dotted name, changed."""
+    """The experiment with these fields, given by dotted name, replaced."""
     for name, value in values.items():
         section, _, inner = name.partition(".")
         if inner:
@@ -98,7 +107,7 @@ def apply(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
 
 
 def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """All combinations, the first axis the slowest, so that trials which share a program stand together."""
+    """All combinations of values. The first axis changes slowest, so trials that share a program follow each other."""
     return [
         dict(zip([axis.field for axis in axes], values, strict=True))
         for values in itertools.product(*(axis.values for axis in axes))
@@ -106,13 +115,17 @@ def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
 
 
 def corners(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
-    """Combinations to look at before anything runs, as many as are quickly checked; of a range, its two ends."""
+    """The first MAX_CHECKED combinations of the axes, in which a range has only its two ends as values."""
     ends = [Axis(axis.field, (axis.low, axis.high)) if axis.is_range else axis for axis in axes]
-    return itertools.islice(grid(ends), MOST_CHECKED)
+    return itertools.islice(grid(ends), MAX_CHECKED)
 
 
 def check(axes: Sequence[Axis], experiment: Experiment) -> None:
-    """Raises UserError for the first combination that cannot work; of a range, its two ends are tried."""
+    """Validates the experiment for the combinations of `corners`.
+
+    Raises:
+        UserError: the first combination that is invalid.
+    """
     for values in corners(axes):
         try:
             config.validate(apply(experiment, values))
@@ -120,7 +133,7 @@ def check(axes: Sequence[Axis], experiment: Experiment) -> None:
             if len(axes) == 1:
                 raise
             combination = " ".join(f"{name}={plain(value)}" for name, value in values.items())
-            raise UserError(f"the combination {combination} cannot work: {error}") from error
+            raise UserError(f"the combination {combination} is invalid: {error}") from error
 
 
 def _parse_axis(text: str) -> Axis:
@@ -145,7 +158,7 @@ def _parse_axis(text: str) -> Axis:
     values = tuple(_read(name, kind, item.strip()) for item in texts)
     for i, item in enumerate(values):
         if item in values[:i]:
-            raise UserError(f"{name}={value}: {plain(item)} is given twice; leave one")
+            raise UserError(f"{name}={value}: {plain(item)} is given twice; remove one")
     return Axis(name, values)
 
 
@@ -155,16 +168,16 @@ def _parse_range(name: str, kind: type, match: re.Match[str]) -> Axis:
     low, high = (_read(name, kind, match[end]) for end in ("low", "high"))
     log = match["log"] is not None
     if not low < high:
-        raise UserError(f"{name}={match[0]}: a range goes from a lower number to a higher one")
+        raise UserError(f"{name}={match[0]}: the range must go from a lower number to a higher one")
     if log and low <= 0:
         raise UserError(f"{name}={match[0]}: a logarithmic range must start above 0")
     if high == float("inf"):
-        raise UserError(f"{name}={match[0]}: a range needs an end")
+        raise UserError(f"{name}={match[0]}: the range must have a finite end")
     return Axis(name, low=low, high=high, log=log)
 
 
 def _read(name: str, kind: Any, text: str) -> Any:
-    """A text as a value of the field's type, by the rules of the command line's flags."""
+    """Parses a value of the field's type, by the same rules as the flags of the command line."""
     text = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -191,7 +204,7 @@ def _nearest(name: str, types: Mapping[str, Any]) -> str:
     sections = sorted({known.partition(".")[0] for known in types if "." in known})
     if name in sections:
         inner = ", ".join(known for known in types if known.startswith(f"{name}."))
-        return f"it is a group of them: {inner}"
+        return f"it is a group of fields: {inner}"
     last = name.rpartition(".")[2]
     near = [known for known in types if known.rpartition(".")[2] == last]
     near = near or difflib.get_close_matches(name, types, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""A group of trials that share a program, trained together: leases, pruning and compaction are hooks of the loop."""
+"""Trains a group of trials that share a program. Leases, pruning and compaction are hooks of the training loop."""
 
 import collections
 import dataclasses
@@ -22,14 +22,14 @@ from minigpt_jax.trial.environment import Corpus
 from minigpt_jax.trial.open_run import OpenRun
 
 RUNGS = (0.25, 0.5)
-"""The shares of all steps after which the worse half is pruned."""
+"""The fractions of the steps after which the worse half of the configurations is pruned."""
 _COMPACT_AT = 0.75
-"""The share of active trials below which the stack is made anew without the ended ones."""
+"""The stack is rebuilt without its ended trials once at most this fraction of its trials is active."""
 
 
 @runtime_checkable
 class SweepListener(Protocol):
-    """Who is told how the trials of a sweep get on, for a person to see."""
+    """Is notified of the progress of a sweep's trials, to display it."""
 
     def step(self, trial: Trial, step: int, total_steps: int, sums: LossSums) -> None: ...
     def ended(self, row: dict[str, Any], step: int, total_steps: int) -> None: ...
@@ -37,7 +37,7 @@ class SweepListener(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _TrialListener:
-    """Passes on what a trial's run records to whoever listens to the sweep."""
+    """Passes the progress of one trial's run on to the listener of the sweep."""
 
     trial: Trial
     total_steps: int
@@ -53,22 +53,22 @@ class _TrialListener:
 
 
 def score(figure: Figure, sums: LossSums) -> float:
-    """What a trial is ranked by; inf where it is not a number, so that it comes last."""
+    """The score that ranks a trial: the figure, or inf if the figure is not finite, so that the trial ranks last."""
     value = getattr(sums, figure)
     return value if math.isfinite(value) else math.inf
 
 
 def rungs(total: int) -> set[int]:
-    """The steps after which a sweep may prune."""
+    """The steps after which a sweep of `total` steps prunes."""
     return {int(total * share) for share in RUNGS} - {0, total}
 
 
 class TrialGroup:
-    """Trials of one sweep that share a program, with their run directories open.
+    """Trials of a sweep that share a program, with their open run directories.
 
     Args:
         runs: each trial with its open run.
-        should_stop: asked after every dispatch; if true, all is saved and given back.
+        should_stop: called after every dispatch. If it returns True, training stops and the active trials are saved.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class TrialGroup:
         self.rungs = frozenset(rungs(self.total)) if study.plan.prune else frozenset()
 
     def fitting(self) -> int:
-        """How many of the trials fit into memory at once."""
+        """The number of trials that fit into memory together."""
         size = self.experiment.train.batch_size
         batch = self.corpus.prepared.splits["train"].take(np.arange(size))
         batches = Batch(*(np.broadcast_to(x, (1, len(self.seeds), *x.shape)) for x in batch))
         return program.fitting_trials(self.experiment, self.dropout, self.inputs, batches)
 
     def train(self) -> None:
-        """Trains all trials to their end, unless it has to stop."""
+        """Trains all trials to their ends, unless `should_stop` returns True before."""
         training = self._start()
         seeded = [dataclasses.replace(self.experiment, seed=seed) for seed in self.seeds]
         prepared, start = self.corpus.prepared, training.step
@@ -120,16 +120,16 @@ class TrialGroup:
             on_divergence=self._diverged,
             should_stop=self.should_stop,
         )
-        if training.active:  # it was asked to stop
+        if training.active:  # `should_stop` ended the training
             self._close_lost(training)
             self._save(training, training.active)
 
     def _start(self) -> Training:
-        """Begins at the latest step that all trials have a checkpoint of, or at step 0."""
+        """Resumes from the latest step of which all trials have an intact checkpoint, or starts at step 0."""
         stack = program.stack(self.experiment, self.dropout, len(self.runs))
         inputs = stack.stacked(self.inputs)
         state = stack.init(inputs)
-        saved = set.intersection(*(set(run.checkpoints.whole_steps()) for run in self.runs))
+        saved = set.intersection(*(set(run.checkpoints.intact_steps()) for run in self.runs))
         step = max((s for s in saved if s < self.total), default=0)
         if step:
             like = stack.states(state)(0)
@@ -146,7 +146,7 @@ class TrialGroup:
         self._close_lost(training)
 
     def _close_lost(self, training: Training) -> None:
-        """Closes the trials that another worker has taken over, because it took this one for dead."""
+        """Closes the trials that another worker has claimed because this worker's lease expired."""
         runs = [training.trials[i] for i in training.active]
         for configuration in {self.trial_of[run].configuration for run in runs}:
             if not self.study.holds(configuration):
@@ -155,7 +155,7 @@ class TrialGroup:
                         run.close()
 
     def _save_and_end(self, training: Training) -> None:
-        """Saves what is due, and ends the trials that are complete or pruned."""
+        """Saves the trials that are due, and ends those that are complete or pruned."""
         self._close_lost(training)
         step, complete = training.step, training.step == self.total
         pruned = self._pruned(training) if step in self.rungs else set()
@@ -168,35 +168,35 @@ class TrialGroup:
             diverged = run.valid is not None and not math.isfinite(score(self.study.plan.figure, run.valid))
             self._end(run, "diverged" if diverged else "complete" if complete else "pruned")
 
-    def _save(self, training: Training, places: Sequence[int]) -> dict[int, Any]:
-        """Saves the trials in these places; returns their states."""
-        if not places:
+    def _save(self, training: Training, indices: Sequence[int]) -> dict[int, Any]:
+        """Saves the trials with these indices, and returns their states by index."""
+        if not indices:
             return {}
         state_of = training.program.states(training.state)
-        states = {i: state_of(i) for i in places}
+        states = {i: state_of(i) for i in indices}
         for i, state in states.items():
             training.trials[i].save(state)
         return states
 
     def _pruned(self, training: Training) -> set[int]:
-        """The configurations that end at this rung."""
+        """The configurations that are pruned at this rung."""
         scores: dict[int, list[float]] = collections.defaultdict(list)
         for run in (training.trials[i] for i in training.active):
             scores[self.trial_of[run].configuration].append(score(self.study.plan.figure, run.valid))
         return pruned_configurations(self.study, training.step, scores)
 
-    def _diverged(self, training: Training, place: int) -> None:
-        training.trials[place].valid = None
-        self._end(training.trials[place], "diverged")
+    def _diverged(self, training: Training, index: int) -> None:
+        training.trials[index].valid = None
+        self._end(training.trials[index], "diverged")
 
     def _end(self, run: OpenRun, status: str) -> None:
-        """Records the result of a trial; its configuration is finished with its last seed."""
+        """Closes a trial and records its result. The last seed of a configuration also finishes the configuration."""
         run.close()
         row = results.row(self.trial_of[run], status, run.progress, run.valid)
         record_end(self.study, row, self.listener, self.total)
 
     def _compact(self, training: Training) -> None:
-        """Leaves the ended trials out of the stack, once enough of them have ended."""
+        """Rebuilds the stack without its ended trials, once enough of them have ended."""
         active = training.active
         if len(active) > _COMPACT_AT * len(training.trials):
             return
@@ -210,9 +210,12 @@ class TrialGroup:
 
 
 def pruned_configurations(study: Study, step: int, scores: dict[int, list[float]]) -> set[int]:
-    """Reports the mean score of each configuration at a rung; returns those that end there.
+    """Reports the mean score of each configuration at a rung, and returns the configurations to prune there.
 
-    One that lacks a seed's score stays, because its mean is not known.
+    A configuration without the scores of all seeds is not pruned, because its mean is unknown.
+
+    Args:
+        scores: the scores of each configuration's active seeds.
     """
     seeds = len(study.plan.seeds)
     means = {c: math.fsum(values) / seeds for c, values in scores.items() if len(values) == seeds}
@@ -222,7 +225,7 @@ def pruned_configurations(study: Study, step: int, scores: dict[int, list[float]
 
 
 def record_end(study: Study, row: dict[str, Any], listener: SweepListener, total: int) -> None:
-    """Records a row in the study and in the results, unless another worker has taken over the trial."""
+    """Records a row in the study and in the files of results, unless another worker has claimed the trial."""
     if not study.record(row["configuration"], row["seed"], row):
         return
     done = [other["seed"] for other in study.rows() if other["configuration"] == row["configuration"]]

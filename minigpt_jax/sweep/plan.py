@@ -1,4 +1,4 @@
-"""What a sweep is: its experiment, axes, search and budget. All of its workers agree on it."""
+"""The plan of a sweep: its experiment, axes, search and budget. All workers of the sweep agree on it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from minigpt_jax.sweep.axes import SEED, Axis
 
 Search = Literal["grid", "random", "tpe"]
 TRIALS = 20
+"""Configurations that a random or TPE search tries by default."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Plan:
     """A sweep.
 
     Attributes:
-        axes: what varies, seeds aside.
-        seeds: every configuration is trained once with each.
-        trials: configurations to try.
-        prune: stop configurations at the rungs that the worse half does not pass.
-        file, flags, command: how the user asked for it, for sweep.json.
-        root: where the folders of sweeps are.
+        axes: the fields that vary, without the seed.
+        seeds: each configuration is trained once with each seed.
+        trials: the number of configurations to try.
+        prune: whether the worse half of the configurations is stopped at each rung.
+        file, flags, command: the user's command, which sweep.json records.
+        root: the folder that holds the folders of sweeps.
     """
 
     name: str
@@ -49,21 +50,21 @@ class Plan:
 
     @property
     def figure(self) -> Figure:
-        """What ranks configurations: loss, or bits per byte where the axes change what a token or the text is."""
+        """The figure that ranks configurations: loss, or bits per byte if an axis changes the tokens or the text."""
         return objective.figure_of(axis.field for axis in self.axes)
 
     @property
     def caveats(self) -> list[str]:
-        """Why even that figure may mislead."""
+        """Reasons why the figure may still mislead, as lines to show."""
         return objective.caveats([axes_.apply(self.experiment, values) for values in axes_.corners(self.axes)])
 
     def trial(self, configuration: int, values: Mapping[str, Any], seed: int) -> "Trial":
-        """One configuration with one seed."""
+        """The trial of a configuration with one seed."""
         experiment = axes_.apply(self.experiment, {**values, SEED: seed})
         return Trial(configuration, seed, dict(values), experiment, self.folder)
 
     def identity(self) -> dict[str, Any]:
-        """What must agree for two commands to mean one sweep; more trials may be asked for later."""
+        """The parts that must be equal for two commands to work on the same sweep. The number of trials may differ."""
         identity = {
             "experiment": config.to_json(self.experiment),
             "axes": [axis.to_json() for axis in self.axes],
@@ -75,7 +76,7 @@ class Plan:
         points = [self.experiment, *(axes_.apply(self.experiment, {field: v}) for field in axes for v in axes[field])]
         if files := {name: code.sha256 for point in points for name, code in config.code.files(point).items()}:
             identity["code"] = files
-        # Sweeps from before there was a choice name none, and what they told their search was always the loss.
+        # Sweeps recorded before bits per byte was an objective have no such entry. They were always ranked by loss.
         return identity if self.figure == "loss" else {**identity, "objective": self.figure}
 
     def write(self) -> None:
@@ -122,15 +123,15 @@ def make(
     prune: bool | None = None,
     **asked: Any,
 ) -> Plan:
-    """A plan, checked as far as it can be without a corpus.
+    """Makes a plan, and checks all that can be checked without the corpus.
 
     Args:
-        trials: by default all of a grid, TRIALS of a search.
-        prune: by default a search does and a grid does not, whose reader wants every point.
-        asked: `file`, `flags`, `command` and `root`.
+        trials: the number of configurations. The default is all points of a grid, and TRIALS of other searches.
+        prune: the default is False for a grid, of which users want every point, and True for other searches.
+        asked: the attributes `file`, `flags`, `command` and `root` of the plan.
 
     Raises:
-        UserError: for what cannot work.
+        UserError: a setting is invalid, or a combination of the axes' values is.
     """
     folders = [Path.cwd(), Path(asked.get("file", "")).parent]
     experiment = config.code.load(experiment, folders)
@@ -143,10 +144,10 @@ def make(
         for axis in varied:
             if axis.is_range:
                 raise UserError(
-                    f"{axis.field}={axis.low}..{axis.high}: a grid needs values; list them, or take --search random "
-                    "or --search tpe"
+                    f"{axis.field}={axis.low}..{axis.high}: a grid needs values, not a range; list them, or use "
+                    "--search random or --search tpe"
                 )
-        # A stack of trials shares one program, so what makes another program changes slowest.
+        # The trials of a stack share one program, so the axes that need another program change slowest.
         varied = tuple(sorted(varied, key=lambda axis: not axis.field.startswith(("data.", "tokenizer.", "model."))))
         points = len(axes_.grid(varied))
         trials = min(trials or points, points)

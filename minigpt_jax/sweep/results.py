@@ -1,4 +1,4 @@
-"""results.jsonl and results.csv: a row is one configuration and seed."""
+"""Writes results.jsonl and results.csv, which have a row for each configuration and seed."""
 
 import csv
 import io
@@ -16,7 +16,12 @@ from minigpt_jax.train.state import Progress
 
 
 def row(trial: Trial, status: str, progress: Progress, sums: LossSums | None) -> dict[str, Any]:
-    """What came of a trial: `sums` are of its last evaluation, None where its loss ceased to be finite."""
+    """The row of results of a trial.
+
+    Args:
+        status: complete, pruned, diverged or failed.
+        sums: the sums of its last evaluation, or None if it has none or its loss became infinite or NaN.
+    """
     figures = (LossSums() if sums is None else sums).summary()
     return {
         "configuration": trial.configuration,
@@ -32,7 +37,7 @@ def row(trial: Trial, status: str, progress: Progress, sums: LossSums | None) ->
 
 
 def write(study: Study) -> None:
-    """Writes both files anew from the study, whoever's rows they are. Workers take turns, so that none goes back."""
+    """Rewrites both files with the rows of all workers. A lock keeps an older state from overwriting a newer one."""
     folder = study.plan.folder
     with filelock.FileLock(folder / ".results.lock"):
         rows = study.rows()

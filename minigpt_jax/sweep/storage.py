@@ -1,4 +1,4 @@
-"""Where a study lives: in a journal in the sweep's folder, or in a database."""
+"""The storage of a study: a journal in the sweep's folder, or a database."""
 
 from pathlib import Path
 
@@ -8,29 +8,29 @@ from optuna.storages.journal import JournalFileBackend
 
 from minigpt_jax import display
 
-SECONDS_BETWEEN_WORDS = 10.0
+SECONDS_BETWEEN_WARNINGS = 10.0
 
 
 def open_storage(folder: Path, address: str | None) -> optuna.storages.BaseStorage:
-    """The storage at an address, or a journal in `folder`.
+    """Opens the database at `address`, or the journal in `folder` if there is no address.
 
-    An address whose password is *** has none, so that a command which was kept without its password runs with the
-    one that the database's driver finds, in $PGPASSWORD for PostgreSQL.
+    If the password in the address is ***, it is left out. The database's driver then takes the password from the
+    environment ($PGPASSWORD for PostgreSQL), so a recorded command, in which *** hides the password, can run again.
     """
     if address is not None:
         return optuna.storages.get_storage(address.replace(":***@", "@"))
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "study.journal"
     lock = _JournalLock(journal)
-    lock.acquire()  # to mend the journal before it is read
+    lock.acquire()  # repairs the journal before it is read
     lock.release()
     return optuna.storages.JournalStorage(JournalFileBackend(str(journal), lock))  # pyright: ignore[reportArgumentType]
 
 
 class _JournalLock:
-    """The operating system's lock, which it frees when a worker dies, however that happens; Optuna's own stays behind.
+    """A lock of the operating system, which is released when its worker dies. Optuna's own lock would remain.
 
-    Who takes the lock also drops a line that a worker was killed in the middle of, before another is added to it.
+    Acquiring the lock also removes an incomplete last line, which a worker that was killed while writing leaves.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -40,7 +40,7 @@ class _JournalLock:
     def acquire(self) -> bool:
         while True:
             try:
-                self._lock.acquire(timeout=SECONDS_BETWEEN_WORDS)
+                self._lock.acquire(timeout=SECONDS_BETWEEN_WARNINGS)
             except filelock.Timeout:
                 display.warn(f"waiting for {self._journal}, which another worker holds")
             else:
@@ -57,7 +57,7 @@ class _JournalLock:
 
 
 def _drop_cut_line(journal: Path) -> None:
-    """Takes out a last line without its end; Optuna would add the next one to it, and could read neither."""
+    """Removes a last line without a newline. Optuna would append the next line to it, and could read neither."""
     with journal.open("ab+") as file:
         size = keep = file.tell()
         last = b""
@@ -69,4 +69,4 @@ def _drop_cut_line(journal: Path) -> None:
             keep = start + len(last)
         if keep < size:
             file.truncate(keep)
-            display.warn(f"{journal}: its last line is cut short, as a worker that is killed leaves it; it is dropped")
+            display.warn(f"{journal}: its last line is incomplete, perhaps because a worker was killed; it is removed")

@@ -1,9 +1,10 @@
-"""The study that a sweep's workers share: what to try next, who is at it, and what has come of it.
+"""The study that a sweep's workers share: the configurations, the worker that trains each, and their results.
 
-It lives in an Optuna storage, a configuration being one Optuna trial. Optuna's own heartbeat does not cover
-ask-and-tell, so workers keep leases here: a worker says every now and then until when it may be counted on, a running
-configuration names its worker, and what belongs to a worker whose lease is over is handed out again. Telling a result
-is atomic in every storage, so that a worker which was only slow cannot finish anything twice.
+The study is kept in an Optuna storage, where each configuration is one Optuna trial. Optuna's heartbeat does not work
+with its ask-and-tell interface, so the study keeps leases instead. Each worker renews its lease at intervals, and a
+running configuration names its worker. Once a worker's lease expires, its configurations are given to other workers.
+Finishing a trial is atomic in every storage, so a configuration cannot be finished twice, even if a slow worker was
+wrongly taken for lost.
 """
 
 import contextlib
@@ -30,22 +31,22 @@ from minigpt_jax.sweep.plan import Plan
 from minigpt_jax.sweep.storage import open_storage
 
 LEASE_SECONDS = 60.0
-_TRIES = 64
+_DRAWS = 64  # of one new configuration, until it differs from all earlier ones
 _LEASE = "lease of "
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A configuration that this worker is to train."""
+    """A configuration that this worker has claimed and must train."""
 
     configuration: int
     values: dict[str, Any]
     done: dict[int, dict[str, Any]]
-    """Rows of results by seed, of seeds that an earlier worker came to the end of."""
+    """Rows of results by seed, for the seeds that an earlier worker finished."""
 
 
 class Sampler(optuna.samplers.BaseSampler):
-    """Draws each configuration by its number alone (TPE: and the results so far), whichever worker asks."""
+    """Draws a configuration as a function of its number, and with TPE of the results so far, whichever worker asks."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -68,18 +69,18 @@ class Sampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         if self._points:
-            place = sum(not _is_void(other) for other in study.get_trials(deepcopy=False)[: trial.number])
-            return _choice(self._points[place % len(self._points)][param_name])
+            index = sum(not _is_void(other) for other in study.get_trials(deepcopy=False)[: trial.number])
+            return _choice(self._points[index % len(self._points)][param_name])
         seed = zlib.crc32(f"{trial.number} {param_name}".encode())
         return self._make(seed).sample_independent(study, trial, param_name, param_distribution)
 
 
 class Study:
-    """A worker's hold on the study. Use as a context: the lease is renewed meanwhile, and given up at the end.
+    """A worker's access to the study. Within a `with` block its lease is renewed by a thread, and ended at the exit.
 
     Args:
-        storage: the address of a database that SQLAlchemy knows, or None for a journal in the sweep's folder.
-        lease: seconds without a sign of life after which a worker's configurations are another's to take.
+        storage: the address of a database in SQLAlchemy's form, or None for a journal in the sweep's folder.
+        lease: the seconds after which a worker that has not renewed its lease loses its configurations.
 
     Raises:
         UserError: the storage cannot be used, or holds another sweep of this name.
@@ -108,40 +109,40 @@ class Study:
         self._heart.join()
         self._study.set_user_attr(_lease_name(self.worker), 0.0)
 
-    def claim(self, most: int) -> list[Claim]:
-        """Up to `most` configurations to train: those that a lost worker has left, then new ones."""
+    def claim(self, max_configurations: int) -> list[Claim]:
+        """Claims configurations to train, at most `max_configurations`: first those of lost workers, then new ones."""
         claims: list[Claim] = []
         for frozen in self._trials():
-            if len(claims) == most:
+            if len(claims) == max_configurations:
                 break
             if frozen.state == TrialState.RUNNING and self._is_free(frozen):
-                self._own(frozen)
+                self._assign(frozen)
                 if self.holds(frozen.number):
                     claims.append(self._claimed(optuna.trial.Trial(self._study, frozen._trial_id)))
-        while len(claims) < most and (claim := self._new()) is not None:
+        while len(claims) < max_configurations and (claim := self._new()) is not None:
             claims.append(claim)
         return claims
 
     def holds(self, configuration: int) -> bool:
-        """Whether the configuration is still this worker's, which it is not once another took it for lost."""
+        """Whether the configuration is unfinished and still assigned to this worker."""
         frozen = self._study.get_trials(deepcopy=False)[configuration]
         return frozen.state == TrialState.RUNNING and frozen.user_attrs.get("worker") == self.worker
 
     def release(self, configuration: int) -> None:
-        """Lets another worker have the configuration at once."""
+        """Gives the configuration up, so that another worker can claim it immediately."""
         if self.holds(configuration):
             self._set(configuration, "worker", "")
 
     def report(self, configuration: int, step: int, score: float) -> None:
-        """Tells by what a configuration is ranked after so many steps."""
+        """Stores the score by which the configuration is ranked after `step` steps."""
         self._storage.set_trial_intermediate_value(self._id(configuration), step, score)
 
     def scores_at(self, step: int) -> list[float]:
-        """The scores of all configurations, pruned ones too, that have come to this step."""
+        """The scores of all configurations that were reported at this step, including pruned ones."""
         return [t.intermediate_values[step] for t in self._trials() if step in t.intermediate_values]
 
     def record(self, configuration: int, seed: int, row: dict[str, Any]) -> bool:
-        """Keeps the row of results of one seed; False where the configuration is finished or no longer ours."""
+        """Stores the row of results of one seed. Returns False if the configuration is finished or no longer ours."""
         if not self.holds(configuration):
             return False
         try:
@@ -151,7 +152,7 @@ class Study:
         return True
 
     def finish(self, configuration: int) -> bool:
-        """Tells the search what came of a configuration, all of whose seeds have a row; False if that was told."""
+        """Reports a configuration whose seeds all have rows to the search. Returns False if it is already finished."""
         rows = list(_rows(self._study.get_trials(deepcopy=False)[configuration]).values())
         statuses = {row["status"] for row in rows}
         scores = [row[self.plan.figure] for row in rows]
@@ -164,7 +165,7 @@ class Study:
             elif "failed" in statuses:
                 self._study.tell(configuration, state=TrialState.FAIL)
             else:
-                if "diverged" in statuses:  # the worst there is, for a search to keep away from
+                if "diverged" in statuses:  # the worst possible score, so that the search avoids this region
                     self.report(configuration, max(row["step"] for row in rows) + 1, math.inf)
                 self._study.tell(configuration, state=TrialState.PRUNED)
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
@@ -172,7 +173,7 @@ class Study:
         return True
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of results so far, in the order of configurations and seeds."""
+        """The rows of results so far, ordered by configuration and seed."""
         rows = []
         for frozen in self._trials():
             found = _rows(frozen)
@@ -180,13 +181,13 @@ class Study:
         return rows
 
     def unfinished(self) -> int:
-        """Configurations that are still to be finished, by whichever worker."""
+        """The number of configurations that no worker has finished yet."""
         trials = self._trials()
         finished = sum(t.state.is_finished() for t in trials)
         return len(trials) - finished if self._full else max(self.plan.trials, len(trials)) - finished
 
     def workers(self) -> int:
-        """Workers whose lease has not run out, this one included."""
+        """The number of workers whose lease has not expired, including this one."""
         leases = {n: v for n, v in self._study.user_attrs.items() if n.startswith(_LEASE)}
         return max(1, sum(until > time.time() for until in leases.values()))
 
@@ -199,28 +200,29 @@ class Study:
             )
         except OSError:
             raise
-        except Exception as error:  # of SQLAlchemy, of the database's driver, of Optuna
+        except Exception as error:  # SQLAlchemy, the database's driver and Optuna raise different types
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             if storage is None:
                 raise UserError(
-                    f"{folder / 'study.journal'} is damaged ({reason}); restore it, or sweep anew under another --name"
+                    f"{folder / 'study.journal'} is damaged ({reason}); restore it, or start a new sweep with "
+                    "another --name"
                 ) from error
             hidden = without_password(storage)
             reason = without_password(reason.replace(storage, hidden))
             raise UserError(
                 f"--storage {hidden}: cannot be used ({reason}); give an address such as "
                 "postgresql+psycopg://user@host/database, or none for a journal in the sweep's folder"
-            ) from None  # what it comes from may hold the password
+            ) from None  # the original error may contain the password
         identity = self.plan.identity()
         known = study.user_attrs.get("sweep")
         if known is None:
             study.set_user_attr("sweep", identity)
             return opened, study
-        with contextlib.suppress(UserError):  # a field that is newer than the sweep has its default there
+        with contextlib.suppress(UserError):  # fields that were added after the sweep began have their defaults
             known = {**known, "experiment": config.to_json(config.from_json(known["experiment"]))}
         if known != identity:
             differing = " and ".join(part for part in identity if known.get(part) != identity[part])
-            raise UserError(f"--name {name}: a sweep of this name has another {differing}; choose another --name")
+            raise UserError(f"--name {name}: the sweep of this name has another {differing}; choose another --name")
         return opened, study
 
     def _trials(self) -> list[FrozenTrial]:
@@ -233,26 +235,26 @@ class Study:
         self._storage.set_trial_user_attr(self._id(configuration), name, value)
 
     def _new(self) -> Claim | None:
-        for _ in range(_TRIES):
+        for _ in range(_DRAWS):
             if len(self._trials()) >= self.plan.trials:
                 return None
             trial = self._study.ask()
-            self._own(trial)
+            self._assign(trial)
             claim = self._claimed(trial)
             earlier = [t for t in self._trials() if t.number < trial.number]
-            if len(earlier) >= self.plan.trials:  # another worker asked in the same moment
+            if len(earlier) >= self.plan.trials:  # other workers asked for the last ones at the same time
                 self._void(trial)
                 return None
             if all(t.params != trial.params for t in earlier):
                 return claim
             self._void(trial)
-        self._full = True  # what can be chosen has been
+        self._full = True  # presumably all possible configurations have been drawn
         return None
 
     def _claimed(self, trial: optuna.trial.Trial) -> Claim:
         values = {}
         for name, distribution in self._space.items():
-            # A worker may have been lost between asking and drawing: what was drawn is kept, the rest is drawn now.
+            # A lost worker may have drawn only some of the values. Optuna returns those, and draws the others now.
             if isinstance(distribution, CategoricalDistribution):
                 values[name] = self._values[name][trial.suggest_categorical(name, distribution.choices)]
             elif isinstance(distribution, IntDistribution):
@@ -265,12 +267,12 @@ class Study:
         trial.set_user_attr("void", True)
         self._study.tell(trial, state=TrialState.FAIL)
 
-    def _own(self, trial: optuna.trial.Trial | FrozenTrial) -> None:
+    def _assign(self, trial: optuna.trial.Trial | FrozenTrial) -> None:
         self._storage.set_trial_user_attr(trial._trial_id, "worker", self.worker)
 
     def _is_free(self, frozen: FrozenTrial) -> bool:
         worker = frozen.user_attrs.get("worker")
-        if worker is None:  # just asked for, or its worker was lost in that moment
+        if worker is None:  # created, but not assigned yet; perhaps its worker was lost in between
             return time.monotonic() - self._orphans.setdefault(frozen.number, time.monotonic()) > self.lease
         return worker != self.worker and self._study.user_attrs.get(_lease_name(worker), 0.0) < time.time()
 
@@ -281,7 +283,7 @@ class Study:
         while not self._stop.wait(self.lease / 4):
             try:
                 self._renew()
-            except Exception:  # a database that is away for a moment; the next beat may reach it
+            except Exception:  # the database may be unavailable for a moment; the next renewal may reach it
                 continue
 
 
@@ -293,7 +295,7 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 
 def _choice(value: Any) -> Any:
-    """A value as the storage keeps it."""
+    """The form in which the storage keeps a value."""
     return axes_.plain(value)
 
 
@@ -302,7 +304,7 @@ def _rows(frozen: FrozenTrial) -> dict[int, dict[str, Any]]:
 
 
 def _is_void(frozen: FrozenTrial) -> bool:
-    """A configuration asked for in vain: the same as an earlier one, or more than were wanted."""
+    """Whether the configuration was discarded, as a duplicate of an earlier one or beyond the planned number."""
     return "void" in frozen.user_attrs
 
 
@@ -311,6 +313,12 @@ def _lease_name(worker: str) -> str:
 
 
 def survivors(scores: dict[int, float], all_scores: Sequence[float]) -> set[int]:
-    """Successive halving: the configurations whose score is in the better half of all that came to the rung."""
+    """The configurations that continue under successive halving (Jamieson and Talwalkar 2016).
+
+    Args:
+        scores: the score of each configuration in question; lower is better.
+        all_scores: the scores of all configurations that have reached the rung, including these. Those in the better
+            half continue.
+    """
     passing = sorted(all_scores)[: -(-len(all_scores) // 2)]
     return {configuration for configuration, score in scores.items() if score <= passing[-1]}

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live table of configurations, best first; a line now and then elsewhere."""
+"""Shows the progress of a sweep: in a terminal as a live table of configurations, best first, elsewhere as lines."""
 
 import statistics
 import time
@@ -20,7 +20,11 @@ _RANK = {"complete": 0, "training": 0, "pruned": 1, "diverged": 2, "failed": 3}
 
 
 class Table:
-    """The configurations so far with their score, spread over seeds, step and status, and how much is left."""
+    """A table with each configuration's score, spread over seeds, step and status, and the estimated time left.
+
+    Args:
+        rows: the rows of results of trials that ended earlier.
+    """
 
     def __init__(self, plan: Plan, rows: list[dict[str, Any]]) -> None:
         self._plan = plan
@@ -49,7 +53,7 @@ class Table:
             f"results in {plan.folder}"
         )
         if plan.figure == "bits_per_byte":
-            self.say("ranked by bits per byte: the axes change what a token is, so losses do not compare")
+            self.say("ranked by bits per byte: the axes change the tokens or the text, so losses are not comparable")
         for caveat in plan.caveats:
             display.warn(caveat)
         self._watch.__enter__()
@@ -64,7 +68,7 @@ class Table:
             display.console.print(self._table(rows=20))
 
     def step(self, trial: Trial, step: int, total_steps: int, sums: LossSums) -> None:
-        """A trial has come to a step, with these sums of its latest training or validation line."""
+        """Shows the step of a trial, and the figures of its latest training or validation line."""
         key = (trial.configuration, trial.seed)
         known = {"status": "training", "step": step, **sums.summary(), **trial.values}
         self._trials[key] = known
@@ -75,7 +79,7 @@ class Table:
             self.say(f"{done:.0%} of the sweep{self._left()}")
 
     def ended(self, row: dict[str, Any], step: int, total_steps: int) -> None:
-        """A trial has come to its end."""
+        """Shows the results of a trial that has ended."""
         key = (row["configuration"], row["seed"])
         self._trials[key], self._share[key] = row, 1.0
         if not display.console.is_terminal:
@@ -98,9 +102,9 @@ class Table:
         """Prints a line above the table."""
         display.console.print(display.printable(line))
 
-    def others(self, left: int) -> None:
-        """Tells that this worker waits for `left` configurations of others, or no longer does."""
-        note = f"waiting for {left} configurations of other workers" if left else ""
+    def waiting(self, configurations: int) -> None:
+        """Shows that this worker waits until other workers finish so many configurations; 0 removes the note."""
+        note = f"waiting for {configurations} configurations of other workers" if configurations else ""
         if note and not self._note and not display.console.is_terminal:
             self.say(note)
         self._note = note

@@ -1,4 +1,4 @@
-"""A worker: takes configurations from the study, trains them in stacks, and goes on until the sweep is finished."""
+"""A worker of a sweep. It claims configurations and trains them in stacks until the sweep is finished."""
 
 import contextlib
 import itertools
@@ -30,12 +30,13 @@ from minigpt_jax.trial.open_run import OpenRun
 from minigpt_jax.trial.signals import stop_signals
 
 STACK_ON_CPU, STACK = 8, 32
-SECONDS_BETWEEN_LOOKS = 1.0
+"""Trials in one program by default, on a CPU and on accelerators, if they fit into memory."""
+SECONDS_BETWEEN_POLLS = 1.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a worker's part of a sweep ended: whether a signal stopped it, and the rows of results so far."""
+    """The outcome of a worker: whether a signal stopped it, and the rows of results so far, of all workers."""
 
     interrupted: bool
     rows: list[dict]
@@ -46,25 +47,27 @@ def sweep(
     *,
     storage: str | None = None,
     lease: float = LEASE_SECONDS,
-    most: int | None = None,
+    max_trials: int | None = None,
     source: BatchSource | None = None,
 ) -> Outcome:
-    """Works on a sweep until all of its configurations are finished, by this worker or by others.
+    """Trains a sweep's configurations until this worker and others have finished all of them, or until a signal.
 
     Args:
         storage, lease: see `study.Study`.
-        most: trials in one program, at most; memory may allow fewer.
+        max_trials: the largest number of trials in one program. Fewer are trained together if memory is short.
+        source: makes the batches of training; by default from tf.data.
 
     Raises:
-        UserError: for what cannot work, before any compute is spent.
+        UserError: the sweep cannot work with these settings, on this machine or with this storage. It is raised before
+            any training.
     """
-    if most is not None and most < 1:
-        raise UserError(f"--stack {most}: must be 1 or more")
+    if max_trials is not None and max_trials < 1:
+        raise UserError(f"--stack {max_trials}: must be 1 or more")
     if lease <= 0:
         raise UserError(f"--lease {lease}: must be above 0")
     devices.check_types()
     check_trackers(plan.experiment.train.trackers)
-    most = most or (STACK_ON_CPU if on_cpu() else STACK)
+    max_trials = max_trials or (STACK_ON_CPU if on_cpu() else STACK)
     files = RunDir(plan.folder)
     weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
     check_room(files, 3 * weights * (1 + plan.experiment.train.keep_checkpoints) * plan.trials * len(plan.seeds))
@@ -73,24 +76,24 @@ def sweep(
     with Study(plan, storage, lease) as study:
         plan.write()
         with stop_signals() as stopped, Table(plan, study.rows()) as table:
-            worker = _Worker(study, library, table, most, stopped)
+            worker = _Worker(study, library, table, max_trials, stopped)
             worker.work()
         results.write(study)
         return Outcome(bool(stopped), study.rows())
 
 
 class _Library:
-    """Corpora made ready, each once."""
+    """The prepared corpora of the trials. Each corpus is prepared once."""
 
     def __init__(self, source: BatchSource) -> None:
         self.source = source
         self._ready: dict[tuple[DataConfig, TokenizerConfig], Corpus] = {}
 
     def prepare(self, plan: Plan) -> None:
-        """Makes ready all that lists of values ask for, so that what cannot work is told at once."""
+        """Prepares the corpora of all listed values, so that mistakes in them are reported before any training."""
         parts = ("data.", "tokenizer.", "sample.", "model.positions")
         of_text = [a for a in plan.axes if a.field.startswith(parts) and not a.is_range]
-        for values in itertools.islice(axes.grid(of_text), axes.MOST_CHECKED):
+        for values in itertools.islice(axes.grid(of_text), axes.MAX_CHECKED):
             experiment = axes.apply(plan.experiment, values)
             environment.check_samples(experiment, self.corpus(experiment).prepared.tokenizer)
 
@@ -102,26 +105,30 @@ class _Library:
 
 
 class _Worker:
-    def __init__(self, study: Study, library: _Library, table: Table, most: int, stopped: list[int]) -> None:
-        self.study, self.library, self.table, self.most, self.stopped = study, library, table, most, stopped
+    def __init__(self, study: Study, library: _Library, table: Table, max_trials: int, stopped: list[int]) -> None:
+        self.study, self.library, self.table = study, library, table
+        self.max_trials, self.stopped = max_trials, stopped
 
     def work(self) -> None:
         while not self.stopped:
             claims = self.study.claim(self._claim_size())
             if claims:
-                self.table.others(0)
+                self.table.waiting(0)
                 self._train(claims)
             elif (left := self.study.unfinished()) > 0:
-                self.table.others(left)
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                self.table.waiting(left)
+                time.sleep(SECONDS_BETWEEN_POLLS)
             else:
                 return
 
     def _claim_size(self) -> int:
-        """Configurations to take at a time: a stack's worth, but not what keeps other workers or the search waiting."""
+        """The number of configurations to claim: those of a full stack, or fewer to leave some to other workers.
+
+        TPE learns from finished configurations, so at most a quarter of its configurations is claimed at once.
+        """
         plan = self.study.plan
-        configurations = max(1, self.most // len(plan.seeds))
-        if plan.search == "tpe":  # learns from what is finished
+        configurations = max(1, self.max_trials // len(plan.seeds))
+        if plan.search == "tpe":
             configurations = min(configurations, math.ceil(plan.trials / 4))
         fair = math.ceil(self.study.unfinished() / self.study.workers())
         return max(1, min(configurations, fair))
@@ -142,9 +149,9 @@ class _Worker:
                 self.study.release(claim.configuration)
 
     def _train_group(self, trials: list[Trial]) -> None:
-        waiting, most = list(trials), self.most
+        waiting, max_trials = list(trials), self.max_trials
         while waiting and not self.stopped:
-            batch = _whole_configurations(waiting, most)
+            batch = _whole_configurations(waiting, max_trials)
             try:
                 fitting = self._train_stack(batch)
             except UserError as error:
@@ -153,18 +160,18 @@ class _Worker:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 if len(batch) > 1:
-                    most = -(-len(batch) // 2)
+                    max_trials = -(-len(batch) // 2)
                     continue
-                self._fail(batch, "out of memory, even alone: a smaller --train.batch-size may fit")
+                self._fail(batch, "this trial alone does not fit into memory; a smaller --train.batch-size may fit")
             else:
                 if fitting < len(batch):
-                    most = fitting
+                    max_trials = fitting
                     continue
             waiting = [trial for trial in waiting if trial not in batch]
 
     def _train_stack(self, trials: list[Trial]) -> int:
-        """Trains the trials, if memory holds them all; returns how many it holds."""
-        memory.check_memory(trials[0].experiment, copies=1)  # all of one shape
+        """Trains the trials if all of them fit into memory. Returns the number that fits."""
+        memory.check_memory(trials[0].experiment, copies=1)  # the trials have equal shapes
         corpus = self.library.corpus(trials[0].experiment)
         runs: list[tuple[Trial, OpenRun]] = []
         with contextlib.ExitStack() as opened:
@@ -175,9 +182,10 @@ class _Worker:
                 except UserError as error:
                     if not isinstance(error.__cause__, BlockingIOError):
                         raise
-                    # Its worker is alive but slow: it will see that the trial is no longer its own, and let go.
+                    # Its earlier worker is slow and still holds the run's lock. It closes the run once it notices
+                    # that the trial is no longer assigned to it.
                     self.study.release(trial.configuration)
-                    time.sleep(SECONDS_BETWEEN_LOOKS)
+                    time.sleep(SECONDS_BETWEEN_POLLS)
             runs = [(trial, run) for trial, run in runs if self.study.holds(trial.configuration)]
             if runs:
                 group = TrialGroup(
@@ -195,12 +203,12 @@ class _Worker:
             record_end(self.study, results.row(trial, "failed", Progress(), None), self.table, 0)
 
 
-def _whole_configurations(trials: Sequence[Trial], most: int) -> list[Trial]:
-    """The first trials, up to `most`, without cutting a configuration's seeds apart where that can be."""
+def _whole_configurations(trials: Sequence[Trial], max_trials: int) -> list[Trial]:
+    """The first trials, at most `max_trials`. All seeds of a configuration stay together, if `max_trials` allows."""
     batch: list[Trial] = []
     for _, seeds in itertools.groupby(trials, key=lambda trial: trial.configuration):
         seeds = list(seeds)
-        if batch and len(batch) + len(seeds) > most:
+        if batch and len(batch) + len(seeds) > max_trials:
             break
-        batch += seeds[:most]
+        batch += seeds[:max_trials]
     return batch

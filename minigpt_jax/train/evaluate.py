@@ -1,4 +1,4 @@
-"""Loss over a whole split: exp(total nats / total labels), never a mean of batches' means."""
+"""Evaluates a model on a whole split. Perplexity is exp(total nats / total labels), not a mean over batches."""
 
 import functools
 from typing import Any
@@ -18,7 +18,7 @@ def _compiled(model: GPT) -> Any:
 
 
 def evaluate(model: GPT, weights: Any, rows: Rows, batch_size: int) -> LossSums:
-    """LossSums over every label of `rows`. The last batch is filled up with rows that weigh nothing."""
+    """Sums the loss over all labels of `rows`, on all devices. Rows that pad the last batch are not counted."""
     batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
     batches = rows.in_order(batch_size, jax.process_index(), jax.process_count())
     step = _compiled(model)  # pyright: ignore[reportArgumentType]
@@ -30,7 +30,7 @@ def evaluate(model: GPT, weights: Any, rows: Rows, batch_size: int) -> LossSums:
 
 
 def describe(sums: LossSums, rows: Rows) -> str:
-    """One line for people: loss, perplexity, bits per byte, and the corpus's own floor where it is known."""
+    """Formats loss, perplexity, bits per byte and, if it is known, the corpus's lower bound on the last as one line."""
     text = f"loss {sums.loss:.4f} · perplexity {sums.perplexity:.2f} · {sums.bits_per_byte:.4f} bits per byte"
     floor = rows.floor_bits_per_byte
     if floor is None:

@@ -1,4 +1,4 @@
-"""`fit`: the loop that drives a program, for one trial or for a stack of them. It knows no files and no sweeps."""
+"""`fit`: the loop that drives a program, for one trial or for a stack of them. It imports neither files nor sweeps."""
 
 import collections
 import time
@@ -26,25 +26,25 @@ class NonFiniteLossError(Exception):
 
 @runtime_checkable
 class Trial(Protocol):
-    """What `fit` knows of a trial that it trains."""
+    """The interface of a trial that `fit` trains."""
 
     progress: Progress
-    """Updated in place, step by step, as metrics become known."""
+    """Updated in place after each step whose metrics have been fetched."""
     ended: bool
-    """True once no more of its steps count."""
+    """Whether the trial has ended, so that its further steps are ignored."""
 
     def advanced(self) -> None:
-        """Called when some steps' metrics are known."""
+        """Called after the metrics of one or more steps have been added to `progress`."""
         ...
 
     def log(self, learning_rate: float, grad_norm: float) -> None:
-        """Called every `log_every` steps and at the last one: the time to record `progress.since_log`."""
+        """Records `progress.since_log`. Called every `log_every` steps and after the last step."""
         ...
 
 
 @dataclass
 class CountedTrial:
-    """A trial that is counted and not recorded, for measurements."""
+    """A trial that counts its steps and records nothing, for benchmarks."""
 
     progress: Progress = field(default_factory=Progress)
     ended: bool = False
@@ -58,14 +58,14 @@ class CountedTrial:
 
 @dataclass
 class Training:
-    """What is being trained. Hooks read it, and may replace the program along with its state, inputs and trials.
+    """The trials in training. Hooks read it, and may replace the program together with its state, inputs and trials.
 
     Attributes:
         program: the compiled steps.
         inputs: the trials' traced values, as the program takes them.
         state: the trials' parameters and optimiser states, after `step` steps.
-        trials: in the order in which the program holds them; those that have ended stay in their places.
-        step: steps dispatched so far.
+        trials: the trials in the order of the program. Ended trials remain in it.
+        step: the number of steps dispatched so far.
     """
 
     program: Program
@@ -76,15 +76,15 @@ class Training:
 
     @property
     def active(self) -> list[int]:
-        """The places of the trials that have not ended."""
+        """The indices of the trials that have not ended."""
         return [i for i, trial in enumerate(self.trials) if not trial.ended]
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Called at the steps that `every` divides, at those in `at`, and after the last one.
+    """A call after every `every` steps, after the steps in `at`, and after the last step.
 
-    All earlier steps' metrics are settled by then, and the call's time does not count as training's.
+    The metrics of all earlier steps are recorded before the call, and its time does not count as training time.
     """
 
     call: Callable[[Training], None]
@@ -98,9 +98,12 @@ class Hook:
 def plan_dispatches(
     step: int, total_steps: int, steps_per_execution: int, periods: Sequence[int], at: frozenset[int] = frozenset()
 ) -> Iterator[int]:
-    """Splits the remaining steps into dispatches: full ones where no hook is due inside, single steps elsewhere."""
+    """Yields the sizes of the dispatches that make the remaining steps.
+
+    A dispatch has `steps_per_execution` steps if no hook is due before its last step, else a single step.
+    """
     while step < total_steps:
-        ends = [(step // every + 1) * every for every in periods] + [there for there in at if there > step]
+        ends = [(step // every + 1) * every for every in periods] + [later for later in at if later > step]
         size = steps_per_execution if step + steps_per_execution <= min([total_steps, *ends]) else 1
         yield size
         step += size
@@ -117,23 +120,25 @@ def fit(
     on_divergence: Callable[[Training, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Trains until `total_steps`, until all trials have ended, or until `should_stop()` says so between two dispatches.
+    """Trains until `total_steps`, until all trials have ended, or until `should_stop()` is true after a dispatch.
 
-    A dispatch is queued before the metrics of the one before it are fetched, so that logging never stalls the device.
+    Each dispatch is queued before the metrics of the previous one are fetched, so that logging never stalls the device.
 
     Args:
-        streams: an iterator of batches for each distinct seed among the trials.
-        steps_per_execution: steps that one call of the program makes where no hook is due inside; by default what suits
-            the device.
-        on_divergence: called with the place of a trial whose objective or gradient is NaN or infinite.
+        streams: an iterator of batches for each distinct seed of the trials.
+        steps_per_execution: the number of steps that one call of the program makes if no hook is due in between. The
+            default depends on the device.
+        on_divergence: called with the index of a trial whose objective or gradient is NaN or infinite. Without it, an
+            exception is raised.
 
     Raises:
-        NonFiniteLossError: at the first such step, where there is no `on_divergence`.
+        NonFiniteLossError: the objective or the gradient of a step is NaN or infinite, and there is no
+            `on_divergence`.
     """
     periods = [hook.every for hook in hooks]
     at = frozenset[int]().union(*(hook.at for hook in hooks))
-    together = steps_per_execution or devices.steps_per_execution(periods)
-    sizes = plan_dispatches(training.step, total_steps, together, periods, at)
+    size_of_full = steps_per_execution or devices.steps_per_execution(periods)
+    sizes = plan_dispatches(training.step, total_steps, size_of_full, periods, at)
     dispatches = devices.prefetch((size, training.program.draw(streams, size)) for size in sizes)
     pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
     mark = time.perf_counter()
@@ -172,11 +177,12 @@ def _count(
     log_every: int,
     on_divergence: Callable[[Training, int], None],
 ) -> None:
-    """Adds the steps of one dispatch, of `seconds` each, to the progress of each trial, and has the due ones logged."""
+    """Adds a dispatch's steps, of `seconds` each, to the trials' progress, and logs those that are due."""
     if not (active := training.active):
         return
     first = training.trials[active[0]].progress.step
-    finite = np.isfinite(metrics.objective) & np.isfinite(metrics.grad_norm)  # a gradient can overflow alone
+    # The gradient can overflow although the objective is finite.
+    finite = np.isfinite(metrics.objective) & np.isfinite(metrics.grad_norm)
     nats, tokens, sizes = (np.asarray(x).tolist() for x in metrics.sums)
     for k in range(finite.shape[1]):
         step = first + k + 1
@@ -195,5 +201,5 @@ def _count(
         training.trials[i].advanced()
 
 
-def _raise(training: Training, place: int) -> None:
-    raise NonFiniteLossError(training.trials[place].progress.step)
+def _raise(training: Training, index: int) -> None:
+    raise NonFiniteLossError(training.trials[index].progress.step)

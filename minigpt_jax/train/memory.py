@@ -1,4 +1,4 @@
-"""What training takes of memory at the very least, and what there is: told before anything is compiled or allocated."""
+"""A lower bound on the memory that training needs, compared with the free memory before anything is compiled."""
 
 import os
 from typing import Any, NamedTuple
@@ -13,14 +13,16 @@ from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.train.step import CPU_TOKENS
 
 MOMENTS = {"adam": 2, "adamw": 2, "muon": 1, "normuon": 1, "lion": 1}
-"""Copies of a parameter that each optimiser keeps, at least."""
+"""The least number of values that each optimiser stores per parameter."""
 
 
 class Part(NamedTuple):
-    """Something that memory has to hold.
+    """A part of the memory.
 
     Attributes:
-        fields: the numbers that its size grows with.
+        what: its name for the user.
+        size: its size, in bytes or in parameters.
+        fields: the fields of the experiment that its size grows with.
     """
 
     what: str
@@ -29,10 +31,13 @@ class Part(NamedTuple):
 
 
 def check_memory(experiment: Experiment, copies: int | None = None) -> None:
-    """Raises UserError, naming the flag to lower, where training cannot fit into the memory there is.
+    """Checks that training can fit into the free memory, by a lower bound. Training that passes may still not fit.
 
-    It is a lower bound in Python's integers, which no size overflows: what passes may still not fit. `copies` is how
-    many devices of this host hold the state; all of them by default.
+    Args:
+        copies: the number of devices of this host that hold the state, if its CPU computes. The default is all.
+
+    Raises:
+        UserError: the bound exceeds the free memory. The message names the flag to lower.
     """
     copies = (copies or jax.local_device_count()) if on_cpu() else 1
     parts = needed(experiment)
@@ -51,13 +56,13 @@ def check_memory(experiment: Experiment, copies: int | None = None) -> None:
 
 
 def needed(experiment: Experiment) -> list[Part]:
-    """The large parts of what one device holds while it trains."""
+    """The large parts of the memory that one device needs in training, in bytes."""
     config, data, settings = experiment.model, experiment.data, experiment.train
     parameters = [part._replace(size=part.size * _bytes_per_parameter(experiment)) for part in matrices(experiment)]
     length, width = data.sequence_length, config.width
     rows = max(1, settings.batch_size // (jax.device_count() * settings.accumulate))
     if on_cpu() and length <= CPU_TOKENS:
-        rows = 1  # as `train_step` cuts the batch into pieces
+        rows = 1  # `train_step` splits the batch into pieces, of one row at the least
     item = np.dtype(model.compute_dtype(config)).itemsize
     layers = config.num_layers * config.repeats
     id_size = np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).itemsize
@@ -80,10 +85,10 @@ def needed(experiment: Experiment) -> list[Part]:
 
 
 def matrices(experiment: Experiment) -> list[Part]:
-    """The model's matrices, with their numbers of entries; biases and norms are left out."""
+    """The matrices of the model and their numbers of parameters, without biases, norms and blocks of the user's own."""
     config, length = experiment.model, experiment.data.sequence_length
     width, layers, vocabulary = config.width, config.num_layers, experiment.tokenizer.vocabulary_size
-    if config.block != "transformer":  # nobody knows here what is in it
+    if config.block != "transformer":  # the parameters of the user's block are unknown
         layers = 0
     heads = 2 * config.head_width * (config.num_heads + config.kv_heads)
     feed_forward = (3 if config.activation == "swiglu" else 2) * config.feed_forward
@@ -107,15 +112,15 @@ def matrices(experiment: Experiment) -> list[Part]:
 
 
 def _bytes_per_parameter(experiment: Experiment) -> int:
-    """Of the parameter itself, its gradient, the optimiser's moments and the average, all float32."""
+    """The bytes of a parameter, its gradient, the optimiser's moments and the moving average, all in float32."""
     optimizer = experiment.optimizer
     return 4 * (2 + MOMENTS.get(optimizer.name, 0) + (optimizer.ema_decay is not None))
 
 
 def free() -> float:
-    """Bytes free on one accelerator, or on the host where that computes; infinite where nobody says.
+    """The free memory in bytes of one accelerator, or of the host if its CPU computes.
 
-    Of the host, all of its memory where only that is known, as on macOS.
+    It is infinite if the accelerator does not report it, and the total memory of a host that reports only that (macOS).
     """
     if on_cpu():
         try:

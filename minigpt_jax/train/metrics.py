@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 
 class LossSums(NamedTuple):
-    """What has been measured over some labels; sums of two parts are the sums of the whole.
+    """Sums over some labels. The sums of two sets of labels add up to those of both.
 
     Attributes:
         nats: total negative log-likelihood of the labels.
-        tokens: labels counted, those that are not [PAD].
-        bytes: UTF-8 bytes of the original text that the counted labels stand for.
+        tokens: the number of labels that are counted, which are those other than [PAD].
+        bytes: the number of UTF-8 bytes of the original text of these labels.
     """
 
     nats: Any = 0.0
@@ -28,17 +28,17 @@ class LossSums(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood, in nats a token."""
+        """Mean negative log-likelihood, in nats per token."""
         return self.nats / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float:
-        """exp(total negative log-likelihood / labels); inf where that is beyond a float."""
+        """exp(total negative log-likelihood / labels), or inf if that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf if self.loss == self.loss else math.nan
 
     @property
     def bits_per_byte(self) -> float:
-        """Total nats / ln 2 / bytes of the text they stand for."""
+        """Negative log-likelihood in bits per UTF-8 byte of the text: nats / ln 2 / bytes."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
     def summary(self) -> dict[str, float]:
@@ -56,7 +56,7 @@ def cross_entropy(logits_BTV: Float[Array, "B T V"], labels_BT: Int[Array, "B T"
 def token_sums(
     nats_BT: Float[Array, "B T"], counted_BT: Bool[Array, "B T"], bytes_B: Integer[Array | np.ndarray, "B"]
 ) -> LossSums:
-    """LossSums over the labels that count; the reported figures count those that are not [PAD]."""
+    """Sums over the labels selected by `counted_BT`, and over the bytes of all rows."""
     return LossSums(
         nats=jnp.sum(nats_BT, where=counted_BT),
         tokens=jnp.sum(counted_BT),
@@ -65,9 +65,9 @@ def token_sums(
 
 
 def repeated_ngrams(tokens: Sequence[int], size: int = 4) -> float:
-    """The share of a text's n-grams that it has had before: 0 where each is new (rep-n of Welleck et al. 2020).
+    """The fraction of a text's n-grams that repeat an earlier one (rep-n of Welleck et al. 2020).
 
-    >>> repeated_ngrams([1, 2, 1, 2, 1], size=2)  # of four pairs, two are new
+    >>> repeated_ngrams([1, 2, 1, 2, 1], size=2)  # two of the four pairs repeat earlier ones
     0.5
     """
     total = len(tokens) - size + 1
@@ -75,7 +75,7 @@ def repeated_ngrams(tokens: Sequence[int], size: int = 4) -> float:
 
 
 def distinct_ngrams(tokens: Sequence[int], size: int = 2) -> float:
-    """Distinct n-grams by all n-grams of a text (distinct-n of Li et al. 2016); 1 for a text too short for one."""
+    """The fraction of distinct n-grams among all (distinct-n of Li et al. 2016), or 1 if there are none."""
     return 1 - repeated_ngrams(tokens, size)
 
 

@@ -1,7 +1,7 @@
-"""Learning-rate schedules and the Optax chain.
+"""Learning-rate schedules and update rules, as Optax transformations.
 
-What only scales numbers (`Hyperparameters`) is traced, so that another learning rate or schedule, or a stack of them
-under `vmap`, runs the same compiled program; what changes the program (the rule) is static.
+`Hyperparameters`, which include the schedule, are traced. Other values of them, or a stack of them under `vmap`, run
+the same compiled program. The update rule is static.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ SCHEDULES: tuple[str, ...] = get_args(get_type_hints(OptimizerConfig)["schedule"
 
 
 class Hyperparameters(NamedTuple):
-    """The traced scalars of an update; steps are counted in optimiser updates, `schedule` is its place in SCHEDULES."""
+    """The traced scalars of an update. Steps count updates of the optimiser. `schedule` is an index of SCHEDULES."""
 
     learning_rate: Any
     muon_learning_rate: Any
@@ -39,7 +39,7 @@ class Hyperparameters(NamedTuple):
 
 
 def hyperparameters(config: OptimizerConfig, total_steps: int) -> Hyperparameters:
-    """Float32 scalars from the configuration; no clipping is clipping at infinity."""
+    """The float32 scalars of the configuration. A `clip_norm` of None becomes infinity."""
     values = {name: getattr(config, name) for name in Hyperparameters._fields if hasattr(config, name)}
     values |= {
         "schedule": SCHEDULES.index(config.schedule),
@@ -51,14 +51,17 @@ def hyperparameters(config: OptimizerConfig, total_steps: int) -> Hyperparameter
 
 
 def schedule(kind: Any, hyper: Hyperparameters, step: Int[Array, "*steps"] | int) -> Float[Array, "*steps"]:
-    """The factor on the peak learning rate for the update after `step` updates, between 0 and 1.
+    """The factor between 0 and 1 that scales the peak learning rate in the update after `step` updates.
 
-    Warm-up is linear and ends at the peak; cosine and linear then fall to `final_fraction` at `total_steps`; wsd
-    (warm-up, stable, decay: Hu et al. 2024) stays at the peak but for the last `decay_fraction` of all steps. `kind` is
-    one of SCHEDULES or, traced, its place there.
+    All schedules start with a linear warm-up to the peak. Then `constant` stays there, and `cosine` and `linear` fall
+    to `final_fraction` at `total_steps`. `wsd` (warm-up, stable, decay: Hu et al. 2024) stays at the peak and falls
+    linearly in the last `decay_fraction` of all steps.
+
+    Args:
+        kind: one of SCHEDULES, or its index there, which may be traced.
     """
-    place = SCHEDULES.index(kind) if isinstance(kind, str) else jnp.asarray(kind).astype(jnp.int32)
-    is_kind = {name: place == i for i, name in enumerate(SCHEDULES)}
+    index = SCHEDULES.index(kind) if isinstance(kind, str) else jnp.asarray(kind).astype(jnp.int32)
+    is_kind = {name: index == i for i, name in enumerate(SCHEDULES)}
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper.warmup_steps, 1))
     stable = jnp.where(is_kind["wsd"], hyper.total_steps * (1 - hyper.decay_fraction), 0.0)
@@ -70,11 +73,11 @@ def schedule(kind: Any, hyper: Hyperparameters, step: Int[Array, "*steps"] | int
 
 
 def scale_by_keras_adam(b1: Any, b2: Any, epsilon: Any) -> optax.GradientTransformation:
-    """Adam as Keras 3 has it, `optax.scale_by_adam` with epsilon after the bias correction.
+    """Adam as in Keras 3, which differs from `optax.scale_by_adam` in where epsilon is added.
 
-    Keras folds both corrections into the rate, `m · sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v) + epsilon)`. Optax (and the
-    paper) add epsilon to the corrected root, which is Keras's rule with `epsilon · sqrt(1 - b2^t)`: at the first step,
-    with b2 = 0.999, an epsilon 32 times smaller.
+    Keras folds both bias corrections into the rate: `m · sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v) + epsilon)`. Optax and
+    the paper (Kingma and Ba 2015) add epsilon to the corrected root. That equals Keras's rule with `epsilon ·
+    sqrt(1 - b2^t)`, which at the first step, with b2 = 0.999, is 32 times smaller.
     """
 
     def init(params: optax.Params) -> optax.OptState:
@@ -95,17 +98,17 @@ def scale_by_keras_adam(b1: Any, b2: Any, epsilon: Any) -> optax.GradientTransfo
 
 
 class MuonState(NamedTuple):
-    """Updates so far, and the gradients' moving average."""
+    """The number of updates so far, and the moving average of the gradients."""
 
     count: Any
     mu: Any
 
 
 def scale_by_muon(dtype: Any) -> optax.GradientTransformation:
-    """Momentum, orthogonalised and scaled to its shape (Muon: Jordan 2024), as `optax.contrib.muon` has it.
+    """Muon (Jordan 2024), as in `optax.contrib.muon`: orthogonalises the momentum and scales it by the matrix's shape.
 
-    Nesterov momentum of 0.95, its bias corrected. Matrices of one shape are orthogonalised together, by products of
-    `dtype`.
+    It uses Nesterov momentum of 0.95 with bias correction. Matrices of equal shapes are orthogonalised together, by
+    products in `dtype`.
     """
     beta = 0.95
 
@@ -126,16 +129,17 @@ def scale_by_muon(dtype: Any) -> optax.GradientTransformation:
 
 
 def orthogonalised(matrices: Sequence[Float[Array, "_ _"]], dtype: Any) -> list[Float[Array, "_ _"]]:
-    """Roughly the orthogonal matrix nearest to each, by five Newton-Schulz steps in products of `dtype`.
+    """Approximates the nearest orthogonal matrix of each matrix by five Newton-Schulz steps, with products in `dtype`.
 
-    Jordan's quintic iteration (2024), whose coefficients trade precision, singular values of 0.7 to 1.2, for speed.
+    The coefficients of this quintic iteration (Jordan 2024) favour speed over precision: singular values end between
+    0.7 and 1.2.
     """
     out = list(matrices)
     shapes = [tuple(sorted(x.shape)) for x in matrices]
     for shape in set(shapes):
-        places = [i for i, s in enumerate(shapes) if s == shape]
-        wide = [matrices[i].shape == shape for i in places]
-        x = jnp.stack([matrices[i] if w else matrices[i].T for i, w in zip(places, wide, strict=True)])
+        indices = [i for i, s in enumerate(shapes) if s == shape]
+        wide = [matrices[i].shape == shape for i in indices]
+        x = jnp.stack([matrices[i] if w else matrices[i].T for i, w in zip(indices, wide, strict=True)])
         x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
         x, identity = x.astype(dtype), jnp.eye(shape[0])[None]
         for _ in range(5):
@@ -144,7 +148,7 @@ def orthogonalised(matrices: Sequence[Float[Array, "_ _"]], dtype: Any) -> list[
             polynomial = 3.4445 * identity - 4.7750 * gram + 2.0315 * square
             x = matmul(polynomial.astype(dtype), x)
         x = x.astype(jnp.float32)
-        for k, i in enumerate(places):
+        for k, i in enumerate(indices):
             out[i] = x[k] if wide[k] else x[k].T
     return out
 
@@ -156,11 +160,11 @@ class NeuronNormsState(NamedTuple):
 
 
 def scale_by_neuron_norms() -> optax.GradientTransformation:
-    """Evens out how far the neurons of a matrix move (NorMuon: Li et al. 2025).
+    """Equalises the sizes of the updates of a matrix's neurons (NorMuon: Li et al. 2025).
 
-    A neuron is a column, the weights of one output, as kernels are [in, out]. Each is divided by the root of its mean
-    square's moving average, of decay 0.95; then the matrix gets back the norm that it came with, as in the authors'
-    code (the paper gives it a norm of its own).
+    Kernels are [in, out], so a neuron is a column: the weights of one output. Each column is divided by the root of the
+    moving average of its mean square, with a decay of 0.95. The matrix is then scaled back to its former norm, as in
+    the authors' code (the paper sets another norm).
     """
     beta = 0.95
 
@@ -182,17 +186,18 @@ def scale_by_neuron_norms() -> optax.GradientTransformation:
 def transformation(
     config: OptimizerConfig, hyper: Hyperparameters, step: Any, dtype: Any = jnp.float32
 ) -> optax.GradientTransformation:
-    """The update rule at `step`, to be built inside the traced train step.
+    """The update rule at `step`, built inside the traced train step. Gradients are first clipped by their norm.
 
-    The structure of its state depends on `config.name` alone. Weight decay is decoupled and acts on the kernels
-    of dense layers alone; under Muon on those that are its own, the rest being Adam with Nesterov momentum.
+    The structure of its state depends only on `config.name`. Weight decay is decoupled, and acts only on the kernels of
+    dense layers. Muon updates the kernels of blocks and of the pointer, to which its weight decay is restricted; Adam
+    with Nesterov momentum updates all other parameters.
 
-    An optimizer of the user's own is a function `(learning_rate, hyper)` that returns an Optax transformation. The
-    learning rate is that of this step, a traced scalar, so it is given to Optax as a number and not as a schedule;
-    `hyper` are the `Hyperparameters`. Gradients are clipped before it.
+    A user's optimizer is a function `(learning_rate, hyper)` that returns an Optax transformation. The learning rate is
+    a traced scalar, that of this step, so Optax gets it as a number and not as a schedule. `hyper` are the
+    `Hyperparameters`.
 
     Raises:
-        UserError: code of the user's own has not been run, or returns something else.
+        UserError: the user's code is not loaded, or returns no Optax transformation.
     """
     factor = schedule(hyper.schedule, hyper, step)
     rate = hyper.learning_rate * factor
@@ -236,7 +241,7 @@ def _decayed_matrices(params: optax.Params) -> Any:
 
 
 def _muon_or_adam(params: optax.Params) -> Any:
-    """Muon takes the matrices of blocks and pointer; embeddings, output layer, norms and biases are Adam's."""
+    """Labels the kernels of blocks and pointer with muon, and all other parameters with adam."""
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         names = _names(path)

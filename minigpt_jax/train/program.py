@@ -1,6 +1,6 @@
-"""Programs: the compiled steps of one trial over all devices, or of a stack of trials that are spread over them.
+"""Programs: the compiled steps of one trial on all devices, or of a stack of trials that are spread over the devices.
 
-Both are driven by `train.loop.fit` in the same way. What comes back to the host has a leading axis of trials.
+`train.loop.fit` drives both in the same way. Results that are fetched to the host have a leading axis of trials.
 """
 
 import dataclasses
@@ -24,17 +24,17 @@ from minigpt_jax.train.state import TrainState
 from minigpt_jax.train.step import StepMetrics, StepSpec, eval_step, init_state, train_step, train_steps
 
 MEMORY_SHARE = 0.8
-"""How much of the free memory a stack may take."""
+"""The fraction of the free memory that a stack may use."""
 
 
 class TrialInputs(NamedTuple):
-    """The traced values of a trial; in a stack, every leaf has a leading axis of trials."""
+    """The traced values of a trial. In a stack, every leaf has a leading axis of trials."""
 
     hyper: optim.Hyperparameters
     init_key: Any
     dropout_key: Any
     dropout_rate: Any = None
-    """Takes the place of the model's own rate, where it is not None."""
+    """Replaces the dropout rate of the model, unless it is None."""
     stream: Any = None
     """In a stack, the index of the stream of batches that the trial reads."""
 
@@ -48,11 +48,11 @@ class Program(Protocol):
         ...
 
     def draw(self, streams: Sequence[Iterator[Batch]], size: int) -> Any:
-        """The next batches of `size` steps, on their way to the devices."""
+        """The batches of the next `size` steps, whose transfer to the devices has started."""
         ...
 
     def steps(self, state: TrainState, inputs: Any, batches: Any, size: int) -> tuple[TrainState, StepMetrics]:
-        """`size` updates. The state's memory is given to the result; the metrics are still on the devices."""
+        """Makes `size` updates. The state is donated. The metrics stay on the devices, and may still be computed."""
         ...
 
     def fetch(self, metrics: StepMetrics, size: int) -> StepMetrics:
@@ -68,7 +68,7 @@ class Program(Protocol):
         ...
 
     def states(self, state: TrainState) -> Callable[[int], TrainState]:
-        """A function from a trial's place to its own state, in the layout that checkpoints have."""
+        """A function from the index of a trial to its state, in the layout of checkpoints."""
         ...
 
     def from_states(self, states: Sequence[TrainState]) -> TrainState:
@@ -77,7 +77,7 @@ class Program(Protocol):
 
 
 class DataParallel:
-    """One trial over all devices: each of them holds the whole state and takes its share of every batch's rows."""
+    """One trial on all devices. Each device holds the whole state and computes an equal part of every batch's rows."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.model = model.build(experiment)
@@ -119,7 +119,7 @@ class DataParallel:
         return [evaluate.evaluate(self.model, weights, rows, batch_size)]
 
     def states(self, state: TrainState) -> Callable[[int], TrainState]:
-        return lambda place: state
+        return lambda index: state
 
     def from_states(self, states: Sequence[TrainState]) -> TrainState:
         [state] = states
@@ -127,23 +127,24 @@ class DataParallel:
 
 
 class Stack:
-    """Trials that differ in traced values alone, trained together by one compiled program.
+    """Trials that differ only in traced values, trained together by one compiled program.
 
-    States and inputs carry a leading axis of trials, N, which is spread over the devices: no trial needs another, so
-    nothing is summed. The batch is read once for each distinct seed, S, and shared by its trials.
+    States and inputs have a leading axis of trials, N, which is split over the devices. Trials are independent, so the
+    devices exchange nothing. There is one stream of batches for each of the S distinct seeds, which its trials share.
 
-    How a device runs its trials follows from measurements. An accelerator takes them all at once (`vmap`), because a
-    small model leaves it idle. A CPU takes one after another inside the program (`lax.map`): two cores are busy with
-    one trial's matrices, whose batched form is up to twice as slow.
+    Measurements decided how a device runs its trials. An accelerator runs them in parallel (`vmap`), because a small
+    model alone leaves it idle. A CPU runs them one after another inside the program (`lax.map`), because one trial's
+    matrices keep two cores busy, and batched matrix products are up to twice as slow.
 
     Args:
-        experiment: any of the trials'; only `shared_part` of it counts, and whether there is `dropout`.
+        experiment: that of any of the trials, of which only the `shared_part` is used.
+        dropout: whether any of the trials has dropout.
         devices: the number of devices that the trials are spread over.
     """
 
     def __init__(self, experiment: Experiment, dropout: bool, devices: int) -> None:
         program = shared_part(experiment)
-        # Any rate but 0: it says that there are masks, not how dense they are.
+        # Any rate but 0 makes the model draw masks. The actual rates are traced.
         program = dataclasses.replace(program, model=dataclasses.replace(program.model, dropout=0.5 * dropout))
         self._spec = _step_spec(program, axis_name=None)
         self._dropout = dropout
@@ -158,33 +159,33 @@ class Stack:
         return devices.compile_rows(over_trials(function, in_axes), in_axes, donate, self.devices)
 
     def stacked(self, trials: Any) -> Any:
-        """Trials, along the leading axis of every leaf, as a stack that is split over the devices."""
+        """Splits the axis of trials of every leaf over the devices, and pads it with copies of the last trial."""
         count = len(jax.tree.leaves(trials)[0])
-        places = np.minimum(np.arange(-(-count // self.devices) * self.devices), count - 1)
-        return devices.split_rows(jax.tree.map(lambda x: x[places], trials), self.devices)
+        indices = np.minimum(np.arange(-(-count // self.devices) * self.devices), count - 1)
+        return devices.split_rows(jax.tree.map(lambda x: x[indices], trials), self.devices)
 
     def joined(self, tree: Any) -> Any:
-        """The inverse of `stacked`, on the host; copies that fill up the last device's share come at the end."""
+        """The inverse of `stacked`, on the host. Copies of the last trial that pad the axis remain at its end."""
         return devices.join_rows(tree, self.devices)
 
     def _init(self, inputs: TrialInputs) -> TrainState:
         return init_state(self._spec, inputs.hyper, inputs.init_key)
 
     def _steps(self, state: TrainState, inputs: TrialInputs, batches: Batch) -> tuple[TrainState, StepMetrics]:
-        """As many updates as `batches`, of shape [steps, S, B, …], has steps."""
+        """Makes one update of a trial for each step of `batches`, whose leaves have the shape [steps, S, B, …]."""
         steps, streams = batches.bytes.shape[:2]
-        own = jax.tree.map(lambda x: x[:, 0 if streams == 1 else inputs.stream], batches)
+        trial_batches = jax.tree.map(lambda x: x[:, 0 if streams == 1 else inputs.stream], batches)
         rest = (inputs.hyper, inputs.dropout_key, inputs.dropout_rate if self._dropout else None)
         if steps > 1:
-            return train_steps(self._spec, state, own, *rest)
-        state, metrics = train_step(self._spec, state, jax.tree.map(lambda x: x[0], own), *rest)
+            return train_steps(self._spec, state, trial_batches, *rest)
+        state, metrics = train_step(self._spec, state, jax.tree.map(lambda x: x[0], trial_batches), *rest)
         return state, jax.tree.map(lambda x: x[None], metrics)
 
     def _evaluate(self, weights: Any, batch: Batch) -> LossSums:
         return eval_step(self._spec.model, weights, batch)
 
     def compiled(self, inputs: TrialInputs, batches: Batch) -> Any:
-        """The program of as many steps as there are batches, for inputs that are split over the devices."""
+        """The compiled program for as many steps as `batches` has, and for inputs that are split over the devices."""
         key = (inputs.stream.shape, batches.rows.shape)
         if key not in self._compiled:
             state = jax.eval_shape(self.init, inputs)
@@ -217,7 +218,7 @@ class Stack:
 
     def states(self, state: TrainState) -> Callable[[int], TrainState]:
         host = self.joined(state)
-        return lambda place: devices.put_replicated(jax.tree.map(lambda x: x[place], host))
+        return lambda index: devices.put_replicated(jax.tree.map(lambda x: x[index], host))
 
     def from_states(self, states: Sequence[TrainState]) -> TrainState:
         host = [jax.device_get(state) for state in states]
@@ -225,7 +226,7 @@ class Stack:
 
 
 def stack(experiment: Experiment, dropout: bool, trials: int) -> Stack:
-    """The program for so many trials that have the `shared_part`, kept for the next stack that needs it."""
+    """The program for `trials` trials with the `shared_part` of this experiment. Recent programs are reused."""
     return _stack(shared_part(experiment), dropout, devices_for(trials))
 
 
@@ -235,7 +236,7 @@ def _stack(experiment: Experiment, dropout: bool, devices: int) -> Stack:
 
 
 def shared_part(experiment: Experiment) -> Experiment:
-    """The experiment without what is traced: equal for those that may share a stack."""
+    """The experiment with defaults in its traced fields. Trials whose shared parts are equal may share a stack."""
     default = OptimizerConfig()
     ema_decay = None if experiment.optimizer.ema_decay is None else 0.0
     traced = {option.name: getattr(default, option.name) for option in options(default) if option.facts.traced}
@@ -249,7 +250,11 @@ def shared_part(experiment: Experiment) -> Experiment:
 
 
 def stack_inputs(experiments: Sequence[Experiment], streams: Sequence[int], total_steps: int) -> TrialInputs:
-    """The traced values of some trials on the host, each reading the stream of batches of that index."""
+    """The traced values of some trials, on the host.
+
+    Args:
+        streams: for each trial, the index of its stream of batches.
+    """
     return TrialInputs(
         hyper=jax.tree.map(
             lambda *scalars: np.stack(scalars),
@@ -263,7 +268,7 @@ def stack_inputs(experiments: Sequence[Experiment], streams: Sequence[int], tota
 
 
 def over_trials(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
-    """`function` for each trial, along axis 0 of those arguments whose entry in `in_axes` is 0."""
+    """Maps `function` over trials, along axis 0 of the arguments whose entry in `in_axes` is 0."""
     if not on_cpu():
         return jax.vmap(function, in_axes)
 
@@ -271,8 +276,8 @@ def over_trials(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -
         stacked = [argument for argument, axis in zip(arguments, in_axes, strict=True) if axis == 0]
 
         def call(trial: list[Any]) -> Any:
-            own = iter(trial)
-            return function(*(next(own) if axis == 0 else a for a, axis in zip(arguments, in_axes, strict=True)))
+            mapped = iter(trial)
+            return function(*(next(mapped) if axis == 0 else a for a, axis in zip(arguments, in_axes, strict=True)))
 
         return jax.lax.map(call, stacked)
 
@@ -280,12 +285,18 @@ def over_trials(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -
 
 
 def devices_for(trials: int) -> int:
-    """The fewest devices that are done as soon as all of them would be: 9 trials are 2 rounds of 5, not of 8."""
+    """The fewest devices that need no more rounds than all devices would.
+
+    With 8 devices, 9 trials take 2 rounds, for which 5 devices suffice.
+    """
     return -(-trials // -(-trials // devices.local_devices()))
 
 
 def fitting_trials(experiment: Experiment, dropout: bool, inputs: TrialInputs, batches: Batch) -> int:
-    """How many of the trials fit into memory at once, found by compiling: all of them, or halves until they do."""
+    """The number of trials that fit into memory together.
+
+    It compiles their program, and halves the number of trials until the program fits.
+    """
     count = len(inputs.stream)
     while count > 1:
         some = stack(experiment, dropout, count)
@@ -297,7 +308,7 @@ def fitting_trials(experiment: Experiment, dropout: bool, inputs: TrialInputs, b
 
 
 def memory_needed(compiled: Any, devices: int) -> int:
-    """Bytes that a compiled program takes on one accelerator, or on the host; 0 where the backend does not say."""
+    """The bytes that a compiled program needs on one accelerator, or on the host; 0 if they are not reported."""
     stats = compiled.memory_analysis()
     if stats is None:
         return 0

@@ -1,4 +1,4 @@
-"""What training carries from step to step: arrays in `TrainState`, the host's counts in `Progress`."""
+"""The state of training: arrays on the devices in `TrainState`, and counts on the host in `Progress`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from minigpt_jax.train.metrics import LossSums
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes. `ema` is the moving average of `params`, or None without one."""
+    """The arrays that a train step updates. `ema` is the moving average of `params`, or None if none is kept."""
 
     step: Int[Array, ""]
     params: Any
@@ -20,19 +20,19 @@ class TrainState:
 
     @property
     def weights(self) -> Any:
-        """The parameters to evaluate and to sample with."""
+        """The parameters for evaluation and sampling: the moving average if there is one, else `params`."""
         return self.params if self.ema is None else self.ema
 
 
 @dataclass
 class Progress:
-    """What the host counts along the way; it is saved with each checkpoint.
+    """The counts of a trial, which are saved with each checkpoint.
 
     Attributes:
-        step: updates made.
-        tokens: labels counted since the start.
-        seconds: of training since the start, without evaluation, sampling and saving.
-        since_log: sums over the steps since the last training line.
+        step: the number of updates.
+        tokens: the number of labels counted since the start.
+        seconds: the training time since the start, without evaluation, sampling and saving.
+        since_log: the sums over the steps since the last training line.
     """
 
     step: int = 0
@@ -41,7 +41,7 @@ class Progress:
     since_log: LossSums = field(default_factory=LossSums)
 
     def count(self, sums: LossSums, seconds: float) -> None:
-        """Adds one step with these sums."""
+        """Adds one step with these sums, which took `seconds`."""
         self.step += 1
         self.seconds += seconds
         self.tokens += sums.tokens

@@ -20,18 +20,18 @@ from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import TrainState
 
 CPU_TOKENS = 512
-"""Tokens whose gradient a CPU takes at a time: so few that their activations stay in its cache."""
+"""A CPU computes the gradient of this many tokens at a time, so few that their activations stay in its cache."""
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What a train step does not change, all of it static.
+    """The static part of a train step.
 
     Attributes:
-        train_pad_label: also train the one [PAD] label after the end of a short row, as Keras does when it weighs the
-            loss by the mask of the features; else only labels that are not [PAD].
-        accumulate: micro-batches that a step's gradient is summed over.
-        axis_name: the axis of devices to sum over, under `pmap`.
+        train_pad_label: whether to train also on the first [PAD] label after a short row, as Keras does when it weights
+            the loss by the mask of the features.
+        accumulate: the number of micro-batches over which a step accumulates its gradient.
+        axis_name: the axis of devices under `pmap`, over which gradients are summed.
     """
 
     model: GPT
@@ -42,7 +42,7 @@ class StepSpec:
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step: label sums, the trained objective in nats, and the gradient's norm before clipping."""
+    """Scalars of a step: sums over labels, the objective in nats per label, and the gradient's norm before clipping."""
 
     sums: LossSums
     objective: Any
@@ -69,11 +69,11 @@ def train_step(
     key: Array,
     dropout_rate: Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
-    """One optimiser update on one batch.
+    """Makes one optimiser update on one batch.
 
-    The gradient is that of the objective's sum over all rows (of all devices) divided by its count, so that a partial
-    batch weighs what it holds. Dropout masks depend on `key`, the step and a row's place in the global batch. A
-    `dropout_rate` takes the place of the model's own.
+    The objective is summed over the labels of all rows of all devices and divided by their number, so every label has
+    the same weight, also in a partial batch. Dropout masks depend on `key`, the step and the index of the row in the
+    global batch. If `dropout_rate` is given, it replaces the rate of the model.
     """
     key = rng.at(key, state.step)
     first_row = 0
@@ -123,12 +123,12 @@ def train_steps(
     key: Array,
     dropout_rate: Array | None = None,
 ) -> tuple[TrainState, StepMetrics]:
-    """`train_step` over the leading axis of `batches` in one program; metrics gain that axis."""
+    """Makes a `train_step` for each entry of the leading axis of `batches`. The metrics have the same leading axis."""
     return jax.lax.scan(lambda state, batch: train_step(spec, state, batch, hyper, key, dropout_rate), state, batches)
 
 
 def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> LossSums:
-    """Label sums of one batch, with no dropout; of all devices' rows under `axis_name`."""
+    """The sums over the labels of one batch, without dropout. Under `axis_name` they cover the rows of all devices."""
     hidden_BTD, counted_BT = hidden(model, params, batch.features), batch.labels != PAD_ID
     _, nats_BT = _cross_entropy(model, params, hidden_BTD, batch, counted_BT)
     sums = metrics.token_sums(nats_BT, counted_BT, batch.bytes)
@@ -157,9 +157,9 @@ def _cross_entropy(model: GPT, params: Any, hidden_BTD: Array, batch: Batch, cou
 
 
 def _pieces(spec: StepSpec, batch: Batch) -> int:
-    """How many parts of the batch have their gradients taken one after another: the micro-batches, or parts of those.
+    """The number of pieces of the batch whose gradients are computed one after another.
 
-    On a CPU a part's activations stay in cache.
+    They are the micro-batches. On a CPU these are split further, so that the activations of a piece stay in its cache.
     """
     rows, length = len(batch.rows), batch.rows.shape[1] - 1
     if not on_cpu():

@@ -1,4 +1,4 @@
-"""What a trial needs around it: a corpus made ready, a source of batches, and settings that can work."""
+"""The environment of a trial: its prepared corpus, the source of its batches, and checks of its settings."""
 
 import contextlib
 import importlib.metadata
@@ -24,11 +24,11 @@ from minigpt_jax.train import memory, optim
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus ready for training.
+    """A corpus that is ready for training.
 
     Attributes:
-        prepared: the tokenizer, and each split as rows of tokens.
-        fingerprints: hashes of the corpus, where it is known, and of the tokenizer.
+        prepared: the tokenizer, and the rows of tokens of each split.
+        fingerprints: hashes of the tokenizer and, if it is known, of the corpus.
     """
 
     prepared: Prepared
@@ -36,35 +36,39 @@ class Corpus:
 
     @classmethod
     def of(cls, prepared: Prepared, corpus: str | None = None) -> "Corpus":
-        """A corpus with the fingerprint `corpus`, or one whose text is not known."""
+        """Makes a corpus from its prepared rows.
+
+        Args:
+            corpus: the fingerprint of its text, if that is known.
+        """
         fingerprints = {} if corpus is None else {"corpus": corpus}
         return cls(prepared, fingerprints | {"tokenizer": prepared.tokenizer.fingerprint})
 
     def total_steps(self, experiment: Experiment) -> int:
-        """The number of steps that the experiment takes, which is its schedule's horizon."""
+        """The number of steps of the experiment, which is also the horizon of its schedule."""
         return experiment.train.steps or experiment.train.epochs * self.steps_per_epoch(experiment)
 
     def steps_per_epoch(self, experiment: Experiment) -> int:
-        """The number of steps in which each training row is read once."""
+        """The number of steps in which every training row is read once."""
         return self.prepared.splits["train"].steps_per_epoch(experiment.train.batch_size)
 
 
 def prepare(experiment: Experiment) -> Corpus:
-    """Reads and tokenises the experiment's corpus, or finds in the cache what an earlier run has made of it."""
+    """Reads and tokenises the corpus of the experiment, or takes the result of an earlier run from the cache."""
     corpus = corpora.open_corpus(experiment.data, cache_dir())
     prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
     return Corpus.of(prepared, corpus.fingerprint)
 
 
 def tf_data_batches() -> BatchSource:
-    """The training batches by tf.data."""
-    from minigpt_jax.data import pipeline  # TensorFlow takes seconds to import, and may not be there
+    """The source of training batches that uses tf.data."""
+    from minigpt_jax.data import pipeline  # TensorFlow takes seconds to import, and may not be installed
 
     return pipeline.batches
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on, of those packages that are installed."""
+    """The versions of Python and of the installed packages that influence results."""
     found = {"python": platform.python_version()}
     for name in ("minigpt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -73,9 +77,10 @@ def versions() -> dict[str, str]:
 
 
 def check_experiment(experiment: Experiment) -> Experiment:
-    """The experiment with the code that it names loaded.
+    """Validates an experiment, and returns it with the user's code loaded that it names.
 
-    Raises UserError for settings that cannot work, by themselves or on this machine's devices.
+    Raises:
+        UserError: the settings are invalid, or this machine's devices, memory or packages do not suffice for them.
     """
     config.validate(experiment)
     experiment = config.code.load(experiment, [Path.cwd()])
@@ -87,25 +92,34 @@ def check_experiment(experiment: Experiment) -> Experiment:
 
 
 def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
-    """Raises UserError if the texts to sample at each evaluation cannot be sampled."""
+    """Checks that the prompts, and the texts that are sampled from them at each evaluation, fit into the window.
+
+    Raises:
+        UserError: a prompt or a text is too long.
+    """
     settings, window = experiment.sample, experiment.data.sequence_length
     for prompt, ids in zip(settings.prompts, tokenizer.encode_batch(settings.prompts), strict=True):
         length = 1 + len(ids)
         if length > window:
             raise UserError(
-                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; "
+                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with [BOS], but the window holds {window}; "
                 "shorten it"
             )
         room = window + 1 - length  # the last new token is never read, so it needs no position
         if experiment.model.positions == "learned" and (settings.max_new_tokens or 0) > room:
             raise UserError(
                 f"--sample.max-new-tokens {settings.max_new_tokens}: the prompt {abbreviated(prompt)!r} leaves room "
-                f"for {room}, since learned positions end at {window}; ask for fewer, or take --model.positions rope"
+                f"for {room}, because learned positions end at {window}; ask for fewer, or use --model.positions rope"
             )
 
 
 def warn_of_another_horizon(experiment: Experiment, before: int, after: int, step: int) -> None:
-    """Warns where the `step` steps made so far were planned for another number of all steps, and it shows in them."""
+    """Warns if a new number of steps changes how a resumed run would have trained the steps that it already made.
+
+    Args:
+        before, after: the planned number of steps before and now.
+        step: the number of steps made so far.
+    """
     optimizer, annealed = experiment.optimizer, experiment.data.anneal_fraction
     then, now = (
         optim.schedule(optimizer.schedule, optim.hyperparameters(optimizer, total), jnp.arange(step))
@@ -117,5 +131,6 @@ def warn_of_another_horizon(experiment: Experiment, before: int, after: int, ste
         schedule = f"--data.anneal-fraction {annealed}" if same_rates else f"--optimizer.schedule {optimizer.schedule}"
         display.warn(
             f"{step:,} steps followed the {schedule} of a run of {before:,} steps, and the rest follow that of "
-            f"{after:,}: the result is not that of one run of {after:,}; for that, train anew in another --run-dir"
+            f"{after:,}: the result differs from that of a single run of {after:,}; for that, train from scratch in "
+            "another --run-dir"
         )

@@ -1,4 +1,4 @@
-"""A run directory in use by the trial that trains in it."""
+"""An open run directory, in which a trial trains."""
 
 import contextlib
 import dataclasses
@@ -29,18 +29,18 @@ from minigpt_jax.trial.environment import Corpus, versions
 
 @runtime_checkable
 class ProgressListener(Protocol):
-    """Who is told how a trial gets on, for a person to see."""
+    """Is notified of the progress of a trial, to display it."""
 
     def advanced(self, step: int) -> None:
-        """The metrics of all steps up to this one are known."""
+        """Called when the metrics of all steps up to this one are known."""
         ...
 
     def logged(self, step: int, sums: LossSums, tokens_per_second: float) -> None:
-        """A training line was recorded: the sums since the line before."""
+        """Called after a training line, with the sums since the previous line."""
         ...
 
     def evaluated(self, step: int, sums: LossSums) -> None:
-        """A validation line was recorded."""
+        """Called after a validation line."""
         ...
 
 
@@ -53,21 +53,21 @@ class Silent:
 
 
 class OpenRun:
-    """A trial's run directory in use: its lock, progress, trackers and checkpoints.
+    """The open run directory of a trial: its lock, progress, trackers and checkpoints.
 
-    The order of calls is: the constructor, `restore` where there is a checkpoint to resume from, `start`, any number of
-    `log`, `evaluated`, `save` and `sample`, and `close`. Where there are several processes, each of them makes all
-    calls; the first one alone writes.
+    The calls come in this order: the constructor; `restore` if there is a checkpoint to resume from; `start`; any
+    number of `log`, `evaluated`, `save` and `sample`; and `close`. If there are several processes, each of them makes
+    all calls, and only the first one writes.
 
     Attributes:
-        progress: what the host counts; `train.loop.fit` updates it.
-        losses: validation losses by step, from the start of the run on; inf where one is not a number.
-        valid: the latest validation of this process.
-        ended: True once the trial is closed.
-        planned_steps: where there was a checkpoint, the number of all steps that the run was made for until now.
+        progress: the counts of steps, tokens and seconds, which `train.loop.fit` updates.
+        losses: the validation loss of each evaluated step since the start of the run; inf if it was not finite.
+        valid: the sums of the latest evaluation, or None before the first one in this process.
+        ended: whether the trial is closed.
+        planned_steps: the number of steps that the run was planned for until now, or None if it has no checkpoint.
 
     Raises:
-        UserError: another process has the run directory, or it is another experiment's.
+        UserError: another process has locked the run directory, or it belongs to another experiment.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class OpenRun:
             self._open = stack.pop_all()
 
     def _describe(self, experiment_file: Path | None) -> None:
-        """Fills the run directory with what training does not write."""
+        """Writes the files of the run directory that do not depend on training."""
         files, prepared = self.files, self.corpus.prepared
         if files.checkpoints.is_dir() and any(path.name.isdecimal() for path in files.checkpoints.iterdir()):
             self.planned_steps = self.corpus.total_steps(files.experiment())
@@ -104,33 +104,37 @@ class OpenRun:
                 prepared.splits[split].save(file)
 
     def restore(self, like: TrainState, step: int) -> TrainState:
-        """The state of a step that there is a checkpoint of; `like` gives shapes and types."""
+        """Restores the state and the progress of a step. Returns the state.
+
+        Args:
+            like: a state with the expected shapes and types.
+        """
         state, self.progress = self.checkpoints.restore(like, step)
         return state
 
     def start(self, listener: ProgressListener | None = None) -> None:
-        """Opens the trackers, from the step that training starts or resumes from."""
+        """Opens the trackers at the step where training starts or resumes, and removes the records of later steps."""
         self.listener = listener or Silent()
         self._seconds_logged = self.progress.seconds
         step = self.progress.step
 
-        def forget_what_comes_again() -> list[tuple[int, float]]:
+        def drop_later_records() -> list[tuple[int, float]]:
             self.checkpoints.drop_after(step)
             drop_records_after(self.files, step)
             lines = [line for line in read_metrics(self.files) if line.get("split") == "valid"]
             return [(line["step"], math.inf if line.get("loss") is None else line["loss"]) for line in lines]
 
-        self.losses = dict(processes.from_first(forget_what_comes_again))
+        self.losses = dict(processes.from_first(drop_later_records))
         names = self.experiment.train.trackers
         self._trackers = open_trackers(names, self.files, self.experiment, self.progress)
         self._open.callback(self._trackers.close)
 
     def advanced(self) -> None:
-        """Passes on that some steps' metrics are known."""
+        """Notifies the listener that the metrics of further steps are known."""
         self.listener.advanced(self.progress.step)
 
     def log(self, learning_rate: float, grad_norm: float) -> None:
-        """Records a training line: the mean since the line before."""
+        """Records a training line, with the mean loss since the previous line."""
         progress = self.progress
         sums, progress.since_log = progress.since_log, LossSums()
         rate = sums.tokens / max(progress.seconds - self._seconds_logged, 1e-9)
@@ -140,25 +144,25 @@ class OpenRun:
         self.listener.logged(progress.step, sums, rate)
 
     def evaluated(self, sums: LossSums) -> None:
-        """Records a validation line."""
+        """Records a validation line, with the sums of an evaluation."""
         self.valid = sums
         self.losses[self.progress.step] = sums.loss if math.isfinite(sums.loss) else math.inf
         self._record("valid", sums, {})
         self.listener.evaluated(self.progress.step, sums)
 
     def save(self, state: TrainState) -> None:
-        """Starts a checkpoint of this step, unless there is one. It carries the loss if this step was evaluated."""
+        """Starts to save a checkpoint of this step with its validation loss, if known, unless the checkpoint exists."""
         step = self.progress.step
         if self.checkpoints.last_saved != step:
-            self._trackers.sync()  # a checkpoint must not outlive the lines before it
+            self._trackers.sync()  # else a crash could lose lines before the checkpoint
             loss = self.losses.get(step)
             self.checkpoints.save(state, self.progress, loss if loss is None or math.isfinite(loss) else None)
 
     def sample(self, weights: Any) -> list[str]:
-        """Writes and returns the texts that the experiment asks for at each evaluation, in the first process."""
+        """Samples the texts of an evaluation, writes them to a file and returns them, in the first process only."""
         if not processes.is_first():
             return []
-        # Dropout has no part in sampling, and without it all trials of a shape share the compiled programs.
+        # Sampling uses no dropout. With its rate at 0, trials that differ only in it share the compiled programs.
         plain = dataclasses.replace(self.experiment, model=dataclasses.replace(self.experiment.model, dropout=0.0))
         tokenizer = self.corpus.prepared.tokenizer
         texts = sample(plain, generate.LanguageModel(plain, tokenizer, devices.local_copy(weights)))
@@ -166,7 +170,7 @@ class OpenRun:
         return texts
 
     def close(self) -> None:
-        """Waits for what was saved, and frees the run directory."""
+        """Waits for the last save, closes the trackers and unlocks the run directory."""
         self.ended = True
         self._open.close()
 
@@ -177,13 +181,13 @@ class OpenRun:
 
 
 def sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
-    """The texts that the experiment has sampled at each evaluation, prompts included."""
+    """The texts, prompts included, that the experiment samples at each evaluation."""
     settings = experiment.sample
     outputs = lm.generate(
         list(settings.prompts),
         sampler=samplers.TopK(k=min(settings.k, len(lm.tokenizer)), temperature=settings.temperature),
         max_new_tokens=settings.max_new_tokens,
         seed=experiment.seed,
-        stop=[lm.end_id] if experiment.data.layout == "packed" else [],  # the tutorial samples past the line's end
+        stop=[lm.end_id] if experiment.data.layout == "packed" else [],  # as the tutorial, which never stops at an end
     )
     return [output.full_text.strip() for output in outputs]

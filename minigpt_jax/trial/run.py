@@ -1,4 +1,4 @@
-"""`run(experiment)`: one trial, from corpus to checkpoint."""
+"""`run(experiment)` trains one trial, from the corpus to the last checkpoint."""
 
 import contextlib
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from minigpt_jax.trial.signals import stop_signals
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        interrupted: whether a signal stopped it before its last step.
-        valid: sums of the last evaluation of this process, if it came to one.
-        best_step: where --train.patience ended it, the step of the lowest validation loss.
+        interrupted: whether a signal stopped the run before its last step.
+        valid: the sums of the last evaluation in this process, or None if there was none.
+        best_step: the step of the lowest validation loss if --train.patience ended the run, else None.
     """
 
     run_dir: Path
@@ -50,19 +50,21 @@ def run(
     resume: Resume = "auto",
     experiment_file: Path | None = None,
 ) -> Result:
-    """Trains an experiment in a run directory, resuming from its latest whole checkpoint if it has one.
+    """Trains an experiment in a run directory, and resumes from its latest intact checkpoint if it has one.
 
-    Where there are several processes, each of them makes this call.
+    If there are several processes, each of them makes this call.
 
     Args:
-        run_dir: runs/NAME by default.
-        prepared: tokenizer and rows, where they were made beforehand; else the corpus is read and tokenised.
-        batches: where training batches come from; tf.data by default, which is the only use of TensorFlow.
-        resume: always: refuse a run directory without a checkpoint; never: refuse one with any.
+        run_dir: the run directory; by default runs/NAME.
+        prepared: the tokenizer and rows, if they exist already. By default the corpus is read and tokenised.
+        batches: makes the training batches. The default uses tf.data, which is the only use of TensorFlow.
+        resume: "auto" resumes if there is a checkpoint, "always" refuses a run directory without a checkpoint, and
+            "never" refuses one with a checkpoint.
         experiment_file: the file that defines the experiment, of which the run directory keeps a copy.
 
     Raises:
-        UserError: for what cannot work, before any compute is spent; and where the loss ceases to be finite.
+        UserError: the experiment is invalid, cannot run on this machine, or does not match the run directory. This is
+            raised before any training. It is also raised if the loss becomes infinite or NaN.
     """
     experiment = environment.check_experiment(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
@@ -74,7 +76,7 @@ def run(
 def _open(
     experiment: Experiment, files: RunDir, prepared: Prepared | None, resume: Resume, experiment_file: Path | None
 ) -> OpenRun:
-    """The run directory, opened by the first process before the others."""
+    """Opens the run directory, in the first process before the others."""
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
 
     def open_run() -> OpenRun:
@@ -91,7 +93,7 @@ def _open(
             )
         environment.check_samples(experiment, corpus.prepared.tokenizer)
         if not processes.is_first() and not files.config.exists():
-            raise UserError(f"--run-dir {files.path}: must lie on a disk that all processes share; name such a folder")
+            raise UserError(f"--run-dir {files.path}: must be on a disk that all processes share; name such a folder")
         return OpenRun(experiment, files, corpus, experiment_file)
 
     return processes.first_then_others(open_run)
@@ -106,15 +108,15 @@ def _train(opened: OpenRun, source: BatchSource) -> Result:
     state = program.init(inputs)
     display.console.print(display.parameter_table(state.params))
     display.console.print(
-        f"{len(rows['train']):,} rows of {experiment.data.sequence_length} tokens · {per_epoch:,} steps an epoch · "
-        f"{total:,} steps in all · {jax.device_count()} × {jax.devices()[0].device_kind}"
+        f"{len(rows['train']):,} rows of {experiment.data.sequence_length} tokens · {per_epoch:,} steps per epoch · "
+        f"{total:,} steps in total · {jax.device_count()} × {jax.devices()[0].device_kind}"
     )
-    newest = opened.checkpoints.newest_whole()
-    if newest is not None:
-        state = opened.restore(state, newest)
-        display.console.print(f"resuming from step {newest:,} of {opened.files.path}")
+    latest = opened.checkpoints.latest_intact()
+    if latest is not None:
+        state = opened.restore(state, latest)
+        display.console.print(f"resuming from step {latest:,} of {opened.files.path}")
         if opened.planned_steps is not None:
-            environment.warn_of_another_horizon(experiment, opened.planned_steps, total, newest)
+            environment.warn_of_another_horizon(experiment, opened.planned_steps, total, latest)
 
     def evaluate_now(training: Training) -> None:
         with display.status("evaluating"):
@@ -130,7 +132,7 @@ def _train(opened: OpenRun, source: BatchSource) -> Result:
     hooks = [
         Hook(evaluate_now, evaluate_every),
         Hook(lambda training: opened.save(training.state), settings.checkpoint_every or per_epoch),
-        Hook(sample_now, evaluate_every),  # after the save: what fails here loses nothing
+        Hook(sample_now, evaluate_every),  # after the save, so that a failure here loses no training
     ]
     with (
         stop_signals() as stopped,
@@ -141,7 +143,7 @@ def _train(opened: OpenRun, source: BatchSource) -> Result:
         progress = opened.progress
         training = Training(program, inputs, state, [opened], progress.step)
         if progress.step in opened.losses and not opened.files.sample(progress.step).exists():
-            sample_now(training)  # the run ended between the save and the texts
+            sample_now(training)  # the run was stopped after the save and before the sampling
         any_process = processes.any_process()
         patience = settings.patience
         try:
@@ -178,8 +180,12 @@ def _diverged(opened: OpenRun, error: NonFiniteLossError) -> UserError:
 
 
 def patience_ended(losses: dict[int, float], patience: int | None) -> int | None:
-    """The step of the lowest loss, where `patience` evaluations have not come below it since; None where training may
-    continue. `losses` are validation's, by step in order."""
+    """The step of the lowest loss if `patience` evaluations since have not improved on it, else None.
+
+    Args:
+        losses: the validation losses by step, in the order of steps.
+        patience: the number of evaluations, or None for no limit.
+    """
     if patience is None or not losses:
         return None
     best = min(losses, key=losses.__getitem__)

@@ -1,4 +1,4 @@
-"""Signals: before training they end the process at once, while training they finish the step and save."""
+"""Signals: outside of training they end the process immediately, during training it finishes the step and saves."""
 
 import contextlib
 import os
@@ -9,12 +9,12 @@ from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
-"""The exit status."""
+"""The exit status after a signal."""
 
 
 @contextlib.contextmanager
 def as_interrupts() -> Iterator[list[int]]:
-    """Raises KeyboardInterrupt at the first signal, and ends the process at once at a second. Yields those received."""
+    """Raises KeyboardInterrupt at the first signal, and ends the process at the second. Yields the list of signals."""
     received: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
@@ -29,10 +29,10 @@ def as_interrupts() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects signals, so that the step is finished and saved, and nothing that is being saved is lost.
+    """Collects signals, so that training can finish its step and save. Yields the list of the signals received.
 
-    A second one that is a Ctrl-C raises KeyboardInterrupt: no step is made and no save begun, but one that has begun is
-    finished. All others change nothing.
+    A Ctrl-C after another signal raises KeyboardInterrupt. Then no further step or save starts, but a save that has
+    started is finished. Other signals after the first are ignored.
     """
     received: list[int] = []
     interrupted: list[int] = []
@@ -54,10 +54,10 @@ def stop_signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread, which is not ours
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
-    # nohup has its command ignore SIGHUP, and so it stays.
+    # nohup makes its command ignore SIGHUP, which must remain so.
     numbers = [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
@@ -68,6 +68,6 @@ def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    # Not by print: the signal may have come in the middle of another one.
+    # Not by print, because the signal may have interrupted a print.
     with contextlib.suppress(OSError):
         os.write(2, f"minigpt: {line}\n".encode())
