@@ -191,7 +191,7 @@ def test_archives_that_cannot_be(experiment_file: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [(None, "there is no such"), ("x = 1", "defines no experiment"), ("import nowhere_at_all", "cannot be run")],
+    [(None, "there is no such"), ("x = 1", "defines no experiment"), ("import nowhere_at_all", "e.py, line 1: Mod")],
 )
 def test_experiment_files_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture, text: str | None, says: str):
     if text is not None:

@@ -33,8 +33,8 @@ class Sampler:
     ...         return jax.vmap(jax.random.categorical)(key, logits / self.temperature)
 
     Nothing has to be registered. Every field is a traced value: inside `pick` it is a JAX scalar (or an array, if you
-    give one), and a new value compiles nothing anew. Two kinds of values are static, so that each makes a program of
-    its own: None, and a field declared by `dataclasses.field(metadata={"static": True})`, such as a string or a size.
+    give one), and a new value does not recompile. Two kinds of values are compiled in, so each new one recompiles:
+    None, and a field declared by `dataclasses.field(metadata={"static": True})`, such as a string or a size.
 
     Class attributes state what the rest of the code needs to know about a method.
     """
@@ -68,7 +68,8 @@ class Sampler:
                 independent of its batch.
 
         Returns:
-            The ids of the picked tokens. A row whose picked token is banned ends.
+            The ids of the picked tokens. If `pick` returns a token whose logit is -inf, that row's text ends without
+            it.
         """
         raise UserError(f"the sampler {self.name} picks no token: give its class a method pick(self, logits, key)")
 

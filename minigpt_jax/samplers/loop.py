@@ -179,7 +179,8 @@ def generated(pad_id: Array, tokens: Array, length: Array, new: Array) -> Array:
 
 def _picked(sampler: Any, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
     """What the sampler picks, checked while it is traced, since `pick` may be a user's own."""
-    picked = jnp.asarray(sampler.pick(logits, key))
+    mend = 'use jnp.where on settings, or declare one static: field(metadata={"static": True})'
+    picked = jnp.asarray(processors.traced(sampler.pick, f"{sampler.name}.pick", mend, logits, key))
     if picked.shape != key.shape or not jnp.issubdtype(picked.dtype, jnp.integer):
         raise UserError(
             f"{sampler.name}.pick returned {picked.dtype}{list(picked.shape)}: it must return one token id per row, "

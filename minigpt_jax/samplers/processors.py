@@ -7,13 +7,17 @@ Letters: B rows, V vocabulary, S positions of a row's history (prompt and genera
 E stop sequences, L their greatest length.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax.errors import UserError
+from minigpt_jax.config import code
+from minigpt_jax.errors import UserError, place_of, reason_of
 from minigpt_jax.samplers.interface import Processor, Request
 
 Logits = Float[Array, "B V"]
@@ -23,7 +27,7 @@ def checked(processors: Sequence[Processor] | Processor) -> tuple[Processor, ...
     """Processors as a tuple, by whose functions compiled programs are told apart.
 
     Raises:
-        UserError: one of them is no function, or cannot be told apart from others (hashed).
+        UserError: one of them is no function of four arguments, or has no hash.
     """
     processors = (processors,) if callable(processors) else tuple(processors)
     for one in processors:
@@ -35,8 +39,10 @@ def checked(processors: Sequence[Processor] | Processor) -> tuple[Processor, ...
             hash(one)
         except TypeError as error:
             raise UserError(
-                f"processors: {type(one).__name__} has no hash, so its programs cannot be found again; give a function"
+                f"processors: {type(one).__name__} has no hash, by which its compiled program is found again; give a "
+                "function or a @dataclass(frozen=True)"
             ) from error
+        code.check_call(one, "logits, tokens, length, step", f"the processor {_name(one)}")
     return processors
 
 
@@ -75,12 +81,39 @@ def control(
 
 
 def _called(process: Processor, logits: Array, *history: Array) -> Array:
-    processed = process(logits, *history)
+    label = f"the processor {_name(process)}"
+    processed = traced(process, label, "use jnp.where on its arguments", logits, *history)
     if getattr(processed, "shape", None) != logits.shape:
-        name = getattr(process, "__name__", type(process).__name__)
-        got = f"an array of shape {processed.shape}" if hasattr(processed, "shape") else type(processed).__name__
-        raise UserError(f"the processor {name} returned {got}: it must return logits of shape {logits.shape}")
+        got = f"an array of shape {list(processed.shape)}" if hasattr(processed, "shape") else type(processed).__name__
+        raise UserError(f"{label} returned {got}: it must return logits of shape [B, V], here {list(logits.shape)}")
     return processed.astype(jnp.float32)
+
+
+def _name(process: Processor) -> str:
+    return getattr(process, "__name__", type(process).__name__)
+
+
+def traced(function: Callable[..., Any], label: str, mend: str, *arguments: Any) -> Any:
+    """Calls a function that may be the user's own, whose arguments are traced.
+
+    Args:
+        label: what the function is, for the message.
+        mend: what to do where it needs the value of a traced array.
+
+    Raises:
+        UserError: the function needs such a value, as `if`, `range` and slices do.
+    """
+    try:
+        return function(*arguments)
+    except (TypeError, IndexError) as error:
+        if not isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) and "Tracer" not in str(error):
+            raise
+        source = getattr(inspect.unwrap(function), "__code__", None)
+        place = source and place_of(error, {source.co_filename})
+        where = f" ({place})" if place else ""
+        raise UserError(
+            f"{label}{where} needs a value that is known only at run time, {reason_of(error)}; {mend}"
+        ) from error
 
 
 def penalise(request: Request, logits: Logits, tokens: Int[Array, "B S"], step: Int[Array, "B"]) -> Logits:
