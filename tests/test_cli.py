@@ -325,7 +325,7 @@ def test_help_of_sample_names_the_methods_own_defaults(capsys: pytest.CaptureFix
     shown |= {"random": "temperature"}
     for method, setting in shown.items():
         flag = "--" + setting.replace("_", "-")
-        default = getattr(samplers.create(method), setting)
+        default = getattr(samplers.METHODS[method](), setting)
         assert re.search(rf"{flag} .*?\([^()]*\b{default:g}\b", text), (method, setting)
 
 

@@ -103,7 +103,7 @@ def checks_names(cls: Config) -> Config:
         for name in named:
             if name not in names:
                 hint = nearest(name, names) or f"; its fields are {', '.join(names)}"
-                raise UserError(f"{cls.__name__} has no field {name}{hint}")
+                raise UserError(f"{name} is not a field of {cls.__name__}{hint}")
         init(self, *values, **named)
 
     cls.__init__ = with_known_names
@@ -215,9 +215,15 @@ def nearest(value: str, choices: Iterable[str]) -> str:
     >>> nearest("top_n_sigma", ["typical", "greedy"])
     ''
     """
+    near = closest(value, choices)
+    return "" if near is None else f"; did you mean {near}?"
+
+
+def closest(value: str, choices: Iterable[str]) -> str | None:
+    """The choice that a mistyped value is nearest to, apart from case, dashes and underscores; None if none is near."""
     spelled = {choice.replace("_", "").replace("-", "").lower(): choice for choice in choices}
     near = difflib.get_close_matches(value.replace("_", "").replace("-", "").lower(), spelled, n=1, cutoff=0.6)
-    return f"; did you mean {spelled[near[0]]}?" if near else ""
+    return spelled[near[0]] if near else None
 
 
 def _listed(choices: tuple[str, ...]) -> str:

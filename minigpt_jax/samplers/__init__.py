@@ -43,7 +43,6 @@ from minigpt_jax.samplers.interface import (
     Request,
     Step,
     TopTokens,
-    bucket,
     concatenate,
     request,
 )
@@ -57,7 +56,6 @@ from minigpt_jax.samplers.methods import (
     TopK,
     TopP,
     Typical,
-    create,
     create_all,
 )
 from minigpt_jax.samplers.processors import checked
@@ -81,10 +79,8 @@ __all__ = [
     "TopTokens",
     "Typical",
     "advance",
-    "bucket",
     "checked",
     "concatenate",
-    "create",
     "create_all",
     "decode",
     "halt",

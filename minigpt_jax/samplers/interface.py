@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt
 
 from minigpt_jax import rng
 from minigpt_jax.errors import UserError
+from minigpt_jax.samplers.buckets import power_bucket
 
 GREATEST_PENALTY = 1e4
 GREATEST_BIAS = 1e6
@@ -177,7 +178,7 @@ def request(
     def by_row(value: Any, dtype: Any) -> np.ndarray:
         return np.broadcast_to(np.asarray(value, dtype), (rows,)).copy()
 
-    stops_EL = _padded(stops, _size(len(stops)), _size(max(map(len, stops), default=0)), -1)
+    stops_EL = _padded(stops, power_bucket(len(stops), 4), power_bucket(max(map(len, stops), default=0), 4), -1)
     fields: dict[str, Any] = dict(
         tokens=_padded(prompts, rows, max(length) if width is None else width, pad_id),
         length=length,
@@ -210,12 +211,6 @@ def concatenate(requests: Sequence[Request]) -> Request:
     return Request(**joined)
 
 
-def bucket(n: int) -> int:
-    """n rounded up, so that nearby numbers share a program: 1, 2, 4, 6 .. 16, 20, 24 .. 32, 40, 48 .."""
-    grain = 1 if n <= 2 else 1 << max(1, (n - 1).bit_length() - 3)
-    return max(1, -(-n // grain) * grain)
-
-
 def _checked_bias(logit_bias: Any, vocabulary_size: int) -> np.ndarray:
     bias = np.zeros(vocabulary_size) if logit_bias is None else np.asarray(logit_bias)
     shaped = 1 <= bias.ndim <= 2 and bias.shape[-1] == vocabulary_size
@@ -238,8 +233,3 @@ def _padded(sequences: Sequence[Sequence[int]], rows: int, width: int, fill: int
     for row, sequence in zip(table, sequences, strict=False):
         row[: len(sequence)] = sequence
     return table
-
-
-def _size(n: int) -> int:
-    """n rounded up to a power of two, at least 4."""
-    return 1 << max(2, (n - 1).bit_length())

@@ -1,7 +1,6 @@
 """The methods of choosing the next token. See `base.Sampler` for how to add one of your own."""
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from minigpt_jax.errors import UserError
 from minigpt_jax.samplers import beam, contrastive, selection, truncation
 from minigpt_jax.samplers.base import Sampler
-from minigpt_jax.samplers.interface import bucket
+from minigpt_jax.samplers.buckets import width_bucket
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class Beam(Sampler):
     width: int = field(default=1, init=False, repr=False, metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "width", bucket(self.num_beams))
+        object.__setattr__(self, "width", width_bucket(self.num_beams))
 
     def validate(self, vocabulary_size: int) -> None:
         _check_count("--num-beams", self.num_beams, None)
@@ -187,7 +186,7 @@ class Contrastive(Sampler):
     width: int = field(default=1, init=False, repr=False, metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "width", bucket(self.k))
+        object.__setattr__(self, "width", width_bucket(self.k))
 
     def validate(self, vocabulary_size: int) -> None:
         _check_count("--k", self.k, vocabulary_size)
@@ -200,39 +199,16 @@ METHODS: dict[str, type[Sampler]] = {
 }
 
 
-def create(name: str, **settings: Any) -> Sampler:
-    """The method of this name (dashes are fine) with these settings; its own defaults for the rest and for None.
-
-    Raises:
-        UserError: there is no such method, or it does not take a setting.
-    """
-    method = METHODS.get(name.replace("-", "_").lower())
-    if method is None:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--sampler {name} is not known: {hint}give one of {', '.join(METHODS)}")
-    settings = {key: value for key, value in settings.items() if value is not None}
-    taken = _settings(method)
-    for key in settings:
-        if key not in taken:
-            flags = ", ".join("--" + name.replace("_", "-") for name in taken) or "no settings"
-            raise UserError(f"--{key.replace('_', '-')} is not a setting of --sampler {name}: it takes {flags}")
-    return method(**settings)
-
-
 def create_all(**settings: Any) -> list[Sampler]:
-    """Every method, in the order of `METHODS`, each with those of the settings that it takes.
+    """Every method, in the order of `METHODS`, each with those of the settings that it takes; None means not given.
 
     Where a setting means different things to methods that share its name, their own ranges are checked by `validate`.
     """
+    given = {name: value for name, value in settings.items() if value is not None}
     return [
-        create(name, **{key: value for key, value in settings.items() if key in _settings(method)})
-        for name, method in METHODS.items()
+        method(**{field.name: given[field.name] for field in dataclasses.fields(method) if field.name in given})
+        for method in METHODS.values()
     ]
-
-
-def _settings(method: type[Sampler]) -> list[str]:
-    return [field.name for field in dataclasses.fields(method) if field.init]
 
 
 def _check_temperature(temperature: float) -> None:
