@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs minigpt from this checkout, from any folder. On first use it makes the Python environment in .venv beside this
-# file, with uv where that is on PATH and with venv and pip elsewhere. Bash 3.2, which macOS has, is enough.
+# Runs minigpt from this checkout, from any folder. On first use it makes the Python environment .venv beside this file,
+# with uv if it is on PATH, else with venv and pip. It needs Bash 3.2, the version of macOS, or a later one.
 #
-# .venv/minigpt.stamp holds what the environment was made from: this folder, $PYTHON, the extras and pyproject.toml.
-# While they are the same, a start reads these two files and becomes Python. The stamp is written last, so that an
-# interrupted installation is never taken for a finished one.
+# .venv/minigpt.stamp records what the environment was made from: this folder, $PYTHON, the extras and pyproject.toml. If
+# they are unchanged, a start only reads these two files. The stamp is written last, so an interrupted installation is
+# never taken for a finished one.
 set -euo pipefail
 
 usage='usage: ./launch.sh FILE.py [flags]          run an experiment, such as experiments/quickstart.py
@@ -25,24 +25,24 @@ folder. The Python environment is made in .venv on first use; an activated one w
 
 say() { printf 'launch.sh: %s\n' "$*" >&2; }
 die() { say "$@" && exit 2; }
-fail() { failed=yes && die "$@"; } # leaves the log there
 
-# Sets `accelerator` to an extra: cuda12, cuda13, tpu, or nothing for the CPU.
+# Sets `accelerator` to the extra that installs its JAX (cuda12, cuda13 or tpu), or to nothing for the CPU.
 find_accelerator() {
   local gpu driver capability=99
-  case ${MINIGPT_ACCELERATOR:-auto} in
-    auto) ;;
+  accelerator=${MINIGPT_ACCELERATOR:-auto}
+  case $accelerator in
+    cuda12 | cuda13 | tpu) return ;;
     cpu) accelerator='' && return ;;
-    cuda12 | cuda13 | tpu) accelerator=$MINIGPT_ACCELERATOR && return ;;
-    *) die "MINIGPT_ACCELERATOR=$MINIGPT_ACCELERATOR is none of cpu, cuda12, cuda13, tpu" ;;
+    auto) ;;
+    *) die "MINIGPT_ACCELERATOR=$accelerator is none of cpu, cuda12, cuda13, tpu" ;;
   esac
-  # An environment that was made for an accelerator also serves a machine without one, and nvidia-smi is slow.
+  # An environment for an accelerator also works on a machine without one. This also avoids nvidia-smi, which is slow.
   for accelerator in cuda13 cuda12 tpu ''; do [[ $made_extras == *",$accelerator,"* ]] && return; done
   if gpu=$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null) &&
     [[ $gpu =~ ([0-9]{3,})\.[0-9] ]]; then
     driver=${BASH_REMATCH[1]}
     [[ $gpu =~ ,\ *([0-9]+)\.([0-9]) ]] && capability=${BASH_REMATCH[1]}${BASH_REMATCH[2]}
-    # CUDA 12 needs driver 525; CUDA 13 needs driver 580 and compute capability 7.5 (Turing).
+    # CUDA 13 needs driver 580 and compute capability 7.5 (Turing); CUDA 12 needs driver 525.
     case $((driver >= 525))$((driver >= 580 && capability >= 75)) in
       11) accelerator=cuda13 ;;
       10) accelerator=cuda12 ;;
@@ -53,7 +53,7 @@ find_accelerator() {
   fi >/dev/null
 }
 
-# Whether .venv is finished and has all that is needed.
+# Whether .venv is finished and has everything that is needed.
 environment_fits() {
   local extra
   made_root='' made_python='' made_extras='' made_project=''
@@ -74,47 +74,58 @@ find_activated() {
   activated=''
 }
 
-# Takes the lock that makers of the environment share, also on other machines with the same folder: mkdir is atomic on
-# network file systems, where flock may not work. The holder touches the lock; one untouched for a minute is removed.
+# Only one launch.sh at a time makes the environment, also if several machines share the folder. The lock is a folder,
+# because mkdir is atomic on network file systems too. Its holder touches it, and it expires after a minute untouched.
 take_lock() {
   local error missing=0
   until error=$(mkdir "$lock" 2>&1); do
-    if [ ! -d "$lock" ]; then # just released, or the folder is not writable
+    if [ ! -d "$lock" ]; then # just released, or the checkout is read-only
       ((++missing < 5)) && continue || die "cannot make .venv: $error"
     fi
     [ -n "$waited" ] || say "waiting for another launch.sh that is setting up .venv ..."
     waited=yes
     sleep 1
-    # One at a time, so that nobody removes the lock of the next holder.
-    if stale_lock && mkdir "$lock.stale" 2>/dev/null; then
-      ! stale_lock || rm -rf "$lock" "$log"
-      rm -rf "$lock.stale"
+    # The second lock ensures that an expired lock is removed once, and never the one that follows it.
+    if expired && mkdir "$lock.expired" 2>/dev/null; then
+      ! expired || rm -rf "$lock" "$log"
+      rm -rf "$lock.expired"
     fi
   done
-  while sleep 2 && kill -0 $$; do touch -c "$lock"; done >/dev/null 2>&1 </dev/null &
-  heart=$!
   trap unlock EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM HUP
+  trap 'rm -f "$log"; exit 130' INT
+  trap 'rm -f "$log"; exit 143' TERM HUP
 }
 
-stale_lock() { [ -n "$(find "$lock" -prune -mmin +1 2>/dev/null)" ]; }
+expired() { [ -n "$(find "$lock" -prune -mmin +1 2>/dev/null)" ]; }
 
 unlock() {
   trap - EXIT INT TERM HUP
-  kill $heart $child 2>/dev/null && wait $heart $child 2>/dev/null || : # unquoted: there may be no child
-  [ -n "$failed" ] || rm -f "$log"
+  [ -z "$child" ] || { kill "$child" && wait "$child"; } 2>/dev/null || :
   rm -rf "$lock"
 }
 
-# Whether an interpreter runs and is one of the versions that the package supports; sets `version`.
+# Runs a step of the installation and writes its output to the log. It runs in the background, because Bash handles a
+# signal only when the command in the foreground ends.
+logged() {
+  printf '+ %s\n' "$*" >>"$log"
+  # Without PYTHONPATH, whose packages (such as those of a cluster's modules) pip would take for installed.
+  (cd "$root" && unset PYTHONPATH PYTHONHOME VIRTUAL_ENV && exec "$@") >>"$log" 2>&1 </dev/null &
+  child=$!
+  while kill -0 "$child" 2>/dev/null; do
+    touch -c "$lock"
+    sleep 0.5 & # in the background too, for the same reason
+    wait $!
+  done
+  wait "$child"
+}
+
+# Whether an interpreter runs and has a version that the package supports; sets `version`.
 python_fits() {
-  # A pyenv shim is on PATH whether its Python is installed or not, hence the call.
   version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=''
   [[ $version =~ ^3\.([0-9]+)$ ]] && ((BASH_REMATCH[1] >= oldest && BASH_REMATCH[1] <= newest))
 }
 
-# Sets `base` to the interpreter to make the environment with, or dies with those there are.
+# Sets `base` to the interpreter to make the environment with, or ends with a list of those that were found.
 find_python() {
   local minor seen='' candidates=(python3 python)
   for ((minor = newest; minor >= oldest; minor--)); do candidates+=("python3.$minor"); done
@@ -130,37 +141,27 @@ find_python() {
   die "$supported, but ${seen:-there is no python3 on PATH}; name another with PYTHON=/path/to/python3.$newest"
 }
 
-# Runs a step of the installation, its output to the log; in the background, so that a signal is noticed at once.
-logged() {
-  printf '+ %s\n' "$*" >>"$log"
-  # Without the packages of a cluster's modules: pip would take those for installed.
-  (cd "$root" && unset PYTHONPATH PYTHONHOME VIRTUAL_ENV && exec "$@") >>"$log" 2>&1 </dev/null &
-  child=$!
-  wait "$child" && child='' || return
-}
-
-# The installed packages, to tell whether a failed installation has changed anything.
-contents() { ls -di "$venv"/lib/python3*/site-packages/*.dist-info 2>/dev/null || :; }
+packages() { ls -di "$venv"/lib/python3*/site-packages/*.dist-info 2>/dev/null || :; }
 
 make_environment() {
-  local uv tool base version oldest newest supported extra extras=, before reason make_venv install
-  local admits='requires-python = "(>=3\.([0-9]+),<3\.([0-9]+))"'
-  uv=$(type -P uv) && tool=uv || tool=pip
+  local uv tool=pip base version oldest newest supported extra extras=, before reason make_venv install
+  uv=$(type -P uv) && tool=uv
   take_lock
-  if environment_fits; then unlock && return; fi # made by another while this one waited
-  [ -z "$waited" ] || [ ! -s "$log" ] || fail "the other launch.sh could not set up .venv; its log: $log"
-  [[ $project =~ $admits ]] || die "no requires-python such as \">=3.11,<3.14\" in $root/pyproject.toml"
+  if environment_fits; then unlock && return; fi # another launch.sh has just made it
+  [ -z "$waited" ] || [ ! -s "$log" ] || die "the other launch.sh could not set up .venv; its log: $log"
+  [[ $project =~ requires-python\ =\ \"(>=3\.([0-9]+),<3\.([0-9]+)) ]] ||
+    die "no requires-python such as \">=3.11,<3.14\" in $root/pyproject.toml"
   base=${BASH_REMATCH[1]} oldest=${BASH_REMATCH[2]} newest=$((BASH_REMATCH[3] - 1))
   supported="minigpt needs Python 3.$oldest to 3.$newest"
 
-  # What is there is kept if it is finished or made by the user, and has no other accelerator's JAX.
+  # Updates .venv if it is finished or made by hand, and has no JAX for another accelerator. Else makes it anew.
   if python_fits "$python" &&
     [[ ! -s $stamp || ($made_root == "$root" && ${PYTHON:-$made_python} == "$made_python") ]] &&
     { [[ $made_extras != *,cuda* && $made_extras != *,tpu,* ]] || [[ $made_extras == *",$accelerator,"* ]]; }; then
     extras=${made_extras:-,}
     say "updating .venv with $tool ..."
   else
-    # uv finds an interpreter of these versions, or fetches one.
+    # uv finds or downloads an interpreter of a version in `base`.
     [ -n "$uv" ] && [ -z "${PYTHON:-}" ] || find_python
     say "setting up .venv with $tool (once; it takes a minute or two) ..."
     rm -rf "$venv" && mkdir "$venv"
@@ -168,27 +169,26 @@ make_environment() {
   for extra in $accelerator $needed; do [[ $extras == *",$extra,"* ]] || extras+=$extra,; done
   extra=${extras#,} extra=${extra%,}
   if [ -n "$uv" ]; then
-    make_venv=("$uv" venv --allow-existing --seed --python "$base") # --seed: users expect pip in there
-    # Bytecode now, as pip does it: not again in each of many processes that start together.
-    install=("$uv" pip install --compile-bytecode --python "$python" --editable)
+    make_venv=("$uv" venv --allow-existing --seed --python "$base") # --seed installs pip
+    install=("$uv" pip install --compile-bytecode --python "$python" --editable) # once, before many processes start
   else
     make_venv=("$base" -m venv)
     install=("$python" -m pip install --disable-pip-version-check --no-input --progress-bar off --editable)
   fi
 
-  before=$(contents)
+  before=$(packages)
   touch "$stamp" && mv "$stamp" "$stamp.old" && echo unfinished >"$stamp"
   if { [ -x "$python" ] || logged "${make_venv[@]}" "$venv"; } && logged "${install[@]}" ".${extra:+[$extra]}"; then
     printf '%s\n%s\n%s\n%s' "$root" "${PYTHON:-}" "$extras" "$project" >"$stamp.new"
-    mv "$stamp.new" "$stamp" && rm -f "$stamp.old"
+    mv "$stamp.new" "$stamp" && rm -f "$stamp.old" "$log"
     unlock && return
   fi
-  # A failure that changed nothing, such as no network, leaves the environment that was there in force.
-  [ -z "$before" ] || [[ $(contents) != "$before" ]] || mv "$stamp.old" "$stamp"
+  # If the failure changed no package, as without a network, the environment that was there stays in use.
+  [ -z "$before" ] || [[ $(packages) != "$before" ]] || mv "$stamp.old" "$stamp"
   reason=$(awk '/Ignored the following/ { next } tolower($0) ~ /^ *(error|×)/ { told = 1 } told' "$log" | head -n 4)
   reason=$(printf '%s' "${reason:-$(tail -n 1 "$log")}" | tr -s ' \n' ' ' | cut -c 1-300)
   [ -x "$python" ] || reason="$supported: $reason"
-  fail "could not set up .venv with $tool: $reason (whole log: $log)"
+  die "could not set up .venv with $tool: $reason (whole log: $log)"
 }
 
 case ${1:-} in
@@ -196,8 +196,8 @@ case ${1:-} in
   -h | --help | help) printf '%s\n' "$usage" && exit ;;
   *.py) set -- train "$@" ;;
 esac
-case $1 in # what a command needs beyond the core: extras of pyproject.toml
-  test) needed='dev kerashub' ;; # with what the tests compare with: CI runs the same command as users
+case $1 in # the extras of pyproject.toml that a command needs
+  test) needed='dev kerashub' ;;
   *) needed='' ;;
 esac
 
@@ -206,7 +206,7 @@ self=${BASH_SOURCE[0]}
 [[ $self == */* ]] || self=./$self
 root=$(CDPATH='' cd "${self%/*}/" && pwd -P)
 venv=$root/.venv log=$root/.venv.log lock=$root/.venv.lock stamp=$root/.venv/minigpt.stamp python=$root/.venv/bin/python
-project='' heart='' child='' waited='' failed=''
+project='' child='' waited=''
 [ -f "$root/pyproject.toml" ] ||
   die "no pyproject.toml in $root: start launch.sh where it lies in the checkout (sbatch copies it: use srun or --wrap)"
 IFS= read -rd '' project <"$root/pyproject.toml" || :
@@ -219,10 +219,10 @@ if [ -n "$activated" ]; then
 elif ! environment_fits; then
   make_environment
 fi
-# The code of this checkout, whichever one is installed in an activated environment or is on the user's PYTHONPATH.
+# This checkout's code comes before any other copy in an activated environment or on the user's PYTHONPATH.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
-# -P: a file in the caller's folder with the name of a module must not take its place.
+# -P: do not import modules from the caller's folder.
 [[ $1 == test ]] || exec "$python" -P -m minigpt_jax "$@"
 shift
 pytest=("$python" -P -m pytest -c "$root/pyproject.toml" --rootdir "$root")

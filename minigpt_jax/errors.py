@@ -1,6 +1,8 @@
-"""Messages to the user: the exception that carries them, and functions that make text safe to print."""
+"""Messages to the user: the exception that carries them, and what their texts are made of."""
 
 import re
+import traceback
+from collections.abc import Set as AbstractSet
 
 _PASSWORD = re.compile(r"(?s)(?<=://)([^\s:/@]*):.*@")  # up to the last @, as a password may contain an unescaped one
 _IN_QUERY = re.compile(r"(?i)(?<=[?&])((?:ssl)?passw(?:or)?d|pwd)=[^&]*")
@@ -13,6 +15,30 @@ class UserError(Exception):
 
     Commands print the message on standard error and exit with status 2.
     """
+
+
+def place_of(error: BaseException, files: AbstractSet[str]) -> str | None:
+    """Where an error arose in one of these files, as `FILE, line N`; None if it arose in none of them.
+
+    Args:
+        files: the names of the files, as their code objects have them.
+    """
+    if isinstance(error, SyntaxError) and error.filename is not None and error.filename in files:
+        return f"{error.filename}, line {error.lineno}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in files:
+            return f"{frame.filename}, line {frame.lineno}"
+    return None
+
+
+def reason_of(error: BaseException) -> str:
+    """The type of an error and the first line of its message.
+
+    >>> reason_of(ValueError("no\\nyes"))
+    'ValueError: no'
+    """
+    message = error.msg if isinstance(error, SyntaxError) else str(error)  # the string repeats the file and the line
+    return f"{type(error).__name__}: {message.strip()}".split("\n")[0].removesuffix(": ")
 
 
 def without_password(text: str) -> str:

@@ -1,8 +1,7 @@
 """The run-time check of the package's signatures that conftest.py installs: beartype, with jaxtyping's shapes."""
 
-import io
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jaxtyping
@@ -10,12 +9,7 @@ import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 
 # As users may, tests pass NumPy's arrays and numbers where a signature names JAX's arrays and Python's numbers.
-# To beartype, the members of gzip and zip files are not IO[bytes].
-_OVERRIDES: dict[Any, Any] = {
-    int: int | np.integer,
-    float: float | int | np.floating | np.integer,
-    IO[bytes]: io.IOBase,
-}
+_OVERRIDES: dict[Any, Any] = {int: int | np.integer, float: float | int | np.floating | np.integer}
 _CONF = BeartypeConf(hint_overrides=FrozenDict(_OVERRIDES))
 
 _CHECK_THEMSELVES = {

@@ -191,7 +191,7 @@ def test_archives_that_cannot_be(experiment_file: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [(None, "there is no such"), ("x = 1", "defines no experiment"), ("import nowhere_at_all", "cannot be run")],
+    [(None, "there is no such"), ("x = 1", "defines no experiment"), ("import nowhere_at_all", "e.py, line 1: Mod")],
 )
 def test_experiment_files_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture, text: str | None, says: str):
     if text is not None:
@@ -325,7 +325,7 @@ def test_help_of_sample_names_the_methods_own_defaults(capsys: pytest.CaptureFix
     shown |= {"random": "temperature"}
     for method, setting in shown.items():
         flag = "--" + setting.replace("_", "-")
-        default = getattr(samplers.create(method), setting)
+        default = getattr(samplers.METHODS[method](), setting)
         assert re.search(rf"{flag} .*?\([^()]*\b{default:g}\b", text), (method, setting)
 
 

@@ -1,6 +1,7 @@
 """The grammar of METHOD: `top_k:k=1,5`, `random:temperature=0.5..1.5/3`, `FILE.py:Name:setting=1`."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,11 @@ def test_flags_add_settings():
     ("text", "words"),
     [
         ("topk", "did you mean top_k?"),
+        ("TopNSigma", "--sampler TopNSigma is not known; give one of greedy, beam"),
         ("viterbi", "give one of greedy, beam"),
         ("top_p:temprature=1", "top_p has no setting temprature; did you mean temperature?; it takes p, temperature"),
         ("greedy:k=1", "it takes no settings"),
-        ("top_p:0.9", "write top_p:p=1"),
+        ("top_p:0.9", "write top_p:p=…"),
         ("top_k:k=two", "must be a whole number"),
         ("top_k:k=1.5", "must be a whole number"),
         ("top_p:p=", "must be a number"),
@@ -113,13 +115,55 @@ def test_annotations_of_a_users_sampler_may_be_of_any_style(tmp_path: Path):
 def test_files_of_the_users_own_that_cannot_be(tmp_path: Path):
     file = tmp_path / "mine.py"
     for source, words in {
-        "import nowhere_at_all": "cannot be run: ModuleNotFoundError",
+        "import nowhere_at_all": f"{file}, line 1: ModuleNotFoundError",
         "def Mime(): ...": "defines no function or class Mine; did you mean Mime?",
         "def Mine(): ...": "is no sampler; make it a subclass of minigpt_jax.Sampler",
-        "def Mine(": "cannot be run: SyntaxError",
+        "def Mine(": f"{file}, line 1: SyntaxError",
     }.items():
         file.write_text(source)
         with pytest.raises(UserError) as refused:
             methods.parse(f"{file}:Mine")
         assert words in str(refused.value), str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+OWN = """\
+from dataclasses import dataclass
+import minigpt_jax
+
+@dataclass(frozen=True)
+class Need(minigpt_jax.Sampler):
+    n: int
+
+class Plain(minigpt_jax.Sampler):
+    n: int = 2
+
+@dataclass(frozen=True)
+class Bare(minigpt_jax.Sampler):
+    n = 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "words"),
+    [
+        ("Need", {}, "mine.py:Need: n has no default; give {file}:Need:n=…"),
+        ("Need:n=3", {"temperature": 0.5}, "give its settings after its name, as in {file}:Need:n=…"),
+        ("Plain:n=3", {}, "takes no settings (a setting is an annotated field of a @dataclass(frozen=True))"),
+        ("Bare:n=3", {}, "takes no settings (a setting is an annotated field of a @dataclass(frozen=True))"),
+        ("Need:m=3", {}, "it takes n (a setting is an annotated field"),
+    ],
+)
+def test_settings_of_a_users_sampler_that_cannot_be(tmp_path: Path, method: str, flags: dict, words: str):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    with pytest.raises(UserError) as refused:
+        methods.parse(f"{file}:{method}", settings=flags)
+    assert words.format(file=file) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_file_is_told_with_the_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(f"there is no mine.py in {tmp_path}; check the path")):
+        methods.parse("mine.py:Mine")

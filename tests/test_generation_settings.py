@@ -76,6 +76,8 @@ def test_a_value_that_cannot_be_is_one_line_that_names_the_setting(setting, valu
 def test_an_unknown_setting_names_the_nearest_one():
     with pytest.raises(UserError, match="did you mean max_new_tokens"):
         GenerationSettings().replace(max_tokens=3)
+    with pytest.raises(UserError, match=r"processor is not a field of GenerationSettings; did you mean processors\?"):
+        GenerationSettings(processor=[])  # pyright: ignore[reportCallIssue]
 
 
 def test_the_bounds_are_those_of_a_request():

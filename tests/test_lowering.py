@@ -100,7 +100,7 @@ def sampling(config: ModelConfig, sampler: samplers.Sampler) -> tuple[Any, tuple
 @pytest.mark.parametrize("config", [TWO_LAYERS, EVERYTHING], ids=list(EXPERIMENTS))
 @pytest.mark.parametrize("method", samplers.METHODS)
 def test_sampler(method: str, config: ModelConfig, platform: str) -> None:
-    decode, inputs = sampling(config, samplers.create(method))
+    decode, inputs = sampling(config, samplers.METHODS[method]())
     lowered(platform, decode, *inputs)
 
 

@@ -1,4 +1,4 @@
-"""Making samplers and requests: by name, with checked settings, in buckets."""
+"""Making samplers and requests: with checked settings, in buckets."""
 
 import numpy as np
 import pytest
@@ -17,19 +17,18 @@ def test_nearby_widths_share_a_program(asked, width):
     assert samplers.Beam(asked).width == samplers.Contrastive(asked).width == width
 
 
-def test_create_by_name():
-    assert samplers.create("top-k", k=3, temperature=None) == samplers.TopK(k=3)
-    assert samplers.create("beam", num_beams=4, length_penalty=0.0) == samplers.Beam(4, 0.0)
-    assert {name: samplers.create(name).name for name in samplers.METHODS} == {name: name for name in samplers.METHODS}
+def test_every_method_gets_the_settings_that_it_takes():
+    methods = {method.name: method for method in samplers.create_all(k=3, temperature=None, num_beams=4)}
+    assert list(methods) == list(samplers.METHODS)
+    assert methods["top_k"] == samplers.TopK(k=3)
+    assert methods["contrastive"] == samplers.Contrastive(k=3)
+    assert methods["beam"] == samplers.Beam(num_beams=4)
+    assert methods["greedy"] == samplers.Greedy()
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: samplers.create("topk"), ["--sampler topk", "top_k"]),
-        (lambda: samplers.create("viterbi"), ["--sampler viterbi", "greedy, beam"]),
-        (lambda: samplers.create("greedy", k=4), ["--k", "greedy", "no settings"]),
-        (lambda: samplers.create("top_p", num_beams=4), ["--num-beams", "top_p", "--p, --temperature"]),
         (lambda: samplers.TopK(0).validate(V), ["--k 0", f"1 to {V}"]),
         (lambda: samplers.TopK(V + 1).validate(V), [f"--k {V + 1}", f"1 to {V}"]),
         (lambda: samplers.TopP(0.0).validate(V), ["--p 0.0", "(0, 1]"]),
@@ -68,7 +67,7 @@ def request(**settings):
 
 @pytest.mark.parametrize("name", samplers.METHODS)
 def test_what_can_be_is_let_through(name):
-    samplers.create(name).validate(V)
+    samplers.METHODS[name]().validate(V)
 
 
 def test_extremes_are_let_through():

@@ -111,6 +111,14 @@ def of_nothing(logits, tokens, length, step):
     return None
 
 
+def of_three(logits, tokens, length):
+    return logits
+
+
+def branching(logits, tokens, length, step):
+    return logits if step[0] > 2 else -logits
+
+
 class Unhashable:
     __hash__ = None  # type: ignore[assignment]
 
@@ -121,15 +129,25 @@ class Unhashable:
 @pytest.mark.parametrize(
     ("processors", "words"),
     [
-        ([of_wrong_shape], ["of_wrong_shape", "(3,)", "(3, 13)"]),
+        ([of_wrong_shape], ["of_wrong_shape", "of shape [3]", "[B, V], here [3, 13]"]),
+        (
+            [of_three],
+            ["the processor of_three is called with (logits, tokens, length, step), but its", "(logits, tokens, "],
+        ),
+        ([branching], ["the processor branching (", __file__, "TracerBoolConversionError", "use jnp.where"]),
         ([of_nothing], ["of_nothing", "NoneType"]),
         (["forced"], ["'forced'", "not callable"]),
-        ([Unhashable()], ["Unhashable", "hash"]),
+        ([Unhashable()], ["Unhashable", "hash", "@dataclass(frozen=True)"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(processors, words):
     request = samplers.request(PROMPTS, vocabulary_size=V, max_new_tokens=LIMITS, width=WIDTH)
+    decode = jax.jit(
+        lambda request: samplers.decode(
+            MODEL.prefill, MODEL.step, samplers.Greedy(), request, ROOM, processors=processors
+        )
+    )
     with pytest.raises(UserError) as error:
-        samplers.decode(MODEL.prefill, MODEL.step, samplers.Greedy(), request, ROOM, processors=processors)
+        decode(request)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)

@@ -177,9 +177,26 @@ class Idle(Sampler):
     pass
 
 
+@dataclass(frozen=True)
+class Branching(Sampler):
+    n: int = 1
+
+    def pick(self, logits, key):
+        if self.n > 1:
+            return logits.argmin(axis=1)
+        return logits.argmax(axis=1)
+
+
+class Slicing(Branching):
+    def pick(self, logits, key):
+        return logits[:, : self.n].argmax(axis=1)
+
+
 @pytest.mark.parametrize(
     ("sampler", "words"),
     [
+        (Branching(), ["Branching.pick (", f"{__file__}, line", "TracerBoolConversionError", "jnp.where", "static"]),
+        (Slicing(), ["Slicing.pick (", f"{__file__}, line", "IndexError", 'field(metadata={"static": True})']),
         (Broken(), ["Broken.pick", "int32[1]", "[3]"]),
         (Wrong(), ["Wrong.pick", "float32[3]", "whole number"]),
         (Broken(1.5), ["Broken", "answer=1.5", "whole number"]),  # type: ignore[arg-type]

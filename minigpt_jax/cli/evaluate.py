@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from minigpt_jax.cli import parser
 from minigpt_jax.errors import UserError
 
 
@@ -29,16 +30,16 @@ class Arguments:
     batch_size: int = 64
     """Rows at a time."""
     trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Run the copies of code of the user's own that the run directory holds, if its model needs any."""
+    """If the model needs custom code, run the copy stored in the run directory. Use this only for runs you trust."""
     code: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """A file of yours to run in place of such a copy; may be given several times."""
+    """A file of yours to run in place of that copy; may be given several times."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object."""
 
 
 def main(arguments: list[str]) -> int:
     """Evaluates; returns the exit status."""
-    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt evaluate")
+    chosen: Arguments = parser.parse(Arguments, arguments, "minigpt evaluate")
     from minigpt_jax.cli import jax_setup
 
     jax_setup.prepare()

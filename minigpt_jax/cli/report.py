@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from minigpt_jax.cli import parser
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -21,7 +23,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Reports; returns the exit status."""
-    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt report")
+    chosen: Arguments = parser.parse(Arguments, arguments, "minigpt report")
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and the accelerator may be training

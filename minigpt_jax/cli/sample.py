@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from minigpt_jax import utf8
+from minigpt_jax.cli import parser
 from minigpt_jax.errors import UserError, printable
 from minigpt_jax.generate.settings import GenerationSettings, Stop
 
@@ -47,8 +48,8 @@ class MethodFlags:
     min_p: float | None = None
     """random: keep tokens at least this times as probable as the most probable one."""
     typical_p: float | None = None
-    """random: keep the fewest tokens, those whose surprise is nearest the expected one first, whose probabilities reach
-    this."""
+    """random: order tokens by how close their surprise (-log p) is to the entropy, and keep them until their
+    probabilities sum to this."""
 
     @property
     def default_method(self) -> str:
@@ -84,9 +85,9 @@ class Arguments:
     step: int | Literal["best"] | None = None
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
     trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Run the copies of code of the user's own that the run directory holds, if its model needs any."""
+    """If the model needs custom code, run the copy stored in the run directory. Use this only for runs you trust."""
     code: tuple[Path, ...] = ()
-    """A file of yours to run in place of such a copy."""
+    """A file of yours to run in place of that copy."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason and, with
     --top-logprobs, top_logprobs: for each token the most probable ones as [id, text, logprob]."""
@@ -96,7 +97,7 @@ def main(arguments: list[str]) -> int:
     """Samples; returns the exit status."""
     _check_dashes(arguments)
     # Flags that take several values are given once for each.
-    chosen = tyro.cli(tyro.conf.UseAppendAction[Arguments], args=arguments, prog="minigpt sample", registry=_FLAG_TYPES)
+    chosen: Arguments = parser.parse(tyro.conf.UseAppendAction[Arguments], arguments, "minigpt sample")
     prompts = _prompts(chosen)
     from minigpt_jax.cli import jax_setup
 
@@ -133,10 +134,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-_FLAG_TYPES = tyro.constructors.ConstructorRegistry()
-
-
-@_FLAG_TYPES.primitive_rule
+@parser.REGISTRY.primitive_rule
 def _stop_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
     """On the command line a stop is always a string; --stop-token has the ids."""
     if kind.type != Stop:

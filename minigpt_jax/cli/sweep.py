@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from minigpt_jax import cli, config
-from minigpt_jax.cli import jax_setup
+from minigpt_jax.cli import jax_setup, parser
 from minigpt_jax.cli.train import load_experiment
 from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError, without_password
@@ -65,12 +65,12 @@ def main(arguments: list[str]) -> int:
         without_password(word).removeprefix("--storage="): word.removeprefix("--storage=") for word in arguments[:cut]
     }
     _check_place_of_flags(own)
-    chosen = tyro.cli(Arguments, args=own, prog="minigpt sweep")
+    chosen: Arguments = parser.parse(Arguments, own, "minigpt sweep")
     if chosen.prune and chosen.no_prune:
         raise UserError("--prune and --no-prune: give one of the two, or none for the search's own default")
     defined = load_experiment(chosen.file)
     prog = f"minigpt sweep {chosen.file} … --"
-    experiment = tyro.cli(Flags, args=config.current_flags(flags), prog=prog, default=Flags(defined)).experiment
+    experiment = parser.parse(Flags, config.current_flags(flags), prog, Flags(defined)).experiment
 
     jax_setup.prepare()
     from minigpt_jax import report, sweep

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from minigpt_jax import cli, config
-from minigpt_jax.cli import jax_setup
+from minigpt_jax.cli import jax_setup, parser
 from minigpt_jax.config import Experiment
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, place_of, reason_of
 from minigpt_jax.parallel import cluster
 from minigpt_jax.parallel.cluster import Distributed
 
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         jax_setup.prepare()
         return defined(flags)
     default = Arguments(defined)
-    chosen = tyro.cli(Arguments, args=config.current_flags(flags), prog=f"minigpt train {file}", default=default)
+    chosen: Arguments = parser.parse(Arguments, config.current_flags(flags), f"minigpt train {file}", default)
     config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
@@ -76,10 +76,10 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
         raise UserError(f"{file} is no .py file that defines an experiment{cli.text_hint(file)}")
     try:
         defined = _run_file(path)
-    except UserError:
-        raise
     except Exception as error:
-        raise UserError(f"{file} cannot be run: {type(error).__name__}: {error}; mend the file") from error
+        place = place_of(error, {str(path), str(path.absolute())}) or f"{file} cannot be run"
+        reason = str(error) if isinstance(error, UserError) else f"{reason_of(error)}; fix the file"
+        raise UserError(f"{place}: {reason}") from error
     experiment = defined.get("experiment")
     if isinstance(experiment, Experiment):
         try:

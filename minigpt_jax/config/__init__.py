@@ -26,7 +26,7 @@ from minigpt_jax.config.experiment import (
     TokenizerConfig,
     TrainConfig,
 )
-from minigpt_jax.config.options import Facts, Option, flag_name, nearest, options
+from minigpt_jax.config.options import Facts, Option, closest, flag_name, nearest, options
 from minigpt_jax.config.serialization import dumps, flatten, from_json, to_json
 from minigpt_jax.config.validation import check_fields, validate
 
@@ -46,6 +46,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "check_fields",
+    "closest",
     "code",
     "current_flags",
     "current_name",

@@ -7,9 +7,9 @@ run directory keeps copies of the files (`storage.run_code`), so a file has to d
 import dataclasses
 import hashlib
 import importlib.util
+import inspect
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -17,7 +17,7 @@ from typing import Any
 
 from minigpt_jax.config.experiment import Experiment
 from minigpt_jax.config.options import flag_name, names_code, nearest, options
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, place_of, reason_of
 
 _modules: dict[tuple[Path, str], ModuleType] = {}
 """Files that were run, by path and sum: each version of a file runs once."""
@@ -84,7 +84,7 @@ def load_value(option: str, value: Any, folders: Sequence[Path]) -> Any:
     places = [folder / Path(value.rpartition(":")[0]).expanduser() for folder in folders]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        where = " or ".join(dict.fromkeys(str(place.parent) for place in places))
+        where = " or ".join(dict.fromkeys(str(place.parent.resolve()) for place in places))
         raise UserError(f"--{flag_name(option)} {value}: there is no {_file_name(value)} in {where}; check the path")
     return _load(option, value, path)
 
@@ -163,14 +163,30 @@ def _file_name(value: str) -> str:
     return PurePath(value.rpartition(":")[0]).name
 
 
+def check_call(function: Callable[..., Any], arguments: str, label: str) -> None:
+    """Checks that a function of the user's can be called with these arguments, before it is.
+
+    Args:
+        arguments: the names of the positional arguments, for one `"step, split, figures"`.
+        label: what the function is, for the message.
+
+    Raises:
+        UserError: it takes other arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return
+    try:
+        signature.bind(*(name for name in arguments.split(", ") if name))
+    except TypeError as error:
+        raise UserError(f"{label} is called with ({arguments}), but its signature is {signature}; fix it") from error
+
+
 def blame(error: Exception) -> str | None:
     """One line for an error that was raised in code of the user's own, or None for another one."""
-    paths = {str(path): path for path, _ in _modules}
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename in paths:
-            reason = str(error).strip().split("\n")[0]
-            return f"{frame.filename}, line {frame.lineno}: {type(error).__name__}: {reason}; mend the file"
-    return None
+    place = place_of(error, {str(path) for path, _ in _modules})
+    return None if place is None else f"{place}: {reason_of(error)}; fix the file"
 
 
 def _run(path: Path, flag: str) -> tuple[ModuleType, bytes, str]:
@@ -190,6 +206,7 @@ def _run(path: Path, flag: str) -> tuple[ModuleType, bytes, str]:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{flag}: {path} cannot be run: {type(error).__name__}: {error}; mend the file") from error
+            place = place_of(error, {str(path)}) or f"{path} cannot be run"
+            raise UserError(f"{flag}: {place}: {reason_of(error)}; fix the file") from error
         _modules[path, sha256] = module
     return _modules[path, sha256], source, sha256

@@ -93,8 +93,29 @@ def option(default: Any, *, aliases: tuple[str | Alias, ...] = (), **facts: Any)
     return dataclasses.field(default=default, metadata={"facts": Facts(aliases=named, **facts)})
 
 
+def checks_names(cls: Config) -> Config:
+    """Has a dataclass raise a UserError, which suggests the nearest field, for a keyword that is not a field."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def with_known_names(self: Any, *values: Any, **named: Any) -> None:
+        for name in named:
+            if name not in names:
+                hint = nearest(name, names) or f"; its fields are {', '.join(names)}"
+                raise UserError(f"{name} is not a field of {cls.__name__}{hint}")
+        init(self, *values, **named)
+
+    cls.__init__ = with_known_names
+    return cls
+
+
 def accepts_aliases(cls: Config) -> Config:
-    """Lets a dataclass of options be made with the earlier names of its fields too, as older experiment files do."""
+    """Lets a dataclass of options be made with the earlier names of its fields too, as older experiment files do.
+
+    Other unknown names raise a UserError, see `checks_names`.
+    """
+    cls = checks_names(cls)
     earlier = {
         alias.name: (field.name, alias)
         for field in dataclasses.fields(cls)
@@ -187,14 +208,22 @@ def _choice_problem(value: Any, choices: tuple[str, ...]) -> str | None:
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:
-    """`; did you mean …?` with the choice that is nearest to a mistyped one, or nothing.
+    """`; did you mean …?` with the choice that a mistyped value is near to, or nothing if it is near to none.
 
     >>> nearest("rms_norm", ["layernorm", "rmsnorm"])
     '; did you mean rmsnorm?'
+    >>> nearest("top_n_sigma", ["typical", "greedy"])
+    ''
     """
+    near = closest(value, choices)
+    return "" if near is None else f"; did you mean {near}?"
+
+
+def closest(value: str, choices: Iterable[str]) -> str | None:
+    """The choice that a mistyped value is nearest to, apart from case, dashes and underscores; None if none is near."""
     spelled = {choice.replace("_", "").replace("-", "").lower(): choice for choice in choices}
-    near = difflib.get_close_matches(value.replace("_", "").replace("-", "").lower(), spelled, n=1, cutoff=0.5)
-    return f"; did you mean {spelled[near[0]]}?" if near else ""
+    near = difflib.get_close_matches(value.replace("_", "").replace("-", "").lower(), spelled, n=1, cutoff=0.6)
+    return spelled[near[0]] if near else None
 
 
 def _listed(choices: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate import requests
 from minigpt_jax.generate.generation import Generation, generations
 from minigpt_jax.generate.methods import as_sampler
-from minigpt_jax.generate.programs import bucket, programs, row_bucket, scorer
+from minigpt_jax.generate.programs import programs, scorer
 from minigpt_jax.generate.settings import GenerationSettings, check_row_ids, signature_of_settings
 from minigpt_jax.generate.texts import (
     StopScanner,
@@ -29,6 +29,7 @@ from minigpt_jax.generate.texts import (
 )
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Sampler
+from minigpt_jax.samplers.buckets import power_bucket, row_bucket
 from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_code import trusted_experiment
 from minigpt_jax.storage.run_dir import RunDir
@@ -191,7 +192,7 @@ class LanguageModel:
                     f"the text {abbreviated(text)!r} has {len(tokens) - 1} tokens, and the window holds {window}; "
                     "shorten it"
                 )
-        width = bucket(max(map(len, ids), default=1) - 1, 8, window)
+        width = power_bucket(max(map(len, ids), default=1) - 1, 8, window)
         rows = np.full((row_bucket(len(ids), devices.local_devices()), width + 1), PAD_ID, np.int32)
         for row, tokens in zip(rows, ids, strict=False):
             row[: len(tokens)] = tokens
@@ -250,7 +251,7 @@ class LanguageModel:
         most, vocabulary_size = max(one.top_logprobs for one in settings), self.model.vocabulary_size
         if most > vocabulary_size:
             raise UserError(f"--top-logprobs {most}: the vocabulary has {vocabulary_size:,} tokens; ask for fewer")
-        return samplers.checked(processors), bucket(most, 8, vocabulary_size) if most else 0
+        return samplers.checked(processors), power_bucket(most, 8, vocabulary_size) if most else 0
 
 
 def _settings(

@@ -9,7 +9,7 @@ Several values of a setting make several samplers, and several settings every co
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ def parse(text: str, flag: str = "--sampler", settings: Mapping[str, Any] | None
         UserError: there is no such sampler, it has no such setting, or a value is not of the setting's type.
     """
     name, kind, assignments = _split(text, flag)
-    taken = settings_of(kind)
+    taken, is_own = settings_of(kind), ".py:" in name
     values = {}
     for assignment in assignments:
         setting, equals, given = assignment.partition("=")
@@ -52,7 +52,9 @@ def parse(text: str, flag: str = "--sampler", settings: Mapping[str, Any] | None
         if not equals:
             raise UserError(f"{flag} {text}: {assignment!r} is no setting; write {name}:{_example(taken)}")
         if setting not in taken:
-            raise UserError(f"{flag} {text}: {name} has no setting {setting}{nearest(setting, taken)}; {_takes(taken)}")
+            raise UserError(
+                f"{flag} {text}: {name} has no setting {setting}{nearest(setting, taken)}; {_takes(taken, is_own)}"
+            )
         if setting in values:
             raise UserError(f"{flag} {text}: {setting} is given twice; separate several values by commas")
         values[setting] = list(_values(given, taken[setting], f"{flag} {text}: {setting}"))
@@ -60,11 +62,16 @@ def parse(text: str, flag: str = "--sampler", settings: Mapping[str, Any] | None
     for setting in fixed:
         option = "--" + setting.replace("_", "-")
         if setting not in taken:
-            raise UserError(f"{option} is not a setting of {flag} {name}: {_takes(taken, '--')}")
+            own = f"give its settings after its name, as in {name}:{_example(taken)}"
+            how = own if is_own else _takes(taken, dashes="--")
+            raise UserError(f"{option} is not a setting of {flag} {name}: {how}")
         if setting in values:
             raise UserError(f"{option}: {flag} {text} gives {setting} too; drop one of the two")
     if (count := np.prod([len(several) for several in values.values()], dtype=float)) > MAX_METHODS:
         raise UserError(f"{flag} {text} stands for {count:,.0f} methods; give {MAX_METHODS:,} at most")
+    needed = [field.name for field in dataclasses.fields(kind) if field.init and _has_no_default(field)]
+    if lacking := [setting for setting in needed if setting not in {*values, *fixed}]:
+        raise UserError(f"{flag} {text}: {lacking[0]} has no default; give {name}:{_example(lacking)}")
     methods = []
     for chosen in itertools.product(*values.values()):
         given = dict(zip(values, chosen, strict=True))
@@ -163,13 +170,19 @@ def _value(text: str, kind: type, label: str) -> Any:
         raise UserError(f"{label}={text}: must be {words[kind]}") from None
 
 
-def _takes(taken: Mapping[str, type], dashes: str = "") -> str:
+def _takes(taken: Mapping[str, type], is_own: bool = False, dashes: str = "") -> str:
+    """Which settings a sampler takes; of one of the user's own, how it gets them too."""
     names = [dashes + (name.replace("_", "-") if dashes else name) for name in taken]
-    return "it takes " + (", ".join(names) or "no settings")
+    how = " (a setting is an annotated field of a @dataclass(frozen=True))" if is_own else ""
+    return f"it takes {', '.join(names) or 'no settings'}{how}"
 
 
-def _example(taken: Mapping[str, type]) -> str:
-    return f"{next(iter(taken), 'setting')}=1"
+def _example(settings: Iterable[str]) -> str:
+    return f"{next(iter(settings), 'setting')}=…"
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,6 @@
 """The compiled programs of sampling and scoring. Weights are arguments, never constants."""
 
 import functools
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,16 +96,3 @@ def scorer(gpt: GPT) -> Any:
 
 def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:
     return apply(tokens_BT, length_B, slots, method="prefill")
-
-
-def row_bucket(rows: int, devices: int) -> int:
-    """Rows rounded up so that nearby numbers share a program: 1, 4, 16, 32, 64 … times the devices."""
-    return devices * next(n for n in itertools.chain((1, 4), (2**i for i in itertools.count(4))) if n * devices >= rows)
-
-
-def bucket(size: int, least: int, most: int | None = None) -> int:
-    """The next power of two times `least`, so that nearby sizes share a program; at most `most`."""
-    bucket = least
-    while bucket < size:
-        bucket *= 2
-    return bucket if most is None else min(bucket, most)

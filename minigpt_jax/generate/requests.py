@@ -9,12 +9,12 @@ import numpy as np
 from minigpt_jax import samplers
 from minigpt_jax.config import BOS_ID, PAD_ID
 from minigpt_jax.errors import UserError
-from minigpt_jax.generate.programs import bucket, row_bucket
 from minigpt_jax.generate.settings import GenerationSettings
 from minigpt_jax.generate.texts import abbreviated
 from minigpt_jax.model import GPT
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Request, Sampler
+from minigpt_jax.samplers.buckets import power_bucket, row_bucket
 
 
 class Row(NamedTuple):
@@ -68,8 +68,8 @@ class Sizes(NamedTuple):
 
 def sizes(rows: Sequence[Row], window: int) -> Sizes:
     """The buckets that rows fit in."""
-    width = bucket(max(len(row.ids) for row in rows), 8, window)
-    room = bucket(max(row.limit for row in rows), 16)
+    width = power_bucket(max(len(row.ids) for row in rows), 8, window)
+    room = power_bucket(max(row.limit for row in rows), 16)
     return Sizes(row_bucket(len(rows), devices.local_devices()), width, room, min(width + room, window))
 
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minigpt_jax.config import nearest, options
-from minigpt_jax.config.options import check_option, option
+from minigpt_jax.config import options
+from minigpt_jax.config.options import check_option, checks_names, option
 from minigpt_jax.errors import UserError
 
 Stop = str | int | Sequence[int]
@@ -23,6 +23,7 @@ MAX_PENALTY = 1e4  # beyond it a penalised logit overflows float32
 _ROW_ID_END = 2**32
 
 
+@checks_names
 @dataclass(frozen=True)
 class GenerationSettings:
     """What is asked of generation, apart from the prompts and the sampler.
@@ -32,7 +33,7 @@ class GenerationSettings:
     single stop or processor stands for a sequence of one.
 
     Raises:
-        UserError: a value that no model allows.
+        UserError: a name that is no setting, or a value that no model allows.
     """
 
     max_new_tokens: int | None = option(None, at_least=1, at_most=MAX_NEW_TOKENS)
@@ -91,15 +92,11 @@ class GenerationSettings:
         Raises:
             UserError: a name that is no setting, or a value that is not allowed.
         """
-        for name in changes:
-            if name not in SETTINGS:
-                raise UserError(f"{name} is not a setting of generation{nearest(name, SETTINGS)}; {_LISTED}")
         return dataclasses.replace(self, **changes)
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(GenerationSettings))
 """The names of all settings."""
-_LISTED = f"there are {', '.join(SETTINGS)}"
 _NOT_NUMBERS = ("stop", "logit_bias", "processors")
 
 

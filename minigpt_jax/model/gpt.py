@@ -13,8 +13,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig, code
-from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, LayerState, Params, dense, norm
+from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig
+from minigpt_jax.model.blocks import (
+    Block,
+    Dropout,
+    DropoutCall,
+    Dtype,
+    LayerState,
+    Params,
+    check_result,
+    dense,
+    norm,
+    user_block,
+)
 from minigpt_jax.model.pointer import Pointer, PointerMixture
 from minigpt_jax.ops import kv_cache
 from minigpt_jax.ops.embedding import Embed
@@ -156,7 +167,7 @@ class GPT(nn.Module):
         if config.embedding_norm:
             self.embedding_norm = nn.RMSNorm(config.norm_epsilon, self.dtype, use_scale=False)
         self.dropout = Dropout(config.dropout)
-        block = Block if config.block == "transformer" else code.loaded(config.block)
+        block = Block if config.block == "transformer" else user_block(config.block)
         if config.remat:
             block = nn.remat(block, static_argnums=(5,))
         self.blocks = [block(config, self.dtype, name=f"block_{i}") for i in range(config.num_layers)]
@@ -281,7 +292,10 @@ class GPT(nn.Module):
         layers = []
         blocks = self.blocks * self.config.repeats
         for block, layer in zip(blocks, cache or [None] * len(blocks), strict=True):
-            x_BTD, state = block(x_BTD, position_BT, mask_BTS, layer, deterministic, dropout_call)
+            result = block(x_BTD, position_BT, mask_BTS, layer, deterministic, dropout_call)
+            if self.config.block != "transformer":
+                check_result(self.config.block, result, x_BTD, layer)
+            x_BTD, state = result
             layers.append(state)
         if self.config.norm_position == "pre":
             x_BTD = self.final_norm(x_BTD)

@@ -1,9 +1,9 @@
 """Sampling: from logits to tokens, by any method, for any model that can be stepped.
 
 A model is two functions, `prefill(tokens_BT, length_B) -> (logits_BV, hidden_BTD, cache)` and `step(tokens_B, cache,
-position_B) -> (logits_BV, hidden_BD, cache)`; a method is one of the dataclasses below, or one of your own that extends
-`Sampler`; what is asked of the method is a `Request`. All functions here are pure and meant to be traced in a `jax.jit`
-of the caller's, which takes the model's weights as an argument too:
+position_B) -> (logits_BV, hidden_BD, cache)`. A method is one of the dataclasses below, or one of your own that extends
+`Sampler`. A `Request` holds the prompts and the other settings. All functions here are pure. Call them inside a
+`jax.jit` of your own, which also takes the model's weights as an argument:
 
 >>> V = 10  # a model that counts: after each token comes the next one
 >>> def step(tokens_B, cache, position_B):
@@ -19,11 +19,12 @@ of the caller's, which takes the model's weights as an argument too:
 >>> generate(Greedy(), request([[1, 2], [7]], vocabulary_size=V, max_new_tokens=4)).tokens.tolist()
 [[[3, 4, 5, 6]], [[8, 9, 0, 1]]]
 
-One program serves all values in sampler and request; only shapes, the class of the sampler, which of its settings are
-None, the bucket of its width, and the processors make another. To see the tokens on the way, jit `start` and `advance`
-in place of `decode`, the latter with its state donated, and read `state.tokens`, `state.step` and `state.running`
-between calls. Every leaf of a request or a state has rows first (B, or B times the sampler's width), and rows may have
-generated different numbers of tokens, so that rows can also be put in the place of others between two calls.
+A compiled program serves all values in the sampler and the request. Another program is compiled for other shapes,
+another class of sampler, other static settings or settings that are None, another bucket of its width, and other
+processors. To read the tokens while they are generated, jit `start` and `advance` instead of `decode`, donate the state
+to `advance`, and read `state.tokens`, `state.step` and `state.running` between calls. The first axis of every leaf of a
+request or a state is its rows (B, or B times the sampler's width), and rows may have generated different numbers of
+tokens. So a caller can replace rows by others between two calls.
 """
 
 import dataclasses
@@ -43,7 +44,6 @@ from minigpt_jax.samplers.interface import (
     Request,
     Step,
     TopTokens,
-    bucket,
     concatenate,
     request,
 )
@@ -57,7 +57,6 @@ from minigpt_jax.samplers.methods import (
     TopK,
     TopP,
     Typical,
-    create,
     create_all,
 )
 from minigpt_jax.samplers.processors import checked
@@ -81,10 +80,8 @@ __all__ = [
     "TopTokens",
     "Typical",
     "advance",
-    "bucket",
     "checked",
     "concatenate",
-    "create",
     "create_all",
     "decode",
     "halt",
@@ -106,15 +103,15 @@ def decode(
     processors: Sequence[Processor] = (),
     top_logprobs: int = 0,
 ) -> Output:
-    """Samples from start to end.
+    """Generates the texts of a request from start to end.
 
     Args:
         prefill, step: the model.
         sampler: the method.
         request: prompts and settings, see `request`.
-        max_new_tokens: M, the shape of the output; the limits on new tokens in the request must not be above it.
+        max_new_tokens: M, the size of the output. The limits of the request's rows must be at most M.
         processors: functions (logits, tokens, length, step) -> logits, see `Processor`; called in this order.
-        top_logprobs: N, how many of the most probable tokens to record in the place of each new one.
+        top_logprobs: N, the number of most probable tokens to record at the position of each new token.
     """
     state = start(prefill, sampler, request, max_new_tokens, top_logprobs=top_logprobs)
     return result(sampler, request, advance(step, sampler, request, state, max_new_tokens, processors=processors))
@@ -144,21 +141,21 @@ def advance(
     *,
     processors: Sequence[Processor] = (),
 ) -> State:
-    """Goes on until every running row has at least `until` new tokens, a traced value, for all rows or for each.
+    """Generates until every running row has at least `until` new tokens: a traced value, for all rows or for each.
 
-    In chunks or in one call the tokens are the same. All running rows take part in every step: a row that is ahead of
-    the others gets further ahead. The other arguments are those of `decode`.
+    Several calls generate the same tokens as one. All running rows take part in every step, so a row that is ahead of
+    the others stays ahead. The other arguments are those of `decode`.
     """
     return sampler.driver.advance(step, sampler, _arrays(request), state, until, checked(processors))
 
 
 def result(sampler: Sampler, request: Request, state: State) -> Output:
-    """The output so far; of beam search, only hypotheses that have finished."""
+    """The output so far. That of beam search has only the hypotheses that have finished."""
     return sampler.driver.result(sampler, _arrays(request), state)
 
 
 def halt(state: State, rows: Bool[Array, "B"]) -> State:
-    """Puts rows to rest between two calls of `advance`, as if they were done."""
+    """Ends rows between two calls of `advance`."""
     return dataclasses.replace(state, running=state.running & ~rows)
 
 

@@ -1,8 +1,8 @@
 """The base class of every method of sampling, and how its settings become traced values.
 
-A method is a frozen dataclass and a JAX pytree. Its fields are leaves, so that a compiled program takes them as
-arguments and changing one compiles nothing. Its class, and the fields that are declared static, are part of the tree's
-structure, by which compiled programs are told apart.
+A method is a frozen dataclass and a JAX pytree. Its fields are leaves. A compiled program takes them as arguments, so a
+new value does not recompile. Its class and its static fields are the tree's structure, and each structure has a
+compiled program of its own.
 """
 
 import dataclasses
@@ -33,22 +33,22 @@ class Sampler:
     ...         return jax.vmap(jax.random.categorical)(key, logits / self.temperature)
 
     Nothing has to be registered. Every field is a traced value: inside `pick` it is a JAX scalar (or an array, if you
-    give one), and a new value compiles nothing anew. Two kinds of values are static, so that each makes a program of
-    its own: None, and a field declared by `dataclasses.field(metadata={"static": True})`, such as a string or a size.
+    give one), and a new value does not recompile. Two kinds of values are compiled in, so each new one recompiles:
+    None, and a field declared by `dataclasses.field(metadata={"static": True})`, such as a string or a size.
 
     Class attributes state what the rest of the code needs to know about a method.
     """
 
     name: ClassVar[str] = "sampler"
-    """What error lines and tables call the method; by default the name of the class."""
+    """The name of the method in errors and tables; by default the name of the class."""
     streams: ClassVar[bool] = True
-    """A row's tokens are final as soon as they are picked, so that its text can be streamed."""
+    """Whether a row's tokens are final as soon as they are picked, so that its text can be streamed."""
     draws: ClassVar[bool] = True
-    """The method uses its key, so that several texts of one prompt differ."""
+    """Whether the method uses its key, so that several texts of one prompt differ."""
     ranks: ClassVar[bool] = False
-    """A row's output is several hypotheses, best first."""
+    """Whether a row's output is several hypotheses, best first."""
     driver: ClassVar[ModuleType] = loop
-    """The module whose start, advance and result run the method."""
+    """The module whose functions `start`, `advance` and `result` run the method."""
     width: ClassVar[int] = 1
     """Rows of the model's step for each row of the request."""
 
@@ -64,11 +64,12 @@ class Sampler:
         Args:
             logits: the model's, after penalties, bias and processors; -inf where a token is banned. A method that has
                 a temperature divides by it here. (KerasHub divides before it calls a sampler, even a greedy one.)
-            key: each row's own, a function of the seed, the row and the position, so that a row's draws are
-                independent of its batch.
+            key: a key for each row. It depends on the seed, the row and the position, so a row's draws are independent
+                of its batch.
 
         Returns:
-            The ids of the picked tokens. A row whose picked token is banned ends.
+            The ids of the picked tokens. If `pick` returns a token whose logit is -inf, that row's text ends without
+            it.
         """
         raise UserError(f"the sampler {self.name} picks no token: give its class a method pick(self, logits, key)")
 
@@ -76,20 +77,20 @@ class Sampler:
         """Checks the settings before anything is compiled.
 
         Raises:
-            UserError: a setting is not allowed; the line names the flag of the command line, where there is one.
+            UserError: a setting is not allowed. The message names the flag of the command line, if there is one.
         """
 
 
 @functools.cache
 def _fields(method: type[Sampler]) -> tuple[dict[str, type | None], list[str]]:
-    """The dtypes of the traced fields by name, None where the annotation tells nothing; and the static fields."""
+    """The dtypes of the traced fields by name, or None where the annotation names none; and the static fields."""
     fields = dataclasses.fields(method)
     static = [field.name for field in fields if field.metadata.get("static")]
     return {field.name: _dtype(field.type) for field in fields if field.name not in static}, static
 
 
 def _dtype(annotation: Any) -> type | None:
-    # Read as text, since an annotation may be a string whose names cannot be looked up from here.
+    # Read as text, because an annotation may be a string whose names are unknown here.
     words = re.findall(r"\w+", annotation if isinstance(annotation, str) else str(annotation))
     kinds = {"float": np.float32, "int": np.int32, "bool": np.bool_}
     return next((dtype for word, dtype in kinds.items() if word in words), None)
@@ -110,7 +111,7 @@ def _unflatten(method: type[Sampler], static: tuple[Any, ...], leaves: Any) -> S
 
 
 def _leaf(sampler: Sampler, name: str, dtype: type | None) -> Any:
-    """A field's value as an array of one type, since JAX compiles anew for a 1 in place of a 1.0."""
+    """A field's value as an array of a fixed type, because JAX compiles another program for 1 than for 1.0."""
     value = getattr(sampler, name)
     if isinstance(value, str):
         raise UserError(
@@ -118,7 +119,7 @@ def _leaf(sampler: Sampler, name: str, dtype: type | None) -> Any:
             'dataclasses.field(metadata={"static": True}) does'
         )
     if not isinstance(value, bool | int | float | np.number | np.bool_):
-        return value  # an array, None, or what JAX puts in the place of a leaf
+        return value  # an array, None, or a placeholder that JAX puts there
     if dtype is np.int32 and value != np.floor(value):
         raise UserError(f"{sampler.name}: {name}={value} must be a whole number, as its annotation says")
     return (dtype or {bool: np.bool_, int: np.int32}.get(type(value), np.float32))(value)

@@ -1,17 +1,18 @@
-"""Beam search: live and finished hypotheses apart, and a proof that the search may end.
+"""Beam search, with separate live and finished hypotheses, and a proof that the search may end.
 
 Each step extends every live hypothesis by its best tokens. Of all these candidates, those that complete a stop sequence
-finish if they are among the best K; the best K of the others live on. Finished hypotheses are scored by
+finish if they are among the best K, and the best K of the others stay live. Finished hypotheses are scored by
 log-probability / ((5 + length) / 6)^alpha, and the best K are kept. A row's search ends at its limit, where the live
-hypotheses compete too; or as soon as no live one can still beat the worst finished one that is kept; or once bans leave
-no token to any.
+hypotheses count as finished too; or as soon as no live hypothesis can beat the worst finished one that is kept; or if
+all tokens are banned.
 
-The log-probability of a token is its controlled logit minus the logsumexp of max(controlled, model's own logits), taken
-token by token. So bans and penalties leave the other tokens the probabilities that the model gives them, and no step
-adds anything above 0, not even with a bias in a token's favour: a live hypothesis's score is bounded by its sum alone.
+The log-probability of a token is its controlled logit minus the logsumexp of the elementwise maximum of the controlled
+logits and the model's own. So bans and penalties do not change the probabilities of other tokens, and no step adds a
+positive number, even if a bias favours a token. A live hypothesis's sum therefore bounds its score.
 
 Letters: B rows, K hypotheses per row, R = B * K rows of the model's step, those of a row side by side, C candidates of
-each hypothesis, V vocabulary, M most new tokens, S = T + M positions of a history, N most probable tokens to record.
+each hypothesis, V vocabulary, M maximum number of new tokens, S = T + M positions of a history, N most probable tokens
+to record.
 """
 
 import dataclasses
@@ -32,25 +33,25 @@ from minigpt_jax.samplers.interface import Output, Prefill, Processor, Request, 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Texts:
-    """Hypotheses as they were built, token by token."""
+    """The texts of hypotheses."""
 
     tokens: Int[Array, "B K S"]
     """Prompt, new tokens, and then anything."""
     logprobs: Float[Array, "B K M"]
     """The model's own log-probability of each new token."""
     top: TopTokens | None
-    """[B K M N] each: the most probable tokens in each new one's place, if they are recorded."""
+    """[B K M N] each: the most probable tokens at each new token's position, if they are recorded."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Finished:
-    """The finished hypotheses of each row, best first; slots that are not taken yet have a score of -inf."""
+    """The finished hypotheses of each row, best first. Empty slots have a score of -inf."""
 
     score: Float[Array, "B K"]
     texts: Texts
     length: Int[Array, "B K"]
-    """New tokens, the stop sequence included."""
+    """Number of new tokens, including the stop sequence."""
     stopped: Bool[Array, "B K"]
 
 
@@ -64,16 +65,16 @@ class State:
     logits: Float[Array, "R V"]
     """The model's, after their last tokens."""
     total: Float[Array, "B K"]
-    """Sum of each live hypothesis's log-probabilities, best first; -inf: none lives here."""
+    """The sum of each live hypothesis's log-probabilities, best first; -inf in an empty slot."""
     texts: Texts
     finished: Finished
     running: Bool[Array, "B"]
-    """The search of the row goes on."""
+    """Whether the search of the row continues."""
     step: Int[Array, "B"]
 
 
 def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int, top_logprobs: int) -> State:
-    """Reads the prompts; each row has one live hypothesis, with no new token."""
+    """Runs the model over the prompts. Each row gets one live hypothesis, without a new token."""
     logits_BV, _, cache = prefill(request.tokens, request.length)
     blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens, top_logprobs)
     wide = lambda x: jnp.repeat(x[:, None], sampler.width, axis=1)  # noqa: E731
@@ -122,17 +123,17 @@ def result(sampler: Any, request: Request, state: State) -> Output:
 
 
 def length_divisor(length: Any, alpha: Any) -> Any:
-    """What a log-probability is divided by (Wu et al. 2016)."""
+    """The divisor of a log-probability, by the length of its text (Wu et al. 2016)."""
     return ((5.0 + length) / 6.0) ** alpha
 
 
 def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Processor]) -> State:
-    """One more token for every live hypothesis; their logits are still to be computed."""
+    """Appends a token to every live hypothesis. The caller then computes the logits after it."""
     rows, width = state.total.shape
     step_B1, length_B1 = state.step[:, None], state.step[:, None] + 1
     allowed_K = jnp.arange(width) < sampler.num_beams
 
-    # The best tokens of each hypothesis: enough that K are left when those that complete a stop sequence are set apart.
+    # The best tokens of each hypothesis: enough to leave K of them without those that complete a stop sequence.
     wide = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), request)
     history_RS, step_R = state.texts.tokens.reshape(rows * width, -1), jnp.repeat(state.step, width)
     model_RV = state.logits
@@ -145,7 +146,7 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
     stops_RC = processors.stops_at(tokens_RC, wide.stops, history_RS, wide.length, step_R)
     top_RN = loop.most_probable(state.texts.top, model_RV, model_norm_R1[:, 0])
 
-    # The candidates of a row side by side, and what becomes of a hypothesis that takes one.
+    # The candidates of a row, side by side.
     gain_BKC = (values_RC - norm_R1).reshape(rows, width, -1)
     total_BN = (state.total[:, :, None] + gain_BKC).reshape(rows, -1)
     tokens_BN, logprobs_BN, stops_BN = (x.reshape(rows, -1) for x in (tokens_RC, logprobs_RC, stops_RC))
@@ -176,13 +177,13 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
     total_BK, parent_BK, texts, unstopped_BK = best(jnp.where(stops_BN, -jnp.inf, total_BN))
     at_limit_B = length_B1[:, 0] >= request.limit
     limited = finished(jnp.where(at_limit_B[:, None], total_BK, -jnp.inf), texts, length_B1, unstopped_BK)
-    # Where bans leave no hypothesis a token, the live ones end as they are.
+    # If all tokens of all hypotheses are banned, the live ones finish as they are.
     stuck_B = (total_BK.max(axis=1) == -jnp.inf) & (stopping.score.max(axis=1) == -jnp.inf) & (state.step > 0)
     stuck_BK = jnp.where(stuck_B[:, None] & allowed_K[None], state.total, -jnp.inf)
     stuck = finished(stuck_BK, state.texts, step_B1, jnp.zeros(stuck_BK.shape, bool))
     kept = _merge(allowed_K, state.finished, stopping, limited, stuck)
 
-    # LossSums only fall, and the divisor changes one way with length: the best score to come is at one of its two ends.
+    # Sums only fall, and the divisor is monotonic in the length, so the best possible score is at one of the two ends.
     shortest_B, longest_B = (
         length_divisor(length_B, sampler.length_penalty) for length_B in (length_B1[:, 0] + 1, request.limit)
     )
@@ -201,7 +202,7 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
 
 
 def _merge(allowed_K: Array, *groups: Finished) -> Finished:
-    """The best of several groups of finished hypotheses, earlier groups first among equals."""
+    """The best of several groups of finished hypotheses. Of equal ones, those of earlier groups come first."""
     pool = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *groups)
     score_BK, index_BK = lax.top_k(pool.score, allowed_K.size)
     best = jax.tree.map(lambda leaf: _take(leaf, index_BK), pool)

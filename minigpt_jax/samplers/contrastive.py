@@ -1,13 +1,13 @@
-"""Contrastive search (Su et al. 2022): probable tokens that are unlike the text so far.
+"""Contrastive search (Su et al. 2022): probable tokens that differ from the text so far.
 
-Of the k most probable tokens v the one with the greatest (1 - alpha) p(v) - alpha max_j cos(h_v, h_j) is taken, where
-h_v is the model's last hidden state at v, if v came next, and j runs over the prompt and all tokens since. The k
-candidates of a row are one batched step of the model, and the step of the one that is taken is not run again.
+Of the k most probable tokens v, it takes the one with the greatest (1 - alpha) p(v) - alpha max_j cos(h_v, h_j). Here
+h_v is the model's last hidden state at v if v is the next token, and j runs over the prompt and all tokens since. The k
+candidates of a row are one batched step of the model. The step of the chosen token is not run again.
 
-p(v) is the model's own probability in the full vocabulary; bans and penalties act on it as in beam search.
+p(v) is the model's own probability in the full vocabulary. Bans and penalties change it as in beam search.
 
 Letters: B rows, K candidates per row, R = B * K rows of the model's step, those of a row side by side, V vocabulary,
-M most new tokens, S = T + M positions of a history, D width.
+M maximum number of new tokens, S = T + M positions of a history, D width.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from minigpt_jax.samplers.interface import Prefill, Processor, Request, Step
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State(loop.State):
-    """As for the other methods, but the cache has R rows, those of a group all alike."""
+    """The state of `loop`, but the cache has R rows, of which all rows of a group are equal."""
 
     hidden: Float[Array, "B S D"]
-    """The hidden state at each token, of length 1."""
+    """The hidden state at each token, normalised to length 1."""
 
 
 def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int, top_logprobs: int) -> State:
-    """Reads the prompts; no token is picked yet."""
+    """Runs the model over the prompts. No token is picked yet."""
     logits_BV, hidden_BTD, cache = prefill(request.tokens, request.length)
     blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens, top_logprobs)
     return State(**vars(blank), hidden=jnp.pad(_unit(hidden_BTD), ((0, 0), (0, max_new_tokens), (0, 0))))
@@ -44,7 +44,7 @@ def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int,
 def advance(
     step: Step, sampler: Any, request: Request, state: State, until: int | Array, extra: Sequence[Processor]
 ) -> State:
-    """Picks tokens until every running row has `until` of them."""
+    """Picks tokens until every running row has at least `until` new ones."""
     pick = lambda state: _pick(step, sampler, request, state, extra)  # noqa: E731
     return lax.while_loop(lambda state: loop.unfinished(state, until), pick, state)
 
@@ -58,7 +58,7 @@ def _pick(step: Step, sampler: Any, request: Request, state: State, extra: Seque
     norm_B1 = jax.nn.logsumexp(jnp.maximum(controlled_BV, state.logits), axis=1, keepdims=True)
     values_BK, tokens_BK = selection.top(controlled_BV, width)
 
-    # Each candidate as if it came next. Rows at rest stay within their limit.
+    # The step of every candidate. Rows that have ended stay within their limit.
     position_B = request.length + jnp.clip(state.step, 0, jnp.maximum(request.limit - 1, 0))
     position_R = jnp.repeat(position_B, width)
     logits_RV, hidden_RD, cache = step(tokens_BK.reshape(-1), state.cache, position_R)
@@ -75,7 +75,7 @@ def _pick(step: Step, sampler: Any, request: Request, state: State, extra: Seque
     chosen_R = jnp.repeat(row_B * width + chosen_B, width)
     return dataclasses.replace(
         loop.append(request, state, tokens_BK[row_B, chosen_B], values_BK[row_B, chosen_B] > -jnp.inf),
-        # All rows of a group hold one context, so only the new token has to be copied to the others.
+        # All rows of a group have the same context, so only the new token is copied to the others.
         cache=kv_cache.adopt(cache, chosen_R, position_R),
         logits=logits_RV[chosen_R[::width]].astype(jnp.float32),
         hidden=state.hidden.at[row_B, position_B].set(hidden_BKD[row_B, chosen_B]),

@@ -1,7 +1,7 @@
-"""What a caller asks for and what comes back: the data that every method of sampling shares.
+"""The request and the output, which all methods of sampling share.
 
 Letters: B rows (prompts), T prompt positions, S positions of a row's history (prompt and new tokens), V vocabulary,
-M most new tokens, K hypotheses per row, E stop sequences, L their greatest length, D width.
+M maximum number of new tokens, K hypotheses per row, E stop sequences, L their greatest length, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt
 
 from minigpt_jax import rng
 from minigpt_jax.errors import UserError
+from minigpt_jax.samplers.buckets import power_bucket
 
 GREATEST_PENALTY = 1e4
 GREATEST_BIAS = 1e6
@@ -21,30 +22,30 @@ GREATEST_BIAS = 1e6
 Prefill = Callable[[Int[Array, "B T"], Int[Array, "B"]], tuple[Float[Array, "B V"], Float[Array, "B T D"], PyTree]]
 """(right-padded prompts, their lengths) -> logits after each row's last token, hidden states, and the cache.
 
-A cache is any pytree with rows first in every leaf; it needs room for prompt and new tokens.
+A cache is any pytree whose leaves have the rows as their first axis. It needs room for the prompt and the new tokens.
 """
 
 Step = Callable[[Int[Array, "B"], PyTree, Int[Array, "B"]], tuple[Float[Array, "B V"], Float[Array, "B D"], PyTree]]
 """(one token per row, the cache, the tokens' positions) -> logits after them, hidden states, and the cache with them.
 
-It is called for B rows, or for B times as many as there are beams or candidates, those of a row side by side.
+It is called for B rows, or for B times the number of beams or candidates, with those of a row side by side.
 """
 
 Processor = Callable[[Float[Array, "B V"], Int[Array, "B S"], Int[Array, "B"], Int[Array, "B"]], Float[Array, "B V"]]
 """(logits, histories, lengths of the prompts, tokens generated since) -> logits: a logit processor of the user's own.
 
-A pure function that JAX can trace. Of a history the first length + step tokens count. It is called after penalties,
-bias and bans and before the temperature; by beam search with a row for each hypothesis.
+It is a pure function that JAX can trace. Only the first length + step tokens of a history are valid. It is called after
+penalties, bias and bans, and before the temperature. Beam search calls it with a row for each hypothesis.
 """
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Request:
-    """Prompts, and what is asked of every method alike, row by row, so that rows of several callers share a batch.
+    """Prompts, and the settings that all methods share, for each row, so that rows of several callers share a batch.
 
-    All of it is traced: changing a value compiles nothing. Make one with `request`, which fills in the neutral values,
-    checks them and settles their types; `concatenate` makes one of several.
+    All fields are traced, so a new value does not recompile. `request` makes one: it checks the values, converts them
+    to fixed types and fills in defaults. `concatenate` joins several.
     """
 
     tokens: Int[Array, "B T"]
@@ -52,19 +53,19 @@ class Request:
     length: Int[Array, "B"]
     """Tokens in each prompt."""
     limit: Int[Array, "B"]
-    """Most new tokens, no more than the M that the program has room for; 0: none, a row of padding."""
+    """Maximum number of new tokens, at most M; 0 for a row of padding."""
     row_id: UInt[Array, "B"]
-    """With the seed and the position, what a row's random draws depend on."""
+    """A row's random draws depend on this, on the seed and on the position."""
     copy: UInt[Array, "B"]
-    """Which of several texts of one prompt the row is, from 0 on: folded into the key of its draws."""
+    """The index of the row among several texts of one prompt. It is folded into the key of the row's draws."""
     seed: UInt[Array, "B 2"]
     """A seed as `rng.words` gives it."""
     pad_id: Int[Array, "B"]
     """The token that fills a row after its end."""
     stops: Int[Array, "B E L"]
-    """Token sequences, any of which among a row's new tokens ends it; -1 after each one's end."""
+    """Token sequences, each padded with -1. A row ends once its new tokens contain one of them."""
     min_new_tokens: Int[Array, "B"]
-    """No stop sequence ends among a row's first so many new tokens."""
+    """Before this many new tokens, tokens that would complete a stop sequence are banned."""
     repetition_penalty: Float[Array, "B"]
     """Divides the positive and multiplies the negative logits of all tokens in the row, prompt included; 1: none."""
     presence_penalty: Float[Array, "B"]
@@ -72,13 +73,13 @@ class Request:
     frequency_penalty: Float[Array, "B"]
     """Subtracted from a token's logit for each time that it has been generated in the row; 0: none."""
     no_repeat_ngram: Int[Array, "B"]
-    """No n-gram of this size comes twice in a row, prompt included; 0: they may."""
+    """Bans tokens that would repeat an n-gram of this size in the row, prompt included; 0: off."""
     logit_bias: Float[Array, "B V"]
-    """Added to the logits; -inf bans a token. A row to which bans leave no token ends before its limit."""
+    """Added to the logits; -inf bans a token. A row whose tokens are all banned ends before its limit."""
 
 
 class TopTokens(NamedTuple):
-    """The most probable tokens at each new token's place, by the model's own distribution, best first."""
+    """The most probable tokens at each new token's position, by the model's own distribution, best first."""
 
     tokens: Int[Array, "*rows N"]
     logprobs: Float[Array, "*rows N"]
@@ -89,21 +90,21 @@ class TopTokens(NamedTuple):
 class Output:
     """New tokens of K hypotheses per row, best first; K is 1 except for beam search.
 
-    Where beam search has found fewer than K, the last have a score of -inf and no tokens.
+    If beam search has found fewer than K hypotheses, the rest have a score of -inf and no tokens.
     """
 
     tokens: Int[Array, "B K M"]
-    """New tokens, the stop sequence included, then padding."""
+    """New tokens, including the stop sequence, then padding."""
     logprobs: Float[Array, "B K M"]
-    """The model's own log-probability of each, before any processor; then 0."""
+    """The model's own log-probability of each new token, before any processor; then 0."""
     length: Int[Array, "B K"]
-    """New tokens."""
+    """Number of new tokens."""
     stopped: Bool[Array, "B K"]
-    """Whether a stop sequence ended the text; else its limit did, or it has not ended yet."""
+    """Whether a stop sequence ended the text. Otherwise its limit or bans did, or it has not ended yet."""
     score: Float[Array, "B K"]
-    """Beam search: what it ranks by. Others: the sum of the log-probabilities."""
+    """The score by which beam search ranks; for other methods the sum of the log-probabilities."""
     top: TopTokens | None = None
-    """[B K M N] each, if asked for; padding and 0 after the new tokens."""
+    """[B K M N] each, if they are recorded; padding and 0 after the new tokens."""
 
 
 def request(
@@ -124,25 +125,25 @@ def request(
     no_repeat_ngram: int | Sequence[int] = 0,
     logit_bias: Any = None,
 ) -> Request:
-    """A request with checked values of settled types, as NumPy arrays.
+    """A request with checked values of fixed types, as NumPy arrays.
 
-    A number stands for all rows; where a sequence is allowed, it has one for each row.
+    A number is for all rows. A sequence, where one is allowed, has a number for each row.
 
     Args:
         prompts: token ids of each prompt, at least one.
         vocabulary_size: V.
-        max_new_tokens: the limit on new tokens.
-        width: T, to which prompts are padded; the longest prompt by default.
+        max_new_tokens: the maximum number of new tokens.
+        width: T, the width to which prompts are padded; that of the longest prompt by default.
         row_ids: 0, 1, 2 ... by default; 32 bits each.
         copies: 0 for all rows by default.
-        stops: the same for all rows, padded to sizes that nearby numbers of them share. Rows that stop at different
-            sequences are requests of their own, to be put together by `concatenate`.
+        stops: the stop sequences of all rows, padded to bucketed sizes. For rows with different stop sequences, make
+            several requests and join them with `concatenate`.
         logit_bias: [V] or [B V] numbers, or None.
 
-    The rest is as in `Request`.
+    The other arguments are the fields of `Request`.
 
     Raises:
-        UserError: a value that is not allowed; the line names the command line's flag for it.
+        UserError: a value is not allowed. The message names its flag of the command line.
     """
     for value in np.ravel(min_new_tokens):
         if value < 0:
@@ -177,7 +178,7 @@ def request(
     def by_row(value: Any, dtype: Any) -> np.ndarray:
         return np.broadcast_to(np.asarray(value, dtype), (rows,)).copy()
 
-    stops_EL = _padded(stops, _size(len(stops)), _size(max(map(len, stops), default=0)), -1)
+    stops_EL = _padded(stops, power_bucket(len(stops), 4), power_bucket(max(map(len, stops), default=0), 4), -1)
     fields: dict[str, Any] = dict(
         tokens=_padded(prompts, rows, max(length) if width is None else width, pad_id),
         length=length,
@@ -198,7 +199,7 @@ def request(
 
 
 def concatenate(requests: Sequence[Request]) -> Request:
-    """One request of the rows of several, whose vocabularies are of one size, on the host."""
+    """Joins the rows of several requests, whose vocabularies must have the same size, on the host."""
 
     def join(fill: int, *leaves: Any) -> np.ndarray:
         shape = np.max([leaf.shape[1:] for leaf in leaves], axis=0)
@@ -208,12 +209,6 @@ def concatenate(requests: Sequence[Request]) -> Request:
     fields = {name: [getattr(one, name) for one in requests] for name in vars(requests[0])}
     joined: dict[str, Any] = {name: join(-1 if name == "stops" else 0, *leaves) for name, leaves in fields.items()}
     return Request(**joined)
-
-
-def bucket(n: int) -> int:
-    """n rounded up, so that nearby numbers share a program: 1, 2, 4, 6 .. 16, 20, 24 .. 32, 40, 48 .."""
-    grain = 1 if n <= 2 else 1 << max(1, (n - 1).bit_length() - 3)
-    return max(1, -(-n // grain) * grain)
 
 
 def _checked_bias(logit_bias: Any, vocabulary_size: int) -> np.ndarray:
@@ -238,8 +233,3 @@ def _padded(sequences: Sequence[Sequence[int]], rows: int, width: int, fill: int
     for row, sequence in zip(table, sequences, strict=False):
         row[: len(sequence)] = sequence
     return table
-
-
-def _size(n: int) -> int:
-    """n rounded up to a power of two, at least 4."""
-    return 1 << max(2, (n - 1).bit_length())

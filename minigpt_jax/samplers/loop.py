@@ -1,7 +1,7 @@
 """The while_loop of the methods that pick one token per row at a time.
 
-Letters: B rows, T prompt positions, V vocabulary, M most new tokens, S = T + M positions of a row's history, N most
-probable tokens to record.
+Letters: B rows, T prompt positions, V vocabulary, M maximum number of new tokens, S = T + M positions of a row's
+history, N most probable tokens to record.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from minigpt_jax.samplers.interface import Output, Prefill, Processor, Request, 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """What changes from token to token. Every leaf has rows first, and rows may have generated different numbers."""
+    """What changes with each token. Rows are the first axis of every leaf, and their numbers of tokens may differ."""
 
     cache: PyTree
     """All tokens of each row."""
@@ -34,20 +34,20 @@ class State:
     logprobs: Float[Array, "B M"]
     """The model's own log-probability of each new token."""
     top: TopTokens | None
-    """[B M N] each: the most probable tokens in each new one's place, if they are recorded."""
+    """[B M N] each: the most probable tokens at each new token's position, if they are recorded."""
     step: Int[Array, "B"]
-    """New tokens."""
+    """Number of new tokens."""
     stopped: Bool[Array, "B"]
-    """A stop sequence is complete."""
+    """Whether a stop sequence is complete."""
     running: Bool[Array, "B"]
-    """There are tokens to come."""
+    """Whether the row gets more tokens."""
 
 
 AnyState = TypeVar("AnyState", bound=State)
 
 
 def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int, top_logprobs: int) -> State:
-    """Reads the prompts; no token is picked yet."""
+    """Runs the model over the prompts. No token is picked yet."""
     logits_BV, _, cache = prefill(request.tokens, request.length)
     return blank(request, logits_BV, cache, max_new_tokens, top_logprobs)
 
@@ -55,16 +55,16 @@ def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int,
 def advance(
     step: Step, sampler: Any, request: Request, state: State, until: int | Array, extra: Sequence[Processor]
 ) -> State:
-    """Picks tokens until every running row has `until` of them."""
+    """Picks tokens until every running row has at least `until` new ones."""
 
     def body(state: State) -> State:
         controlled_BV = processors.control(request, state.logits, state.tokens, state.step, extra)
         picked_B = _picked(sampler, controlled_BV, keys(request, state.step))
-        # Where nothing is allowed, whatever was picked has a logit of -inf.
+        # If all tokens of a row are banned, the picked one has a logit of -inf.
         allowed_B = controlled_BV[jnp.arange(picked_B.size), picked_B] > -jnp.inf
         state = append(request, state, picked_B, allowed_B)
-        # Picking first and stepping after wastes the very last step. The other way round, picking would have to be
-        # compiled twice; and a condition on the step would copy the cache.
+        # This order wastes the last step of the model. The other order would compile the picking twice, and a condition
+        # around the step would copy the cache.
         position_B = last_position(request, state.step)
         tokens_B = jnp.take_along_axis(state.tokens, position_B[:, None], axis=1)[:, 0]
         logits_BV, _, cache = step(tokens_B, state.cache, position_B)
@@ -113,23 +113,23 @@ def unfinished(state: Any, until: int | Array) -> Bool[Array, ""]:
 
 
 def keys(request: Request, step: Int[Array, "B"]) -> Key[Array, "B"]:
-    """The key of each row's next draw: a function of the row's seed, id, copy and position alone."""
+    """The key of each row's next draw. It depends only on the row's seed, id, copy and position."""
     stream_B = jax.vmap(lambda seed: rng.stream(seed, "sample"))(request.seed)
     key_B = rng.at(stream_B, request.row_id, request.length + step)
     return jnp.where(request.copy > 0, rng.at(key_B, request.copy), key_B)
 
 
 def append(request: Request, state: AnyState, tokens: Int[Array, "B"], allowed: Bool[Array, "B"]) -> AnyState:
-    """Gives each running row its next token, and finds the rows that end with it.
+    """Appends the next token to each running row, and ends the rows that are complete.
 
-    A row whose token is not `allowed`, since bans leave it none, ends without it.
+    A row whose token is not `allowed` ends without it.
     """
     running_B = state.running & allowed
     stops_B = processors.stops_at(tokens[:, None], request.stops, state.tokens, request.length, state.step)[:, 0]
     stops_B &= running_B
     rows = jnp.arange(tokens.shape[0])
     norm_B = jax.nn.logsumexp(state.logits, axis=1)
-    # Of a row at rest, what stands after its last token may be written anew, in the same way.
+    # In a row that has ended, this writes padding after its last token.
     return dataclasses.replace(
         state,
         tokens=state.tokens.at[rows, request.length + state.step].set(jnp.where(running_B, tokens, request.pad_id)),
@@ -148,7 +148,7 @@ def append(request: Request, state: AnyState, tokens: Int[Array, "B"], allowed: 
 
 
 def most_probable(top: TopTokens | None, logits: Float[Array, "B V"], norm: Float[Array, "B"]) -> TopTokens | None:
-    """The most probable tokens [B N] to be recorded for the next place; None where `top`, the record, is None."""
+    """The most probable tokens [B N] at the next position; None if `top`, the record, is None."""
     if top is None:
         return None
     values_BN, tokens_BN = selection.top(logits, top.tokens.shape[-1])
@@ -156,7 +156,7 @@ def most_probable(top: TopTokens | None, logits: Float[Array, "B V"], norm: Floa
 
 
 def recorded(pad_id: Int[Array, "B"], top: TopTokens | None, new: Bool[Array, "B K M"]) -> TopTokens | None:
-    """The record [B K M N] with padding in place of what is not new."""
+    """The record [B K M N] with padding where `new` is false."""
     if top is None:
         return None
     return TopTokens(
@@ -166,7 +166,7 @@ def recorded(pad_id: Int[Array, "B"], top: TopTokens | None, new: Bool[Array, "B
 
 
 def last_position(request: Request, step: Int[Array, "B"]) -> Int[Array, "B"]:
-    """The position of each running row's newest token; some position within its limit for the others."""
+    """The position of each running row's newest token. Other rows get some position within their limit."""
     return jnp.maximum(request.length + jnp.clip(step, 0, request.limit - 1) - 1, 0)
 
 
@@ -178,8 +178,9 @@ def generated(pad_id: Array, tokens: Array, length: Array, new: Array) -> Array:
 
 
 def _picked(sampler: Any, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-    """What the sampler picks, checked while it is traced, since `pick` may be a user's own."""
-    picked = jnp.asarray(sampler.pick(logits, key))
+    """The sampler's tokens, whose shape and type are checked, because `pick` may be the user's own."""
+    mend = 'use jnp.where on settings, or declare one static: field(metadata={"static": True})'
+    picked = jnp.asarray(processors.traced(sampler.pick, f"{sampler.name}.pick", mend, logits, key))
     if picked.shape != key.shape or not jnp.issubdtype(picked.dtype, jnp.integer):
         raise UserError(
             f"{sampler.name}.pick returned {picked.dtype}{list(picked.shape)}: it must return one token id per row, "

@@ -1,7 +1,6 @@
-"""The methods of choosing the next token. See `base.Sampler` for how to add one of your own."""
+"""The methods of choosing the next token. `base.Sampler` says how to add one of your own."""
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from minigpt_jax.errors import UserError
 from minigpt_jax.samplers import beam, contrastive, selection, truncation
 from minigpt_jax.samplers.base import Sampler
-from minigpt_jax.samplers.interface import bucket
+from minigpt_jax.samplers.buckets import width_bucket
 
 
 @dataclass(frozen=True)
@@ -29,17 +28,18 @@ class Greedy(Sampler):
 
 @dataclass(frozen=True)
 class Random(Sampler):
-    """A token drawn from softmax(logits / temperature), of which filters may leave only the better part.
+    """Draws a token from softmax(logits / temperature), after filters that remove tokens.
 
-    A filter that is None is off. The others apply in the order in which they stand here, Hugging Face's order, each to
-    the probabilities that those before it leave, with their sum made 1 again:
+    A filter that is None is off. The others apply in the order below, which is Hugging Face's. Each one sees the
+    probabilities of the tokens that the filters before it keep, normalised to a sum of 1.
 
     Attributes:
-        temperature: below 1 makes probable tokens more probable; 0 is the limit, greedy.
-        top_k: the k most probable tokens.
-        top_p: the fewest tokens whose probabilities reach p.
-        min_p: tokens at least p times as probable as the most probable one.
-        typical_p: the fewest tokens, those of most nearly the expected surprise first, whose probabilities reach p.
+        temperature: below 1 makes probable tokens more probable; 0 is greedy search, the limit.
+        top_k: keeps the k most probable tokens.
+        top_p: keeps the most probable tokens until their probabilities sum to p.
+        min_p: keeps tokens that are at least p times as probable as the most probable one.
+        typical_p: orders tokens by how close their surprise (-log p) is to the entropy, and keeps them until their
+            probabilities sum to this.
     """
 
     name: ClassVar[str] = "random"
@@ -69,7 +69,7 @@ class Random(Sampler):
 
 
 class _Filtered(Sampler):
-    """Shorthand for `Random` with a single filter."""
+    """A shorthand for `Random` with one filter."""
 
     temperature: float
 
@@ -98,7 +98,7 @@ class TopK(_Filtered):
 
 @dataclass(frozen=True)
 class TopP(_Filtered):
-    """One of the fewest tokens whose probabilities reach p: `Random(temperature, top_p=p)`."""
+    """One of the most probable tokens, whose probabilities sum to p: `Random(temperature, top_p=p)`."""
 
     name: ClassVar[str] = "top_p"
     p: float = 0.9
@@ -130,10 +130,7 @@ class MinP(_Filtered):
 
 @dataclass(frozen=True)
 class Typical(_Filtered):
-    """One of the fewest tokens, those of most nearly the expected surprise first, whose probabilities reach p.
-
-    It is `Random(temperature, typical_p=p)`.
-    """
+    """One of the tokens whose surprise is closest to the entropy: `Random(temperature, typical_p=p)`."""
 
     name: ClassVar[str] = "typical"
     p: float = 0.95
@@ -149,9 +146,9 @@ class Typical(_Filtered):
 
 @dataclass(frozen=True)
 class Beam(Sampler):
-    """The most probable texts that a search with `num_beams` hypotheses finds.
+    """The most probable texts that a beam search with `num_beams` hypotheses finds.
 
-    They are ranked by log-probability / ((5 + length) / 6)^length_penalty: a greater penalty makes longer texts.
+    They are ranked by log-probability / ((5 + length) / 6)^length_penalty. A greater penalty favours longer texts.
     """
 
     name: ClassVar[str] = "beam"
@@ -164,7 +161,7 @@ class Beam(Sampler):
     width: int = field(default=1, init=False, repr=False, metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "width", bucket(self.num_beams))
+        object.__setattr__(self, "width", width_bucket(self.num_beams))
 
     def validate(self, vocabulary_size: int) -> None:
         _check_count("--num-beams", self.num_beams, None)
@@ -174,9 +171,9 @@ class Beam(Sampler):
 
 @dataclass(frozen=True)
 class Contrastive(Sampler):
-    """Of the k most probable tokens, the one that is probable but unlike the text so far (Su et al. 2022).
+    """Of the k most probable tokens, the one that is probable and differs from the text so far (Su et al. 2022).
 
-    `alpha` weighs likeness against probability.
+    `alpha` is the weight of the similarity against that of the probability.
     """
 
     name: ClassVar[str] = "contrastive"
@@ -187,7 +184,7 @@ class Contrastive(Sampler):
     width: int = field(default=1, init=False, repr=False, metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "width", bucket(self.k))
+        object.__setattr__(self, "width", width_bucket(self.k))
 
     def validate(self, vocabulary_size: int) -> None:
         _check_count("--k", self.k, vocabulary_size)
@@ -200,43 +197,17 @@ METHODS: dict[str, type[Sampler]] = {
 }
 
 
-def create(name: str, **settings: Any) -> Sampler:
-    """The method of this name (dashes are fine) with these settings; its own defaults for the rest and for None.
-
-    Raises:
-        UserError: there is no such method, or it does not take a setting.
-    """
-    method = METHODS.get(name.replace("-", "_").lower())
-    if method is None:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--sampler {name} is not known: {hint}give one of {', '.join(METHODS)}")
-    settings = {key: value for key, value in settings.items() if value is not None}
-    taken = _settings(method)
-    for key in settings:
-        if key not in taken:
-            flags = ", ".join("--" + name.replace("_", "-") for name in taken) or "no settings"
-            raise UserError(f"--{key.replace('_', '-')} is not a setting of --sampler {name}: it takes {flags}")
-    return method(**settings)
-
-
 def create_all(**settings: Any) -> list[Sampler]:
-    """Every method, in the order of `METHODS`, each with those of the settings that it takes.
-
-    Where a setting means different things to methods that share its name, their own ranges are checked by `validate`.
-    """
+    """All methods, in the order of `METHODS`, each with those of the settings that it takes; None means not given."""
+    given = {name: value for name, value in settings.items() if value is not None}
     return [
-        create(name, **{key: value for key, value in settings.items() if key in _settings(method)})
-        for name, method in METHODS.items()
+        method(**{field.name: given[field.name] for field in dataclasses.fields(method) if field.name in given})
+        for method in METHODS.values()
     ]
 
 
-def _settings(method: type[Sampler]) -> list[str]:
-    return [field.name for field in dataclasses.fields(method) if field.init]
-
-
 def _check_temperature(temperature: float) -> None:
-    # Outside these bounds logits divided by the temperature leave the range of float32.
+    # Outside these bounds, logits divided by the temperature may overflow or underflow float32.
     if temperature != 0 and not 1e-6 <= temperature <= 1e6:
         raise UserError(
             f"--temperature {temperature} is not allowed: give 0 (greedy), or a number from 0.000001 to 1,000,000"

@@ -1,29 +1,33 @@
-"""Logit processors: what may be drawn, and how likely it is, alike for every method.
+"""Logit processors: changes of the logits that are the same for every method.
 
-`control` applies a request's penalties, its bans and its bias, and then processors of the user's own. What may not be
-drawn gets a logit of -inf. The temperature and truncation come after that, and belong to the method.
+`control` applies a request's penalties, bans and bias, and then the user's processors. Banned tokens get a logit of
+-inf. The temperature and the truncation come after that, and belong to the method.
 
 Letters: B rows, V vocabulary, S positions of a row's history (prompt and generated tokens, contiguous), K candidates,
 E stop sequences, L their greatest length.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax.errors import UserError
+from minigpt_jax.config import code
+from minigpt_jax.errors import UserError, place_of, reason_of
 from minigpt_jax.samplers.interface import Processor, Request
 
 Logits = Float[Array, "B V"]
 
 
 def checked(processors: Sequence[Processor] | Processor) -> tuple[Processor, ...]:
-    """Processors as a tuple, by whose functions compiled programs are told apart.
+    """Processors as a tuple of functions. Each tuple has a compiled program of its own.
 
     Raises:
-        UserError: one of them is no function, or cannot be told apart from others (hashed).
+        UserError: one of them is no function of four arguments, or has no hash.
     """
     processors = (processors,) if callable(processors) else tuple(processors)
     for one in processors:
@@ -35,8 +39,10 @@ def checked(processors: Sequence[Processor] | Processor) -> tuple[Processor, ...
             hash(one)
         except TypeError as error:
             raise UserError(
-                f"processors: {type(one).__name__} has no hash, so its programs cannot be found again; give a function"
+                f"processors: {type(one).__name__} has no hash, by which its compiled program is found again; give a "
+                "function or a @dataclass(frozen=True)"
             ) from error
+        code.check_call(one, "logits, tokens, length, step", f"the processor {_name(one)}")
     return processors
 
 
@@ -47,10 +53,10 @@ def control(
     step: Int[Array, "B"],
     processors: Sequence[Processor] = (),
 ) -> Logits:
-    """Penalties, bans and bias that a request asks for, then the processors. Logits come back as float32.
+    """Applies the penalties, bans and bias of a request, and then the processors. Returns float32 logits.
 
-    `tokens` are the rows' histories, of which the first `request.length` are the prompt and the next `step` are
-    generated. What no row asks for costs next to nothing, yet asking for it compiles nothing either.
+    `tokens` are the rows' histories: the first `request.length` of each are the prompt and the next `step` are
+    generated. A penalty or ban that no row uses takes almost no time, and using one does not recompile.
     """
     penalised = (request.repetition_penalty != 1) | (request.presence_penalty != 0) | (request.frequency_penalty != 0)
     penalised = penalised.any()
@@ -75,19 +81,47 @@ def control(
 
 
 def _called(process: Processor, logits: Array, *history: Array) -> Array:
-    processed = process(logits, *history)
+    label = f"the processor {_name(process)}"
+    processed = traced(process, label, "use jnp.where on its arguments", logits, *history)
     if getattr(processed, "shape", None) != logits.shape:
-        name = getattr(process, "__name__", type(process).__name__)
-        got = f"an array of shape {processed.shape}" if hasattr(processed, "shape") else type(processed).__name__
-        raise UserError(f"the processor {name} returned {got}: it must return logits of shape {logits.shape}")
+        got = f"an array of shape {list(processed.shape)}" if hasattr(processed, "shape") else type(processed).__name__
+        raise UserError(f"{label} returned {got}: it must return logits of shape [B, V], here {list(logits.shape)}")
     return processed.astype(jnp.float32)
 
 
+def _name(process: Processor) -> str:
+    return getattr(process, "__name__", type(process).__name__)
+
+
+def traced(function: Callable[..., Any], label: str, mend: str, *arguments: Any) -> Any:
+    """Calls a function that may be the user's own, whose arguments are traced.
+
+    Args:
+        label: what the function is, for the message.
+        mend: what to do where it needs the value of a traced array.
+
+    Raises:
+        UserError: the function needs such a value, as `if`, `range` and slices do.
+    """
+    try:
+        return function(*arguments)
+    except (TypeError, IndexError) as error:
+        if not isinstance(error, jax.errors.JAXTypeError | jax.errors.JAXIndexError) and "Tracer" not in str(error):
+            raise
+        source = getattr(inspect.unwrap(function), "__code__", None)
+        place = source and place_of(error, {source.co_filename})
+        where = f" ({place})" if place else ""
+        raise UserError(
+            f"{label}{where} needs a value that is known only at run time, {reason_of(error)}; {mend}"
+        ) from error
+
+
 def penalise(request: Request, logits: Logits, tokens: Int[Array, "B S"], step: Int[Array, "B"]) -> Logits:
-    """Makes the tokens that a row has already less likely (or, by the opposite values, more).
+    """Makes tokens that a row already contains less likely (or more likely, by the opposite values).
 
     The repetition penalty (Keskar et al. 2019) divides positive logits and multiplies negative ones, for every token of
-    prompt and text. Presence and frequency penalties are subtracted, once and for each time, for generated tokens only.
+    the prompt and the text. The presence penalty is subtracted once from every generated token, and the frequency
+    penalty once for each time that it was generated.
     """
     rows_B1, position_1S = jnp.arange(tokens.shape[0])[:, None], jnp.arange(tokens.shape[1])[None]
     length_B1, end_B1 = request.length[:, None], (request.length + step)[:, None]
@@ -102,12 +136,12 @@ def penalise(request: Request, logits: Logits, tokens: Int[Array, "B S"], step: 
 
 
 def ban_ngrams(logits: Logits, tokens: Int[Array, "B S"], end: Int[Array, "B"], size: Int[Array, "B"]) -> Logits:
-    """Bans each token that would repeat an n-gram of `size` tokens among the first `end` of its row; 0: none."""
+    """Bans each token that would repeat an n-gram of `size` tokens among the first `end` of its row; 0: off."""
     rows_B1, position_1S = jnp.arange(tokens.shape[0])[:, None], jnp.arange(tokens.shape[1])[None]
     end_B1, size_B1 = end[:, None], size[:, None]
 
     def compare(back: Array, same_BS: Array) -> Array:
-        # Is the token `back` before each position the one that is `back` before the end?
+        # Whether the token `back` before each position equals the one `back` before the end.
         then_B1 = jnp.take_along_axis(tokens, end_B1 - back, axis=1)
         return same_BS & ((jnp.roll(tokens, back, axis=1) == then_B1) | (back >= size_B1))
 
@@ -143,10 +177,10 @@ def stops_at(
 
 
 def _stops_begun(stops_BEL: Array, tokens_BS: Array, length_B: Array, step_B: Array) -> tuple[Array, Array]:
-    """Whether the generated tokens end in all of a stop sequence but its last token; and those last tokens."""
+    """Whether the generated tokens end in a stop sequence without its last token; and those last tokens."""
     size_BE = jnp.sum(stops_BEL >= 0, axis=2)
     index_11L = jnp.arange(stops_BEL.shape[2])[None, None]
-    # Where in the row each token of the sequence has to be, if its last one is the next.
+    # The position in the row of each token of the sequence, if its last one is the next token.
     position_BEL = (length_B + step_B)[:, None, None] - size_BE[:, :, None] + 1 + index_11L
     present_BEL = tokens_BS[jnp.arange(len(tokens_BS))[:, None, None], position_BEL]
     equal_BEL = (present_BEL == stops_BEL) & (position_BEL >= length_B[:, None, None])

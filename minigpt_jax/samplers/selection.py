@@ -1,8 +1,8 @@
-"""Selecting from rows of logits without sorting them: the best token, the best few, or one drawn at random.
+"""Selection from rows of logits without sorting them: the best token, the best few, or one drawn at random.
 
-XLA sorts whole rows on CPU, for `lax.top_k` too, which at 5,000 tokens takes longer than a small model's step. All
-three functions here divide a row into about sqrt(V) blocks and look closely at one block at a time instead. Letters: B
-rows, V vocabulary, K candidates, R x W a row of V (padded) as blocks.
+On CPU, XLA sorts whole rows, for `lax.top_k` too. With 5,000 tokens this takes longer than a step of a small model. The
+functions here divide a row into about sqrt(V) blocks instead, and search one block at a time. Letters: B rows, V
+vocabulary, K candidates, R x W a row of V (padded) as blocks.
 """
 
 import math
@@ -20,8 +20,8 @@ from minigpt_jax import rng
 class TokenFilter(NamedTuple):
     """Keeps a row's first tokens, in the order of descending score, until their weights reach a total.
 
-    Tokens of equal score come in the order of their indices. A token is kept if the tokens before it weigh less than
-    the total, so the first one always is.
+    Tokens of equal score are ordered by their indices. A token is kept if the tokens before it weigh less than the
+    total, so the first one is always kept.
     """
 
     score: Float[Array, "B V"]
@@ -40,7 +40,7 @@ class TokenFilter(NamedTuple):
         return ~(jnp.sum(self.weight, axis=1, where=self.before(score, index)) >= self.total)
 
     def mask(self) -> Bool[Array, "B V"]:
-        """Which tokens are kept. It takes 32 + log2(V) sums over the row, still less than a sort of it.
+        """Which tokens are kept. This takes 32 + log2(V) sums over the row, which is faster than sorting it.
 
         The last kept token is found by bisection: first its score, then its index among the tokens of that score.
         """
@@ -66,32 +66,33 @@ class TokenFilter(NamedTuple):
 
 
 Truncation = Callable[[Float[Array, "B V"]], tuple[Float[Array, "B V"], TokenFilter | None]]
-"""Logits -> the same with -inf for some tokens that are not to be drawn, and a filter for the others, if any is left.
+"""Logits -> logits with -inf for some removed tokens, and a filter for the remaining ones or None.
 
-A filter that comes last need not be worked out for all tokens: `draw` asks it about those that it draws.
+The last filter need not be evaluated for all tokens, because `draw` evaluates it only for those that it draws.
 """
 
 
 def argmax(x: Float[Array, "B V"]) -> Int[Array, "B"]:
-    """The index of each row's greatest entry, the lowest of equals."""
-    # On CPU plain minima and maxima of floats vectorise; the pairs that jnp.argmax reduces take six times as long.
+    """The index of each row's greatest entry, or the lowest such index."""
+    # On CPU, minima and maxima of floats vectorise. jnp.argmax, which reduces pairs, takes six times as long.
     return _first(x == x.max(axis=1, keepdims=True))
 
 
 def top(x: Float[Array, "B V"], k: int) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-    """Each row's k greatest entries and their indices, best first, of equals the lowest index first.
+    """Each row's k greatest entries and their indices, best first. Equal entries are ordered by their indices.
 
-    As `lax.top_k`, except that the indices of entries equal to -inf are arbitrary.
+    It is `lax.top_k`, except that the indices of entries equal to -inf are arbitrary.
     """
     return lax.platform_dependent(x, cpu=lambda x: _top_by_extraction(x, k), default=lambda x: tuple(lax.top_k(x, k)))
 
 
 def draw(logits: Float[Array, "B V"], key: Key[Array, "B"], truncate: Truncation | None = None) -> Int[Array, "B"]:
-    """Draws one token per row from softmax(logits), by the row's key; only from those that `truncate` keeps, if given.
+    """Draws one token per row from softmax(logits), by the row's key, among the tokens that `truncate` keeps.
 
-    First a block is drawn by its total probability, then a token in it. This is exact, and takes some 2 sqrt(V) random
-    numbers per row in place of V. A token that the filter rejects is drawn again from the tokens before it. These are
-    fewer each time and include all that the filter keeps, so the token that is accepted is drawn from just those.
+    First it draws a block by its total probability, then a token of the block. This is exact, and takes about 2 sqrt(V)
+    random numbers per row instead of V. If the filter rejects the token, another one is drawn from the tokens before
+    it. These are fewer each time and include all that the filter keeps, so the accepted token is drawn from exactly
+    those.
     """
     rows, logits_BRW = jnp.arange(logits.shape[0]), blocks(logits, -jnp.inf)
     height, width = logits_BRW.shape[1:]
@@ -121,9 +122,9 @@ def draw(logits: Float[Array, "B V"], key: Key[Array, "B"], truncate: Truncation
 def _draw(weight_BRW: Array, key_B: Array) -> Array:
     """Draws one index per row, in proportion to weight.
 
-    A block, and then an entry of it, wins a race of exponential clocks that run at their weights (the Gumbel-max
-    trick). The winner of a race hardly ever changes with the last bits of the weights, which depend on the batch size;
-    the position where a running sum crosses a random number would.
+    The block, and then its entry, has the greatest product of its weight and exponential noise (the Gumbel-max trick).
+    The last bits of the weights depend on the batch size. They hardly ever change this maximum, while they would change
+    where a cumulative sum crosses a random number.
     """
     rows, height, width = weight_BRW.shape
     tiny = jnp.finfo(jnp.float32).tiny
@@ -142,16 +143,16 @@ def _first(mask_BN: Array) -> Array:
 
 
 def _top_by_extraction(x_BV: Array, k: int) -> Any:
-    """Takes the best entry k times, each time looking at the blocks' maxima and into one block.
+    """Takes the best entry k times. Each time it reads the blocks' maxima and the entries of one block.
 
-    Nothing is erased, which would copy x: since entries are taken in a fixed order, the last one taken from a block
-    tells which are left.
+    It erases no entry, since that would copy x. Entries are taken in a fixed order, so the last one that was taken from
+    a block determines which are left.
     """
     x_BRW = blocks(x_BV, -jnp.inf)
     rows, position_1W = jnp.arange(x_BRW.shape[0]), jnp.arange(x_BRW.shape[2])[None]
 
     def take(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        # best: the greatest entry left in a block; after: where those of its equals that are left begin.
+        # best: the greatest entry left in a block; after: the position from which equal entries are left.
         best_BR, after_BR, values_BK, indices_BK = carry
         block_B = argmax(best_BR)
         best_B1 = best_BR[rows, block_B][:, None]
@@ -174,7 +175,7 @@ def _top_by_extraction(x_BV: Array, k: int) -> Any:
 
 
 def blocks(x_BV: Array, fill: float) -> Array:
-    """[B, V] as [B, R, W], in order, with R and W near sqrt(V) and the end filled up."""
+    """Reshapes [B, V] to [B, R, W], in order, with R and W near sqrt(V), padded at the end."""
     size = x_BV.shape[1]
     width = 2 ** round(math.log2(size) / 2)
     return jnp.pad(x_BV, ((0, 0), (0, -size % width)), constant_values=fill).reshape(x_BV.shape[0], -1, width)

@@ -1,10 +1,10 @@
-"""Truncation: which tokens a random draw may take.
+"""Truncation: which tokens may be drawn.
 
-Filters apply in a fixed order, the one of Hugging Face's: `top_k`, `top_p`, `min_p`, `typical`. Each sees the
-probabilities as the filters before it have left them, with the rest at 0 and summing to 1 again.
+Filters apply in a fixed order, which is Hugging Face's: `top_k`, `top_p`, `min_p`, `typical`. Each one sees the
+probabilities of the tokens that the filters before it keep, normalised to a sum of 1.
 
-A filter by rank would take a sort to be worked out for every token. The last one of them is not: it is asked about the
-tokens that are drawn alone, see `selection.draw`. Those before it are worked out by bisection, see `TokenFilter.mask`.
+Evaluating a filter by rank for every token would need a sort. The last filter is evaluated only for the tokens that are
+drawn, see `selection.draw`. Those before it are evaluated by bisection, see `TokenFilter.mask`.
 
 Letters: B rows, V vocabulary.
 """
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from minigpt_jax.samplers.selection import TokenFilter, blocks
 
-# A probability mass is a sum of V rounded numbers: a mass that is this near to p has reached it.
+# A probability mass is a sum of V rounded numbers, so a mass this close to p counts as p.
 _ROUNDING = 1e-6
 
 Logits = Float[Array, "B V"]
@@ -26,10 +26,10 @@ Logits = Float[Array, "B V"]
 def truncate(
     logits: Logits, top_k: Any = None, top_p: Any = None, min_p: Any = None, typical_p: Any = None
 ) -> tuple[Logits, TokenFilter | None]:
-    """Applies those of the filters that are not None; see `selection.Truncation` for what comes back.
+    """Applies the filters that are not None. Returns what `selection.Truncation` says.
 
     Args:
-        logits: divided by the temperature already.
+        logits: those already divided by the temperature.
         top_k, top_p, min_p, typical_p: the settings of the functions below; traced values.
     """
     last = None
@@ -39,7 +39,7 @@ def truncate(
         logits = _apply(last, logits)
         last = top_p_filter(logits, top_p)
     if min_p is not None:
-        # It looks at nothing but the best token, which every filter keeps, so the one before it can stay the last.
+        # It depends only on the best token, which every filter keeps, so the filter before it can stay the last one.
         logits = apply_min_p(logits, min_p)
     if typical_p is not None:
         logits = _apply(last, logits)
@@ -49,7 +49,7 @@ def truncate(
 
 def top_k_filter(logits: Logits, k: Any) -> TokenFilter:
     """Keeps the k most probable tokens."""
-    # The k-th greatest of any k tokens or more is a bar; that of the best of 64 or so blocks is near the true one.
+    # The k-th greatest of any tokens is a lower bound. That of the best tokens of the blocks, about 64, is close.
     best_BW = blocks(logits, -jnp.inf).max(axis=1)
     ahead_BW = jnp.sum(best_BW[:, None, :] > best_BW[:, :, None], axis=2)
     bar_B = jnp.min(best_BW, axis=1, where=ahead_BW < k, initial=jnp.inf)
@@ -58,13 +58,13 @@ def top_k_filter(logits: Logits, k: Any) -> TokenFilter:
 
 
 def top_p_filter(logits: Logits, p: Any) -> TokenFilter:
-    """Keeps the fewest, most probable tokens whose probability mass reaches p (Holtzman et al. 2020)."""
+    """Keeps the most probable tokens until their probabilities sum to p (Holtzman et al. 2020)."""
     weight_BV = jnp.exp(logits - logits.max(axis=1, keepdims=True))
     return TokenFilter(logits, weight_BV, _mass(p, weight_BV), jnp.full(logits.shape[:1], -jnp.inf))
 
 
 def typical_filter(logits: Logits, p: Any) -> TokenFilter:
-    """Keeps the fewest tokens whose mass reaches p, those first whose surprise is nearest the expected one.
+    """Keeps the tokens whose surprise is closest to the entropy, until their probabilities sum to p.
 
     The order is that of |-log p(v) - H|, where H is the entropy: locally typical sampling (Meister et al. 2022).
     """
@@ -86,6 +86,6 @@ def _apply(token_filter: TokenFilter | None, logits: Logits) -> Logits:
 
 
 def _mass(p: Any, weight_BV: Array) -> Array:
-    """The weight at which a set has the share p of all; p = 1 takes all tokens."""
+    """The total weight of a set of tokens with probability p. It is infinite if p is 1, which keeps all tokens."""
     mass_B = jnp.maximum(p * weight_BV.sum(axis=1) * (1 - _ROUNDING), jnp.finfo(jnp.float32).tiny)
     return jnp.where(p < 1, mass_B, jnp.inf)

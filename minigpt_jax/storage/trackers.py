@@ -5,6 +5,7 @@ step at which training starts or resumes, in the first process only.
 """
 
 import importlib
+import inspect
 import json
 import math
 import os
@@ -27,7 +28,7 @@ class Tracker(Protocol):
     """Records the figures of one run."""
 
     def log(self, step: int, split: str, figures: Figures) -> None:
-        """Records the figures of a split (`train`, `valid` or `test`) after `step` steps.
+        """Records the figures of a split (`train` or `valid`) after `step` steps.
 
         The figures are `loss` (nats per token), `perplexity`, `bits_per_byte`, `tokens` (labels counted since the
         start) and `seconds` (of training since the start). Those of training include `learning_rate`, `grad_norm` and
@@ -178,18 +179,30 @@ def check_trackers(names: Iterable[str]) -> None:
     """Checks that the trackers can be used.
 
     Raises:
-        UserError: the package of a tracker is not installed, or a user's tracker lacks a method.
+        UserError: the package of a tracker is not installed, or a user's tracker lacks a method or cannot be called.
     """
     for name in names:
         if name in ("wandb", "trackio"):
             _installed(name)
         elif name not in TRACKERS:
-            made = code.loaded(name)
-            lacking = [method for method in ("log", "sync", "close") if not callable(getattr(made, method, None))]
-            if isinstance(made, type) and lacking:
-                raise UserError(
-                    f"--train.trackers {name}: it has no method {lacking[0]}; a tracker needs log, sync and close"
-                )
+            make = code.loaded(name)
+            if isinstance(make, type):
+                _check_methods(name, make)
+            code.check_call(make, "run_dir, experiment, step", f"--train.trackers {name}: it")
+
+
+def _check_methods(name: str, tracker: Any) -> None:
+    """Raises UserError if a user's tracker, or a class of them, lacks a method or has one with other arguments."""
+    for method, arguments in {"log": "step, split, figures", "sync": "", "close": ""}.items():
+        found = getattr(tracker, method, None)
+        if not callable(found):
+            what = "it" if isinstance(tracker, type) else f"it returned {type(tracker).__name__}, which"
+            raise UserError(
+                f"--train.trackers {name}: {what} has no method {method}; a tracker needs log, sync and close"
+            )
+        if isinstance(tracker, type) and inspect.isfunction(inspect.getattr_static(tracker, method)):
+            arguments = f"self, {arguments}".removesuffix(", ")
+        code.check_call(found, arguments, f"--train.trackers {name}: its {method}")
 
 
 def open_trackers(names: Iterable[str], files: RunDir, experiment: Experiment, progress: Progress) -> Trackers:
@@ -198,14 +211,18 @@ def open_trackers(names: Iterable[str], files: RunDir, experiment: Experiment, p
     Only the first process has trackers. In other processes the list is empty.
 
     Raises:
-        UserError: a tracker's package is not installed.
+        UserError: a tracker's package is not installed, or a user's function has made no tracker.
     """
     trackers = Trackers()
     if not processes.is_first():
         return trackers
     try:
-        for make in (MetricsFile, *(TRACKERS.get(name) or code.loaded(name) for name in names)):
-            trackers.append(make(files.path, experiment, progress.step))
+        trackers.append(MetricsFile(files.path, experiment, progress.step))
+        for name in names:
+            tracker = (TRACKERS.get(name) or code.loaded(name))(files.path, experiment, progress.step)
+            if name not in TRACKERS:
+                _check_methods(name, tracker)
+            trackers.append(tracker)
     except BaseException:
         trackers.close()
         raise

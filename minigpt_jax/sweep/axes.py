@@ -5,7 +5,6 @@ An axis is `optimizer.learning_rate=1e-3,3e-3` (values) or `optimizer.learning_r
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import itertools
 import re
@@ -205,8 +204,7 @@ def _nearest(name: str, types: Mapping[str, Any]) -> str:
     if name in sections:
         inner = ", ".join(known for known in types if known.startswith(f"{name}."))
         return f"it is a group of fields: {inner}"
+    fields = {known.rpartition(".")[2]: known for known in list(types)[::-1]}  # the first of equals
     last = name.rpartition(".")[2]
-    near = [known for known in types if known.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(name, types, n=1, cutoff=0.5)
-    near = near or [k for k in types if difflib.get_close_matches(last, [k.rpartition(".")[2]], cutoff=0.5)][:1]
-    return f"did you mean {near[0]}?" if near else "FILE.py --help lists them"
+    near = fields.get(last) or config.closest(name, types) or fields.get(config.closest(last, fields) or "")
+    return f"did you mean {near}?" if near else "FILE.py --help lists them"
