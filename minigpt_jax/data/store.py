@@ -19,7 +19,7 @@ from minigpt_jax import display, files
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
-from minigpt_jax.config import DataConfig, Experiment, flatten, options
+from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, flatten, options
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_prefixes, zero_padded_lengths
@@ -84,6 +84,7 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
         UserError: the corpus is too small for one row, or for the vocabulary.
     """
     data, tokenizer = experiment.data, _tokenizer(experiment, corpus, cache, track)
+    experiment = tokenizers.with_tokenizer(experiment, tokenizer)
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
@@ -94,7 +95,7 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
     with cache_lock(folder):
         splits = _open(folder, description, data)
         if splits is None:
-            if experiment.tokenizer.file is not None:  # otherwise the warning came before the vocabulary was trained
+            if not _is_trained(experiment.tokenizer):  # otherwise the warning came before the vocabulary was trained
                 _warn_of_dropped_text(corpus, data)
             _build(folder, description, data, corpus, tokenizer, track)
             splits = _open(folder, description, data)
@@ -109,6 +110,7 @@ def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[
     caches are still found.
     """
     data, values = experiment.data, flatten(experiment)
+    values["tokenizer.vocabulary_size"] = experiment.tokenizer.size
     fields = {
         option.name: values[option.name]
         for option in options(experiment)
@@ -161,14 +163,19 @@ def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer,
         least = "" if layout == "packed" else f", as this run uses only lines of more than {data.min_bytes} bytes"
         raise UserError(f"{source}: there is no text to evaluate{least}; give more text")
     rows, sizes, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
-    dtype = np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1)
+    dtype = np.min_scalar_type(experiment.tokenizer.rows - 1)
     return Rows(rows.astype(dtype), sizes.astype(np.int32), lengths.astype(np.int32))
 
 
 def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track) -> Tokenizer:
     config = experiment.tokenizer
     if config.file is not None:
-        return tokenizers.from_file(config)
+        tokenizer = tokenizers.from_file(config)
+        if isinstance(tokenizer, tokenizers.HuggingFace):
+            display.console.print(f"--tokenizer.file {config.file}: {tokenizers.summary(tokenizer)}")
+        return tokenizer
+    if not _is_trained(config):
+        return tokenizers.byte()
     data, layout = experiment.data, experiment.data.layout_of("valid")
     description = {
         "format": FORMAT,
@@ -192,6 +199,11 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
                     json.dumps({**description, "fingerprint": tokenizer.fingerprint}, indent=2)
                 )
     return tokenizer
+
+
+def _is_trained(config: TokenizerConfig) -> bool:
+    """Whether the pieces depend on the training text."""
+    return config.file is None and config.kind != "byte"
 
 
 def _open_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer | None:
