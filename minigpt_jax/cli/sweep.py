@@ -8,7 +8,7 @@ import tyro
 
 from minigpt_jax import cli, config
 from minigpt_jax.cli import jax_setup, parser
-from minigpt_jax.cli.train import load_experiment
+from minigpt_jax.cli.train import load_experiment, with_own_size
 from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError, without_password
 from minigpt_jax.parallel import devices
@@ -70,7 +70,8 @@ def main(arguments: list[str]) -> int:
         raise UserError("--prune and --no-prune: give one of the two, or none for the search's own default")
     defined = load_experiment(chosen.file)
     prog = f"minigpt sweep {chosen.file} … --"
-    experiment = parser.parse(Flags, config.current_flags(flags), prog, Flags(defined)).experiment
+    chosen_flags = parser.parse(Flags, config.current_flags(flags), prog, Flags(defined))
+    experiment = with_own_size(chosen_flags.experiment, flags)
 
     jax_setup.prepare()
     from minigpt_jax import report, sweep
