@@ -197,7 +197,8 @@ case ${1:-} in
   *.py) set -- train "$@" ;;
 esac
 case $1 in # what a command needs beyond the core: extras of pyproject.toml
-  test) needed='dev kerashub' ;; # with what the tests compare with: CI runs the same command as users
+  test) needed='dev kerashub mauve' ;; # with what the tests compare with: CI runs the same command as users
+  compare) needed=mauve ;;
   *) needed='' ;;
 esac
 
