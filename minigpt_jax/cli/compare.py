@@ -78,7 +78,14 @@ def main(arguments: list[str]) -> int:
     rows = Rows.load(RunDir(chosen.run_dir).rows(chosen.split))
     layout = lm.experiment.data.layout_of(chosen.split)
     pieces = held_out.held_out(
-        rows, layout, lm.start_id, lm.end_id, chosen.prompts, chosen.prompt_tokens, chosen.max_new_tokens, chosen.seed
+        rows,
+        layout,
+        lm.tokenizer.special.start,
+        lm.end_id,
+        chosen.prompts,
+        chosen.prompt_tokens,
+        chosen.max_new_tokens,
+        chosen.seed,
     )
     if len(pieces) < chosen.prompts:
         display.warn(

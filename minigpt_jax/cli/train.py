@@ -2,8 +2,8 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,12 +41,13 @@ def main(arguments: list[str]) -> int:
         return defined(flags)
     default = Arguments(defined)
     chosen = tyro.cli(Arguments, args=config.current_flags(flags), prog=f"minigpt train {file}", default=default)
-    config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
+    wanted = with_own_size(chosen.experiment, flags)
+    config.validate(wanted)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
     from minigpt_jax.trial.run import run
 
-    experiment = config.code.load(chosen.experiment, [Path.cwd(), Path(file).parent])
+    experiment = config.code.load(wanted, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
         result = run(experiment, chosen.run_dir, resume=chosen.resume, experiment_file=Path(file))
     if result.interrupted:
@@ -60,6 +61,18 @@ def main(arguments: list[str]) -> int:
         )
     print(f"done: {result.progress.step:,} steps{early}; the run is in {result.run_dir}")
     return 0
+
+
+def with_own_size(experiment: Experiment, flags: Sequence[str]) -> Experiment:
+    """The experiment whose flags name another tokenizer, with the size of its vocabulary, if the tokenizer has its own.
+
+    The size that the experiment's file gives is that of the tokenizer that the file names.
+    """
+    given = {flag.partition("=")[0].replace("_", "-") for flag in flags}
+    others = {"--tokenizer.kind", "--tokenizer.file"} & given
+    if not experiment.tokenizer.sizes_itself or not others or "--tokenizer.vocabulary-size" in given:
+        return experiment
+    return replace(experiment, tokenizer=replace(experiment.tokenizer, vocabulary_size=None))
 
 
 def load_file(file: str) -> Experiment | Callable[[list[str]], int]:

@@ -60,6 +60,7 @@ class Facts:
         newer: the field came after such caches: at its default it is not part of their keys, so that they are found.
         code: the value may also be the name of code of the user's own, FILE.py:Name.
         aliases: earlier names of the field.
+        of_tokenizer: None stands for what the tokenizer has, which is filled in once the tokenizer is known.
     """
 
     at_least: float | None = None
@@ -72,6 +73,7 @@ class Facts:
     newer: bool = False
     code: bool = False
     aliases: tuple[Alias, ...] = ()
+    of_tokenizer: bool = False
 
     def range_problem(self, value: float) -> str | None:
         """The rule that a number breaks, or None."""

@@ -73,8 +73,10 @@ def _documents(rows: Rows, layout: Layout, start_id: int) -> Iterator[tuple[np.n
         for row, length in zip(rows.rows, rows.lengths, strict=True):
             yield row[1:length], bool(length < width)
         return
-    lengths = np.minimum(rows.lengths, width - 1)  # rows overlap by one id
-    stream = np.concatenate([row[:length] for row, length in zip(rows.rows, lengths, strict=True)])
+    if not len(rows):
+        return
+    whole = [row[: width - 1] for row in rows.rows[:-1]]  # rows overlap by one id, and only the last may be padded
+    stream = np.concatenate([*whole, rows.rows[-1, : rows.lengths[-1]]])
     [starts] = np.nonzero(stream == start_id)
     for start, end in zip(starts, [*starts[1:], None], strict=True):
         if start + 1 != end:

@@ -117,7 +117,7 @@ def compare(
     if human and len(human) != len(found):
         raise UserError("prompts: some are texts and some are held-out pieces; give all of one kind")
     prefixes = [one.prefix for one in human] or lm.tokenizer.encode_batch([str(one) for one in found])
-    check = GenerationSettings(max_new_tokens=max_new_tokens, seed=seed, stop=[lm.end_id])
+    check = GenerationSettings(max_new_tokens=max_new_tokens, seed=seed, stop=list(lm.end_ids))
     for method in chosen:
         method.sampler.validate(len(lm.tokenizer))
     texts_of = functools.partial(_Texts, lm, prefixes)
@@ -178,8 +178,7 @@ class _Texts:
         self.lm, self.prefixes, self.seconds = lm, prefixes, seconds
         self.counts = np.array([len(tokens) for tokens in continuations])
         self.nats, self.features = _judge(lm, prefixes, continuations)
-        end = lm.end_id
-        self.tokens = [tokens[:-1] if tokens and tokens[-1] == end else tokens for tokens in continuations]
+        self.tokens = [tokens[:-1] if tokens and tokens[-1] in lm.end_ids else tokens for tokens in continuations]
 
     def verdict(self, method: Method | None, human: "_Texts | None") -> Verdict:
         """All measures with their intervals."""
@@ -263,7 +262,9 @@ def _judge(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nats of each continuation after its prefix [N], and the model's last hidden state of both [N, D]."""
     starts = [1 + len(prefix) for prefix in prefixes]
-    rows = [[lm.start_id, *prefix, *tokens] for prefix, tokens in zip(prefixes, continuations, strict=True)]
+    rows = [
+        [lm.tokenizer.special.start, *prefix, *tokens] for prefix, tokens in zip(prefixes, continuations, strict=True)
+    ]
     width = max(map(len, rows))
     nats, features = [], []
     for first in range(0, len(rows), CHUNK):

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import config, corpora, display
+from minigpt_jax import config, corpora, display, tokenizer
 from minigpt_jax.cache import cache_dir
 from minigpt_jax.config import Experiment
 from minigpt_jax.data import store
@@ -18,7 +18,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate.texts import abbreviated
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.trackers import check_trackers
-from minigpt_jax.tokenizer import Tokenizer
+from minigpt_jax.tokenizer import Tokenizer, with_tokenizer
 from minigpt_jax.train import memory, optim
 
 
@@ -43,6 +43,10 @@ class Corpus:
         """
         fingerprints = {} if corpus is None else {"corpus": corpus}
         return cls(prepared, fingerprints | {"tokenizer": prepared.tokenizer.fingerprint})
+
+    def settled(self, experiment: Experiment) -> Experiment:
+        """The experiment with the settings filled in that follow from the tokenizer of this corpus."""
+        return with_tokenizer(experiment, self.prepared.tokenizer)
 
     def total_steps(self, experiment: Experiment) -> int:
         """The number of steps of the experiment, which is also the horizon of its schedule."""
@@ -83,12 +87,19 @@ def check_experiment(experiment: Experiment) -> Experiment:
         UserError: the settings are invalid, or this machine's devices, memory or packages do not suffice for them.
     """
     config.validate(experiment)
-    experiment = config.code.load(experiment, [Path.cwd()])
+    experiment = _with_given_tokenizer(config.code.load(experiment, [Path.cwd()]))
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
     check_trackers(experiment.train.trackers)
     return experiment
+
+
+def _with_given_tokenizer(experiment: Experiment) -> Experiment:
+    """The experiment with the settings that follow from its tokenizer, if that is known before the corpus is."""
+    if experiment.tokenizer.file is None:
+        return experiment
+    return with_tokenizer(experiment, tokenizer.from_file(experiment.tokenizer))
 
 
 def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
@@ -102,8 +113,8 @@ def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
         length = 1 + len(ids)
         if length > window:
             raise UserError(
-                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with [BOS], but the window holds {window}; "
-                "shorten it"
+                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with the start token, but the window "
+                f"holds {window}; shorten it"
             )
         room = window + 1 - length  # the last new token is never read, so it needs no position
         if experiment.model.positions == "learned" and (settings.max_new_tokens or 0) > room:
