@@ -197,7 +197,8 @@ case ${1:-} in
   *.py) set -- train "$@" ;;
 esac
 case $1 in # the extras of pyproject.toml that a command needs
-  test) needed='dev kerashub' ;;
+  test) needed='dev kerashub mauve' ;;
+  compare) needed=mauve ;;
   *) needed='' ;;
 esac
 

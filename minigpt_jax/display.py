@@ -58,7 +58,7 @@ def _progress(*columns: ProgressColumn) -> Progress:
     )
 
 
-def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+def track(items: Iterable[Any], title: str, total: int, unit: str = "documents") -> Iterator[Any]:
     """Shows a progress bar while the items are consumed, then prints a line with the time that it took."""
     start = time.perf_counter()
     with _progress() as progress:
@@ -66,7 +66,7 @@ def track(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
         for item in items:
             yield item
             progress.advance(task)
-    console.print(f"{title}: {total:,} documents in {time.perf_counter() - start:.1f} s")
+    console.print(f"{title}: {total:,} {unit} in {time.perf_counter() - start:.1f} s")
 
 
 class Stopwatch:

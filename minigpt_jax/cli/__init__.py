@@ -13,12 +13,13 @@ from minigpt_jax.errors import UserError, printable
 from minigpt_jax.trial import signals
 from minigpt_jax.trial.signals import INTERRUPTED
 
-COMMANDS = ("train", "sample", "evaluate", "sweep", "report")
+COMMANDS = ("train", "sample", "compare", "evaluate", "sweep", "report")
 USAGE = """\
 usage: minigpt COMMAND ...
 
   train FILE.py [flags]      train the experiment that a file defines; FILE.py alone does the same
   sample RUN_DIR [flags]     text from a checkpoint
+  compare RUN_DIR METHOD ... ways of sampling, judged beside human text
   evaluate RUN_DIR [flags]   perplexity and bits per byte
   sweep FILE.py AXIS ...     trials over an experiment's fields
   report RUN_DIR ...         tables and plots, of runs or of a sweep

@@ -1,12 +1,12 @@
 """One prompt under several methods, with the figures in which they differ."""
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from minigpt_jax.generate.generation import FinishReason
 from minigpt_jax.generate.language_model import LanguageModel
+from minigpt_jax.generate.methods import settings_in
 from minigpt_jax.generate.settings import GenerationSettings
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.train import metrics
@@ -55,11 +55,7 @@ def compare(
         tokens = generation.tokens
         yield Compared(
             sampler=method.name,
-            settings={
-                f.name: value
-                for f in dataclasses.fields(method)
-                if f.init and (value := getattr(method, f.name)) is not None
-            },
+            settings=settings_in(method),
             text=generation.text,
             full_text=generation.full_text,
             finish_reason=generation.finish_reason,

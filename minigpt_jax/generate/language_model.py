@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from minigpt_jax.generate.settings import GenerationSettings, check_row_ids, sig
 from minigpt_jax.generate.texts import (
     StopScanner,
     abbreviated,
+    as_prompts,
     as_texts,
     settled,
     stop_overlap,
@@ -35,6 +37,10 @@ from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_code import trusted_experiment
 from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.tokenizer import Tokenizer, with_tokenizer
+
+if TYPE_CHECKING:
+    from minigpt_jax.generate.held_out import HeldOut
+    from minigpt_jax.generate.verdict import Verdict
 
 CHUNK_TOKENS = 8
 """New tokens between two looks at the text, where it is streamed or searched for stop strings."""
@@ -112,7 +118,7 @@ class LanguageModel:
     @signature_of_settings
     def generate(
         self,
-        prompts: str | Iterable[str],
+        prompts: str | Iterable[str | Sequence[int]],
         sampler: Sampler | str | None = None,
         max_new_tokens: int | None = None,
         *,
@@ -123,7 +129,8 @@ class LanguageModel:
         """Continues each prompt. Prompts of any lengths, the empty one included, share one compiled program.
 
         Args:
-            prompts: strings, or one string, which gives a list of one.
+            prompts: strings, or one string, which gives a list of one. A prompt may also be a list of token ids without
+                the start token.
             sampler: a method such as `TopP(p=0.9)`, or its text, such as "top_p:p=0.9"; greedy search by default.
             settings: all other settings, for all prompts or a sequence with one for each prompt.
             row_ids: what each prompt's draws depend on besides the seed; 0, 1, 2 … by default.
@@ -136,9 +143,9 @@ class LanguageModel:
         Raises:
             UserError: a setting that is not allowed, or a prompt that leaves no room in the window.
         """
-        method, texts = as_sampler(sampler), as_texts(prompts, "prompts")
-        asked = _settings(settings, len(texts), max_new_tokens, changes)
-        *_, last = self._chunks(texts, method, asked, row_ids)
+        method, given = as_sampler(sampler), as_prompts(prompts)
+        asked = _settings(settings, len(given), max_new_tokens, changes)
+        *_, last = self._chunks(given, method, asked, row_ids)
         return last
 
     @signature_of_settings
@@ -207,13 +214,34 @@ class LanguageModel:
         logprobs_B = devices.join_rows(scorer(self.model)(self.weights, devices.split_rows(batch)))  # pyright: ignore[reportArgumentType]
         return [float(value) for value in logprobs_B[: len(texts)]]
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, the start token first."""
-        return [[self.tokenizer.special.start, *tokens] for tokens in self.tokenizer.encode_batch(texts)]
+    def compare(
+        self,
+        methods: Iterable[Sampler | str],
+        prompts: "Iterable[str | HeldOut]",
+        max_new_tokens: int = 96,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> "list[Verdict]":
+        """The measures of each method's continuations of many prompts; see `generate.verdict.compare`."""
+        from minigpt_jax.generate import verdict
+
+        return verdict.compare(self, methods, prompts, max_new_tokens, seed, progress)
+
+    def _ids(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
+        """The ids of each text, the start token first.
+
+        Raises:
+            UserError: a text was given as token ids, of which the vocabulary lacks one.
+        """
+        encoded = [self.tokenizer.encode_batch([one])[0] if isinstance(one, str) else one for one in texts]
+        for token in itertools.chain.from_iterable(encoded):
+            if not 0 <= token < len(self.tokenizer):
+                raise UserError(f"prompts: there is no token {token}; ids go from 0 to {len(self.tokenizer) - 1:,}")
+        return [[self.tokenizer.special.start, *tokens] for tokens in encoded]
 
     def _chunks(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | list[int]],
         sampler: Sampler,
         settings: Sequence[GenerationSettings],
         row_ids: Iterable[int] | None,
@@ -230,7 +258,8 @@ class LanguageModel:
             )
         processors, top_logprobs = self._static(settings)
         ids = self._ids(prompts)
-        rows = requests.rows(prompts, ids, check_row_ids(row_ids, len(prompts)), sampler, settings, self.model)
+        texts = [one if isinstance(one, str) else self.tokenizer.decode(one) for one in prompts]
+        rows = requests.rows(texts, ids, check_row_ids(row_ids, len(prompts)), sampler, settings, self.model)
         sizes = requests.sizes(rows, self.model.sequence_length)
         request = devices.split_rows(requests.request(rows, sizes, self.tokenizer, self.model.vocabulary_size))
         structure = jax.tree.structure(sampler)

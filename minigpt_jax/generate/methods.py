@@ -101,6 +101,18 @@ def as_sampler(sampler: Any) -> Sampler:
     return sampler
 
 
+def settings_in(sampler: Sampler) -> dict[str, Any]:
+    """The settings of a sampler by name, without those that are None."""
+    return {name: value for name in settings_of(type(sampler)) if (value := getattr(sampler, name)) is not None}
+
+
+def label_of(sampler: Sampler) -> str:
+    """A METHOD for the sampler: its name and the settings that differ from the defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(sampler)}
+    changed = {name: value for name, value in settings_in(sampler).items() if value != defaults[name]}
+    return ":".join([sampler.name, *(f"{name}={_shown(value)}" for name, value in changed.items())])
+
+
 def settings_of(kind: type[Sampler]) -> dict[str, type]:
     """The settings of a class of samplers and their types (float, int, bool or str), in the order of its fields."""
     return {field.name: _plain_type(field.type) for field in dataclasses.fields(kind) if field.init}

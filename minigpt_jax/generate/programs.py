@@ -93,5 +93,26 @@ def scorer(gpt: GPT) -> Any:
     return devices.compile_rows(score, (None, 0))
 
 
+@functools.lru_cache(16)
+def judge(gpt: GPT) -> Any:
+    """The program (weights, tokens [B, T+1], start [B], length [B]) -> nats [B] and features [B, D] of texts.
+
+    The nats are those of tokens number `start` to `length`. The features are the hidden state of the last token, or of
+    the one before it if the window has no position for the last.
+    """
+
+    def judged(weights: Any, tokens_BU: Any, start_B: Any, length_B: Any) -> Any:
+        tokens_BT, labels_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
+        place_1T = 1 + jnp.arange(labels_BT.shape[1])[None]
+        asked_BT = (start_B[:, None] <= place_1T) & (place_1T < length_B[:, None])
+        nats_BT = metrics.cross_entropy(model.logits(gpt, weights, tokens_BT), labels_BT)
+        hidden_BTD = model.hidden(gpt, weights, tokens_BT)
+        last_B = jnp.minimum(length_B, tokens_BT.shape[1]) - 1
+        features_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
+        return jnp.sum(nats_BT, axis=1, where=asked_BT), features_BD
+
+    return devices.compile_rows(judged, (None, 0, 0, 0))
+
+
 def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:
     return apply(tokens_BT, length_B, slots, method="prefill")

@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from minigpt_jax.errors import UserError
 
 Decode = Callable[[list[int]], str]
@@ -19,6 +21,25 @@ def as_texts(texts: Any, name: str) -> list[str]:
     for text in found:
         if not isinstance(text, str):
             raise UserError(f"{name}: {text!r} is not a string; give strings, such as ['once upon a time']")
+    return found
+
+
+def as_prompts(prompts: Any) -> list[str | list[int]]:
+    """A string as one prompt, or those of any iterable: strings and sequences of token ids.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable) or isinstance(prompts, bytes | dict):
+        return [*as_texts(prompts, "prompts")]
+    found: list[str | list[int]] = []
+    for prompt in prompts:
+        if isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, str | bytes):
+            if not all(isinstance(token, int | np.integer) for token in prompt):
+                raise UserError("prompts: a list within the list must be token ids; give strings, or lists of ids")
+            found.append([int(token) for token in prompt])
+        else:
+            found += as_texts([prompt], "prompts")
     return found
 
 
