@@ -220,7 +220,9 @@ class _Texts:
         for size in (1, 2, 3):
             of_weights[f"distinct_{size}"] = _Grams(self.tokens, size).distinct
         every = np.ones(number, int)
-        found = {name: (of(every), lambda rng, of=of: of(weights(rng))) for name, of in of_weights.items()}
+        found: dict[str, tuple[float, Callable[[np.random.Generator], float]]] = {
+            name: (of(every), lambda rng, of=of: of(weights(rng))) for name, of in of_weights.items()
+        }
         if human is self:
             found["mauve"] = (1.0, lambda rng: 1.0)
         elif human is None or number < measures.MAUVE_LEAST:
@@ -276,7 +278,7 @@ def _judge(
         for i, (row, begin) in enumerate(zip(rows[part], starts[part], strict=True)):
             ids[i, : len(row)], start[i], length[i] = row, begin, len(row)
         arguments = devices.split_rows((ids, start, length))
-        found = devices.join_rows(judge(lm.model)(lm.weights, *arguments))
+        found = devices.join_rows(judge(lm.model)(lm.weights, *arguments))  # pyright: ignore[reportArgumentType]
         for kept, array in zip((nats, features), found, strict=True):
             kept.append(np.asarray(array, np.float64)[: len(rows[part])])
     return np.concatenate(nats), np.concatenate(features)
