@@ -62,7 +62,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "--temperature 1e+38": {"sampler": samplers.Random(temperature=1e38)},
     "--temperature 1e-40": {"sampler": samplers.Random(temperature=1e-40)},
     "--logit-bias": {"logit_bias": {5: 1e38}},
-    "no_such is not a setting": {"no_such": 1},
+    "no_such is not a field of GenerationSettings": {"no_such": 1},
     "max_tokens is not a field of GenerationSettings; did you mean max_new_tokens?": {"max_tokens": 1},
     "settings 3": {"settings": 3},
     "processors": {"processors": "x"},

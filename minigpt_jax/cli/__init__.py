@@ -1,4 +1,4 @@
-"""The command line: parses, dispatches, and turns expected errors into one clear line."""
+"""The command line: chooses the command, and turns expected errors into one clear line."""
 
 import errno
 import importlib
@@ -30,7 +30,7 @@ _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; the exit status is 0, 2 for a mistake of the user's, or 130 if interrupted."""
+    """Runs a command. Returns the exit status: 0, 2 for a mistake of the user, or 130 if interrupted."""
     _open_streams()
     with signals.as_interrupts() as received:
         try:
@@ -41,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(str(error))
         except KeyboardInterrupt:
             return INTERRUPTED
-        except BrokenPipeError:  # as `| head` leaves it
+        except BrokenPipeError:  # as by `| head`
             _drop_output()
             return 0
         except Exception as error:
-            if received:  # libraries turn an interrupt into errors of their own
+            if received:  # libraries turn an interrupt into other errors
                 return INTERRUPTED
             if line := _told(error) or code.blame(error):
                 return _fail(line)
@@ -66,14 +66,14 @@ def _main(arguments: list[str]) -> int:
 
 
 def text_hint(file: str) -> str:
-    """How to train on a file, where it is one."""
+    """How to train on this text, if it is a file; otherwise nothing."""
     if not Path(file).is_file():
         return ""
     return f"; to train on a text, ./launch.sh experiments/text.py --data.files {file}"
 
 
 def _told(error: Exception) -> str | None:
-    """One line for an error that is expected and no mistake of this program's."""
+    """A one-line message for an error of the disk or of JAX's devices; None for other errors."""
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         where = error.filename or "the disk"
         if where == "the disk" and error.errno == errno.ENOSPC:
@@ -88,11 +88,11 @@ def _told(error: Exception) -> str | None:
 
 
 def _open_streams() -> None:
-    """Makes standard streams that are closed, or cannot show every character, take what is printed."""
+    """Replaces closed standard streams, and lets streams replace characters that they cannot encode."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
-        except OSError:  # the next file that is opened would get this number, and all that is printed
+        except OSError:  # otherwise the next file that is opened gets this number, and what is printed goes to it
             os.open(os.devnull, os.O_RDWR)
         stream = getattr(sys, name)
         if stream is None:

@@ -1,4 +1,4 @@
-"""`minigpt evaluate RUN_DIR`: perplexity and bits per byte of a split, from the run directory alone."""
+"""`minigpt evaluate RUN_DIR`: perplexity and bits per byte of a split, which the run directory contains."""
 
 import json
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from minigpt_jax.errors import UserError
 class Arguments:
     """Perplexity and bits per byte of a run's model.
 
-    Perplexity is exp(total negative log-likelihood / labels) over the whole split. WordPiece loses case and spacing, so
-    its bits per byte compare models of the same tokenizer.
+    Perplexity is exp(total negative log-likelihood / labels) over the whole split. WordPiece drops case and spacing, so
+    compare its bits per byte only between models of the same tokenizer.
     """
 
     run_dir: tyro.conf.Positional[Path]
@@ -24,11 +24,11 @@ class Arguments:
     split: Literal["valid", "test"] = "valid"
     """Which part of the corpus."""
     files: tuple[str, ...] = ()
-    """Text of your own instead: files, globs or folders, read and cut into rows as the run's corpus would be."""
+    """Evaluate on this text instead: files, globs or folders, divided into rows like the run's corpus."""
     step: int | Literal["best"] | None = None
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
     batch_size: int = 64
-    """Rows at a time."""
+    """Rows per batch."""
     trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
     """If the model needs custom code, run the copy stored in the run directory. Use this only for runs you trust."""
     code: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
@@ -38,7 +38,7 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluates; returns the exit status."""
+    """Evaluates. Returns the exit status."""
     chosen: Arguments = parser.parse(Arguments, arguments, "minigpt evaluate")
     from minigpt_jax.cli import jax_setup
 

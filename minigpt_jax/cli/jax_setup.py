@@ -1,4 +1,4 @@
-"""What every command that computes does first."""
+"""The setup of JAX for commands that compute."""
 
 import logging as python_logging
 import os
@@ -7,22 +7,22 @@ from typing import Any
 
 
 def prepare() -> None:
-    """Keeps compiled programs from run to run, and keeps quiet what libraries log for their developers."""
+    """Caches compiled programs on disk, and silences what libraries log for their developers."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
     from absl import logging
 
     from minigpt_jax.cache import keep_compiled_programs
 
-    # What matters of it is raised too, and told in one line.
+    # Errors are also raised, and reported in one line.
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
-    sys.unraisablehook = _all_but_echoes
-    jax.config.update("jax_enable_x64", False)  # results are those of a shell without JAX_ENABLE_X64
+    sys.unraisablehook = _report_unraisable
+    jax.config.update("jax_enable_x64", False)  # so that results do not depend on JAX_ENABLE_X64
     keep_compiled_programs()
 
 
-def _all_but_echoes(unraisable: Any) -> None:
-    """Keeps to itself what Orbax's writers print, each on its own, after the failure of a save has been raised."""
+def _report_unraisable(unraisable: Any) -> None:
+    """Reports exceptions, except those of Orbax's writers after a failed save, which has been raised already."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

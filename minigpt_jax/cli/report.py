@@ -10,23 +10,24 @@ from minigpt_jax.cli import parser
 
 @dataclass(frozen=True)
 class Arguments:
-    """Tables and plots: report.html, one page that needs nothing else, and report.md.
+    """Tables and plots: report.html, a page that loads no other file, and report.md.
 
-    Several runs are compared with one another. A sweep's folder gets the sweep's report. Runs may be in training.
+    Several runs are compared with each other. The folder of a sweep gets the report of the sweep. Runs may still be in
+    training.
     """
 
     run_dir: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, sweeps' folders, or folders of either, such as runs."""
     output: Path | None = None
-    """Folder to write to; by default the run's or the sweep's own, and runs/report for several runs."""
+    """Folder to write to; by default that of the run or the sweep, or runs/report for several runs."""
 
 
 def main(arguments: list[str]) -> int:
-    """Reports; returns the exit status."""
+    """Writes the report. Returns the exit status."""
     chosen: Arguments = parser.parse(Arguments, arguments, "minigpt report")
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and the accelerator may be training
+    jax.config.update("jax_platforms", "cpu")  # a report needs no accelerator, which may be training
     from minigpt_jax import display, report
     from minigpt_jax.report import page
 

@@ -1,4 +1,4 @@
-"""`minigpt sample RUN_DIR`: text from a checkpoint, by any method."""
+"""`minigpt sample RUN_DIR`: samples text from a checkpoint, by any method."""
 
 import dataclasses
 import itertools
@@ -25,42 +25,42 @@ _LIKE_A_FLAG = re.compile(r"--?[^\s\d-]\S*|--")
 
 @dataclass(frozen=True)
 class MethodFlags:
-    """The settings of samplers as flags, each for the methods that its help names."""
+    """The settings of samplers as flags. The help of each names the methods that take it."""
 
     k: int | None = None
     """top_k, contrastive: how many of the most probable tokens may be taken (10 for top_k, 4 for contrastive)."""
     p: float | None = None
-    """top_p, typical: the probability mass to keep (0.9, 0.95); min_p: the least probability to keep, as a share of the
-    most probable token's (0.1)."""
+    """top_p, typical: the sum of the probabilities to keep (0.9, 0.95); min_p: the lowest probability to keep, relative
+    to that of the most probable token (0.1)."""
     num_beams: int | None = None
     """beam: number of hypotheses (10)."""
     alpha: float | None = None
-    """contrastive: weight of the penalty on what resembles the context (0.6)."""
+    """contrastive: weight of the penalty on tokens that resemble the context (0.6)."""
     length_penalty: float | None = None
     """beam: exponent of the length; a greater one favours longer texts (0.6)."""
     temperature: float | None = None
     """random, top_k, top_p, min_p, typical: divides the logits; 0 is greedy (1)."""
     top_k: int | None = None
-    """random: keep this many of the most probable tokens. The four filters of random combine, in this order; any of
-    them makes random the default method."""
+    """random: keep this many of the most probable tokens. The four filters of random combine, in this order. If one is
+    given, random is the default method."""
     top_p: float | None = None
-    """random: keep the fewest tokens whose probabilities reach this."""
+    """random: keep the most probable tokens until their probabilities sum to this."""
     min_p: float | None = None
-    """random: keep tokens at least this times as probable as the most probable one."""
+    """random: keep tokens that are at least this times as probable as the most probable one."""
     typical_p: float | None = None
     """random: order tokens by how close their surprise (-log p) is to the entropy, and keep them until their
     probabilities sum to this."""
 
     @property
     def default_method(self) -> str:
-        """The method where --sampler names none."""
+        """The method if --sampler is not given."""
         filters = (self.top_k, self.top_p, self.min_p, self.typical_p)
         return "top_k" if all(value is None for value in filters) else "random"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Sample text from a run's model. With one prompt on a terminal, the text is shown as it is made."""
+    """Sample text from a run's model. The text of a single prompt is shown while it is generated, on a terminal."""
 
     run_dir: tyro.conf.Positional[Path]
     """A run directory."""
@@ -69,19 +69,19 @@ class Arguments:
     prompt_file: Path | None = None
     """A text file of prompts, one per line; - is standard input."""
     sampler: str | None = None
-    """greedy, beam, random, top_k (the default), top_p, min_p, typical or contrastive; settings may follow, as in
-    top_p:p=0.9:temperature=0.8. FILE.py:Name:setting=1 is a sampler of your own: the file is run."""
+    """greedy, beam, random, top_k (the default), top_p, min_p, typical or contrastive. Settings may follow, as in
+    top_p:p=0.9:temperature=0.8. FILE.py:Name:setting=1 is a sampler of your own; the file is run."""
     compare: bool = False
-    """Sample one prompt by all methods side by side, with the figures in which they differ; or by those of a --sampler
-    with several values, such as top_k:k=1,5,10 or random:temperature=0.5..1.5 (five, evenly spaced)."""
+    """Compare methods on one prompt, by their texts and figures: all methods, or those of a --sampler with several
+    values, such as top_k:k=1,5,10 or random:temperature=0.5..1.5 (five, evenly spaced)."""
     method: Annotated[MethodFlags, tyro.conf.arg(name="")] = field(default_factory=MethodFlags)
     settings: Annotated[GenerationSettings, tyro.conf.arg(name="")] = field(default_factory=GenerationSettings)
     stop_token: tuple[int, ...] = ()
     """A token id that ends a text."""
     stop_at_end: bool = False
-    """Let a text end where the model ends its document."""
+    """End a text where the model ends its document."""
     ban: tuple[int, ...] = ()
-    """A token id never to generate."""
+    """The id of a token that is never generated."""
     step: int | Literal["best"] | None = None
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
     trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -89,14 +89,14 @@ class Arguments:
     code: tuple[Path, ...] = ()
     """A file of yours to run in place of that copy."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object per line: prompt, text, full_text, tokens, logprobs, finish_reason and, with
-    --top-logprobs, top_logprobs: for each token the most probable ones as [id, text, logprob]."""
+    """Print one JSON object per text and line, with prompt, text, full_text, tokens, logprobs and finish_reason. With
+    --top-logprobs it also has top_logprobs: for each token, the most probable ones as [id, text, logprob]."""
 
 
 def main(arguments: list[str]) -> int:
-    """Samples; returns the exit status."""
+    """Samples. Returns the exit status."""
     _check_dashes(arguments)
-    # Flags that take several values are given once for each.
+    # Flags that take several values are repeated.
     chosen: Arguments = parser.parse(tyro.conf.UseAppendAction[Arguments], arguments, "minigpt sample")
     prompts = _prompts(chosen)
     from minigpt_jax.cli import jax_setup
@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> int:
 
 @parser.REGISTRY.primitive_rule
 def _stop_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """On the command line a stop is always a string; --stop-token has the ids."""
+    """On the command line a stop is always a string. --stop-token takes ids."""
     if kind.type != Stop:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -158,7 +158,7 @@ def _check_dashes(arguments: list[str]) -> None:
 
 
 def _prompts(chosen: Arguments) -> list[str]:
-    """The prompts of the flags, then those of the file; one empty prompt where there are none."""
+    """The prompts of the flags, then those of the file. If there are none, one empty prompt."""
     prompts = list(chosen.prompt)
     if chosen.prompt_file is not None:
         label, path = f"--prompt-file {chosen.prompt_file}", chosen.prompt_file.expanduser()
@@ -198,7 +198,7 @@ def _compared_methods(chosen: Arguments, prompts: list[str]) -> list["Sampler"]:
 
 
 def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterator[Any]) -> None:
-    """Prints the methods as they come, and keeps them in the run directory for its report."""
+    """Prints the methods' texts and figures, and stores them in the run directory for its report."""
     from rich.table import Table
     from rich.text import Text
 
@@ -228,7 +228,7 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
         console.print(table)
     try:
         write_atomic(RunDir(chosen.run_dir).samples / "compare.json", json.dumps(record, ensure_ascii=False, indent=2))
-    except OSError:  # someone else's run, to be read only
+    except OSError:  # the run may be read-only
         print(f"{chosen.run_dir} cannot be written: its report will not show this comparison", file=sys.stderr)
 
 

@@ -17,25 +17,25 @@ from minigpt_jax.report import objective
 
 @dataclass(frozen=True)
 class Arguments:
-    """Trains an experiment's trials over one or several axes, many of them in one program.
+    """Train trials of an experiment over one or several axes, many of them in one program.
 
-    An axis is optimizer.learning_rate=1e-3,3e-3 (values) or optimizer.learning_rate=1e-4..1e-2:log (a range); any field
-    of the experiment will do. Seeds are replicates: seed=0,1,2 trains every configuration three times. What follows --
-    are flags of the experiment. The same command again resumes the sweep. Started several times, on any machines that
-    share the folder (or the --storage), it divides the work among them.
+    An axis is optimizer.learning_rate=1e-3,3e-3 (values) or optimizer.learning_rate=1e-4..1e-2:log (a range), for any
+    field of the experiment. Seeds are replicates: seed=0,1,2 trains every configuration three times. Flags of the
+    experiment follow after --. The same command again resumes the sweep. If it is started several times, on machines
+    that share the folder (or the --storage), these workers divide the trials among them.
     """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py")]
     """The experiment's file."""
     axes: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AXIS …")]
-    """What varies."""
+    """A field and its values."""
     search: Literal["grid", "random", "tpe"] = "grid"
     """All combinations, random ones, or those that a tree-structured Parzen estimator finds promising."""
     trials: int | None = None
-    """Configurations to try; all of a grid, 20 of a search by default."""
+    """Number of configurations to try; by default all of a grid, and 20 of a search."""
     storage: str | None = None
-    """A database to share, such as postgresql+psycopg://user@host/database; by default a journal in the folder. A
-    password is best left to the environment ($PGPASSWORD); one in the address is kept nowhere, *** stands for it."""
+    """A database that workers share, such as postgresql+psycopg://user@host/database; by default a journal in the
+    folder. Give the password by $PGPASSWORD. A password in the address is never stored, but replaced by ***."""
     name: str | None = None
     """Names the folder, runs/sweeps/NAME; the experiment's name by default."""
     prune: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -43,9 +43,9 @@ class Arguments:
     no_prune: tyro.conf.FlagCreatePairsOff[bool] = False
     """Train all configurations to the end, as a grid does by default."""
     stack: int | None = None
-    """Trials in one program, at most; as many as are worth it and fit into memory by default."""
+    """Maximum number of trials in one program; by default as many as make it faster and fit into memory."""
     lease: float = 60.0
-    """Seconds without a sign of life after which a worker's trials are handed to another."""
+    """Seconds without a heartbeat after which a worker's trials go to another one."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Flags:
 
 
 def main(arguments: list[str]) -> int:
-    """Sweeps; returns the exit status."""
+    """Sweeps. Returns the exit status."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     flags = arguments[cut + 1 :]
-    # Nothing that is printed or kept is to have a password in it, so the parser does not get to see any.
+    # Nothing that is printed or stored may contain a password, so the parser gets words without it.
     own = [without_password(word) for word in arguments[:cut]]
     whole = {
         without_password(word).removeprefix("--storage="): word.removeprefix("--storage=") for word in arguments[:cut]
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_place_of_flags(words: list[str]) -> None:
-    """Raises UserError for a flag of the experiment before the -- that such flags stand behind."""
+    """Raises UserError for a flag of the experiment that is given before the --."""
     fields = set(config.flatten(Experiment(name=""))) - {"name"}
     for word in words:
         if word.startswith("--"):

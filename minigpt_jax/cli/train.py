@@ -25,12 +25,12 @@ class Arguments:
     run_dir: Path | None = None
     """Folder of the run; runs/NAME by default."""
     resume: Literal["auto", "always", "never"] = "auto"
-    """auto: resume from a checkpoint if there is one; always: refuse to start anew; never: refuse to resume."""
+    """auto: resume from a checkpoint if there is one; always: refuse to start from scratch; never: refuse to resume."""
     distributed: Distributed = field(default_factory=Distributed)
 
 
 def main(arguments: list[str]) -> int:
-    """Trains; returns the exit status."""
+    """Trains. Returns the exit status."""
     if not arguments or arguments[0].startswith("-"):
         print("usage: minigpt train FILE.py [flags]; minigpt train FILE.py --help lists the flags")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     default = Arguments(defined)
     chosen: Arguments = parser.parse(Arguments, config.current_flags(flags), f"minigpt train {file}", default)
     wanted = with_own_size(chosen.experiment, flags)
-    config.validate(wanted)  # `run` does so too, but only once JAX is imported
+    config.validate(wanted)  # `run` does so too, but only after the import of JAX
 
     jax_setup.prepare()
     from minigpt_jax.trial.run import run
@@ -106,7 +106,7 @@ def load_file(file: str) -> Experiment | Callable[[list[str]], int]:
 
 
 def _run_file(path: Path) -> dict[str, Any]:
-    """The names that a file defines. It becomes a module, whose classes' source can be found for their help."""
+    """The names that a file defines. It becomes a module, so that the help can be read from its classes' source."""
     spec = importlib.util.spec_from_file_location("minigpt_experiment", path)
     assert spec is not None and spec.loader is not None, path  # noqa: PT018
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -1,7 +1,4 @@
-"""Earlier names of fields: what flags, sweep axes and config.json said before a field got its name of today.
-
-Experiment files use them through `options.accepts_aliases`.
-"""
+"""Earlier names of fields, in flags, sweep axes and config.json. For experiment files see `options.accepts_aliases`."""
 
 import functools
 from collections.abc import Iterable
@@ -12,7 +9,7 @@ from minigpt_jax.config.options import Alias, flag_name, options
 
 
 class Renamed(NamedTuple):
-    """A field that has an earlier name: its dotted name of today, and the alias."""
+    """A field that has an earlier name: its current dotted name, and the alias."""
 
     field: str
     alias: Alias
@@ -20,7 +17,7 @@ class Renamed(NamedTuple):
 
 @functools.cache
 def earlier_names() -> dict[str, Renamed]:
-    """Every earlier name, with its section: `train.tensorboard` for one."""
+    """All earlier names, with their sections, such as `train.tensorboard`."""
     return {
         f"{option.name.rpartition('.')[0]}.{alias.name}".lstrip("."): Renamed(option.name, alias)
         for option in options(Experiment(name=""))
@@ -29,12 +26,12 @@ def earlier_names() -> dict[str, Renamed]:
 
 
 def current_name(name: str) -> str:
-    """The dotted name that a field has today."""
+    """The current dotted name of a field."""
     return earlier_names()[name].field if name in earlier_names() else name
 
 
 def current_flags(words: Iterable[str]) -> list[str]:
-    """The words of a command line with the flags of today, as `--train.trackers` for `--train.no-tensorboard`."""
+    """The words of a command line with current flags, such as `--train.trackers` for `--train.no-tensorboard`."""
     return [current for word in words for current in _current_flag(word)]
 
 
@@ -55,7 +52,7 @@ def _current_flag(word: str) -> list[str]:
 
 
 def current_json(value: Any) -> Any:
-    """An experiment's JSON with the names of today; what is no experiment's JSON comes back as it is.
+    """The JSON of an experiment with current names. A value of another type than an object is returned unchanged.
 
     Raises:
         UserError: the value under an earlier name is of the wrong type.

@@ -1,7 +1,7 @@
 """Code of the user's own, which an experiment names as `FILE.py:Name`.
 
-`load` runs the files and puts a `Code` in place of each name: still the same string, which now holds what it names. A
-run directory keeps copies of the files (`storage.run_code`), so a file has to do without modules beside it.
+`load` runs the files and replaces each name by a `Code`: the same string, with the function or class that it names. A
+run directory keeps copies of the files (`storage.run_code`), so a file cannot import modules beside it.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ from minigpt_jax.config.options import flag_name, names_code, nearest, options
 from minigpt_jax.errors import UserError, place_of, reason_of
 
 _modules: dict[tuple[Path, str], ModuleType] = {}
-"""Files that were run, by path and sum: each version of a file runs once."""
+"""Files that were run, by path and SHA-256: each version of a file runs once."""
 
 
 class Code(str):
     """A name of code, `FILE.py:Name`, whose file was run.
 
-    It is equal to the string, and to another `Code` only if their files have the same contents, so that programs and
-    caches of different code are told apart.
+    It is equal to the string. It is equal to another `Code` only if their files have the same contents, so that
+    programs and caches of different code are separate.
 
     Attributes:
         path: the file.
         source: its contents.
-        sha256: their sum, in hex.
-        value: what the name stands for, a function or a class.
+        sha256: the SHA-256 of the contents, in hexadecimal.
+        value: the function or the class of this name.
     """
 
     path: Path
@@ -54,7 +54,7 @@ def load(experiment: Experiment, folders: Sequence[Path]) -> Experiment:
     """The experiment with a `Code` for each name of code in it.
 
     Args:
-        folders: where a relative path may start; the first one that has the file counts.
+        folders: the folders in which a relative path is looked up, in this order.
 
     Raises:
         UserError: a file is missing or cannot be run, it lacks the name, or two different files share a name.
@@ -65,7 +65,7 @@ def load(experiment: Experiment, folders: Sequence[Path]) -> Experiment:
 
 
 def replaced(experiment: Experiment, file: str, path: Path) -> Experiment:
-    """The experiment with the code that it names of `file`, whatever the folder, loaded from `path`.
+    """The experiment with all names of code in `file`, in whatever folder, loaded from `path`.
 
     Raises:
         UserError: as `load` does.
@@ -78,7 +78,7 @@ def replaced(experiment: Experiment, file: str, path: Path) -> Experiment:
 
 
 def load_value(option: str, value: Any, folders: Sequence[Path]) -> Any:
-    """The `Code` that a value of a field names, or the value if it names none; raises UserError as `load` does."""
+    """The `Code` that a field's value names, or the value itself if it names none. Raises UserError as `load` does."""
     if isinstance(value, Code) or not names_code(value):
         return value
     places = [folder / Path(value.rpartition(":")[0]).expanduser() for folder in folders]
@@ -116,11 +116,11 @@ def _changed(experiment: Experiment, change: Callable[[str, str], str]) -> Exper
 
 
 def loaded(value: str) -> Any:
-    """The function or class that a name of code stands for. Raises UserError where its file has not been run."""
+    """The function or class that a name of code stands for. Raises UserError if its file has not been run."""
     if isinstance(value, Code):
         return value.value
     raise UserError(
-        f"{value}: this is code of the run's own, which is not run unasked; give --trust-code or --code FILE.py "
+        f"{value}: the run needs this custom code, which does not run by default; give --trust-code or --code FILE.py "
         "(in Python, trust_code=True or code=[FILE])"
     )
 
@@ -134,26 +134,26 @@ def named(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def files(experiment: Experiment) -> dict[str, Code]:
-    """One `Code` for each file that was loaded, by the file's name. UserError where two different ones share it."""
+    """One `Code` for each loaded file, by the file's name. Raises UserError if two different files share a name."""
     found: dict[str, Code] = {}
     for option, code in named(experiment):
         if isinstance(code, Code):
             other = found.setdefault(code.path.name, code)
             if other.sha256 != code.sha256:
                 raise UserError(
-                    f"--{flag_name(option)} {code}: {other.path} is another file of that name, and a run keeps both; "
-                    "rename one"
+                    f"--{flag_name(option)} {code}: {other.path} is another file of that name, and a run keeps a copy "
+                    "of both; rename one"
                 )
     return found
 
 
 def sums(experiment: Experiment) -> Iterator[tuple[str, Path, str]]:
-    """The field, the file and the file's sum for each name of code that was loaded."""
+    """The field, the file and the file's SHA-256 for each name of code that was loaded."""
     return ((option, code.path, code.sha256) for option, code in named(experiment) if isinstance(code, Code))
 
 
 def without_folder(value: Any) -> Any:
-    """A field's value, in which names of code have no folder: what they mean wherever their files lie."""
+    """A field's value with names of code without their folder, so that it is the same wherever the files are."""
     if isinstance(value, tuple | list):
         return [without_folder(item) for item in value]
     return PurePath(value).name if names_code(value) else value
@@ -184,18 +184,18 @@ def check_call(function: Callable[..., Any], arguments: str, label: str) -> None
 
 
 def blame(error: Exception) -> str | None:
-    """One line for an error that was raised in code of the user's own, or None for another one."""
+    """A one-line message for an error that was raised in code of the user's own; None for other errors."""
     place = place_of(error, {str(path) for path, _ in _modules})
     return None if place is None else f"{place}: {reason_of(error)}; fix the file"
 
 
 def _run(path: Path, flag: str) -> tuple[ModuleType, bytes, str]:
-    """The module that a file makes, its source and its sum."""
+    """Runs a file. Returns its module, its source and its SHA-256."""
     path = path.resolve()
     source = path.read_bytes()
     sha256 = hashlib.sha256(source).hexdigest()
     if (path, sha256) not in _modules:
-        # A module, and known as one, so that dataclasses and pickles in it work.
+        # It is in sys.modules, because dataclasses and pickle look it up there.
         name = f"minigpt_code_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{sha256[:12]}"
         spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
         assert spec is not None, path

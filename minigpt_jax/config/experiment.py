@@ -170,8 +170,8 @@ class OptimizerConfig:
     """The update rule and its schedule."""
 
     name: Literal["adam", "adamw", "muon", "normuon", "lion"] | str = option("adam", code=True)
-    """adam is Keras's form of it; muon takes the matrices of blocks and pointer and leaves the rest to NAdam; normuon
-    evens out how far each neuron's weights move; FILE.py:Name is an Optax transformation of your own."""
+    """adam is Keras's variant. muon updates the matrices of the blocks and the pointer, and NAdam the rest. normuon
+    also normalises the updates of each neuron. FILE.py:Name is an Optax transformation of your own."""
     learning_rate: float = option(1e-3, at_least=0, traced=True)
     """Peak learning rate."""
     muon_learning_rate: float = option(2e-2, at_least=0, traced=True)
@@ -181,7 +181,7 @@ class OptimizerConfig:
     warmup_steps: int = option(0, at_least=0, traced=True)
     """Steps of linear warm-up."""
     decay_fraction: float = option(0.2, at_least=0, at_most=1, traced=True)
-    """wsd: the share of all steps that the decay takes."""
+    """wsd: the fraction of all steps that the decay takes."""
     final_fraction: float = option(0.0, at_least=0, at_most=1, traced=True)
     """Learning rate at the end, as a fraction of the peak."""
     b1: float = option(0.9, at_least=0, below=1, traced=True)
@@ -208,9 +208,9 @@ class TrainConfig:
     epochs: int = option(5, above=0, resumable=True)
     """Passes over the training rows."""
     steps: int | None = option(None, above=0, resumable=True)
-    """Stop after this many steps, whatever the epochs; the schedule's horizon too."""
+    """Stop after this many steps instead of after the epochs. This is also the schedule's horizon."""
     accumulate: int = option(1, above=0)
-    """Micro-batches that one step's gradient is summed over."""
+    """Number of micro-batches whose gradients are summed in one step."""
     steps_per_execution: int | None = option(None, above=0, resumable=True, aliases=("steps_per_dispatch",))
     """Steps run by one call of the compiled program; by default one on CPU and several on accelerators."""
     log_every: int = option(20, above=0, resumable=True)
@@ -229,8 +229,8 @@ class TrainConfig:
         code=True,
         aliases=(Alias("tensorboard", bool, lambda on: ("tensorboard",) if on else ()),),
     )
-    """Where the figures of metrics.jsonl go too: tensorboard, wandb (Weights & Biases), trackio or a tracker of
-    your own, FILE.py:Name; none by --train.trackers alone."""
+    """Where the figures of metrics.jsonl are also recorded: tensorboard, wandb (Weights & Biases), trackio or a tracker
+    of your own, FILE.py:Name. --train.trackers without a value turns all off."""
 
 
 @accepts_aliases
@@ -239,9 +239,9 @@ class SampleConfig:
     """The text sampled at each evaluation, by top-k as in the tutorial's callback."""
 
     prompts: tuple[str, ...] = option(("",), resumable=True)
-    """Texts to go on from; an empty one starts from [BOS]."""
+    """Texts to continue. An empty one starts from [BOS]."""
     k: int = option(10, above=0, resumable=True)
-    """The most probable tokens that are drawn from."""
+    """Number of most probable tokens to draw from."""
     temperature: float = option(1.0, at_least=0, resumable=True)
     """Divides the logits."""
     max_new_tokens: int | None = option(None, above=0, resumable=True)

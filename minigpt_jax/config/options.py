@@ -1,7 +1,7 @@
-"""An option: a field of an experiment with all that is known about it beside its default.
+"""An option: a field of an experiment, with its type, its help text, its bounds and other facts.
 
-Its type says what kind of value it takes, the string under it is its help text, and `option` adds the rest. Flags,
-experiment files, sweep axes and config.json are all checked against this one declaration, by `problem`.
+The annotation is its type, the string under it is its help text, and `option` declares the rest. The values of flags,
+experiment files, sweep axes and config.json are all checked against this declaration, by `problem`.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ class Alias:
     """An earlier name of a field, which experiment files, flags, sweep axes and config.json may still use.
 
     Attributes:
-        name: without its section.
-        kind: the type of values under this name, where it is not the field's.
-        convert: turns a value under this name into the field's; None where both are the same.
+        name: the earlier name, without its section.
+        kind: the type of values under this name, if it is not the field's.
+        convert: converts a value under this name to the field's; None if both are the same.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Alias:
     convert: Callable[[Any], Any] | None = None
 
     def current(self, value: Any, section: str = "") -> Any:
-        """The field's value for a value under this name. Raises UserError where that is not of `kind`."""
+        """The field's value for a value under this name. Raises UserError if that is not of `kind`."""
         if self.kind is not None:
             check_option(Option(f"{section}.{self.name}".lstrip("."), self.kind, value, Facts()))
         return value if self.convert is None else self.convert(value)
@@ -49,16 +49,18 @@ class Alias:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known about an option besides its type, default and help text.
+    """Facts about an option besides its type, default and help text.
 
     Attributes:
-        at_least, above, at_most, below: the range of a number; None where it is open.
-        traced: the value is an argument of the compiled train step, so trials that differ in it share one program.
-        resumable: a run may be resumed with another value.
-        caches: what is kept on disk for later runs and depends on the value: `tokenizer` (trained pieces), `store`
-            (tokenised rows). What determines the text itself is in the corpus' fingerprint instead.
-        newer: the field came after such caches: at its default it is not part of their keys, so that they are found.
-        code: the value may also be the name of code of the user's own, FILE.py:Name.
+        at_least, above, at_most, below: the bounds of a number; None for no bound.
+        traced: whether the value is an argument of the compiled train step, so that trials that differ in it share one
+            program.
+        resumable: whether a run may be resumed with another value.
+        caches: the caches on disk that depend on the value: `tokenizer` (trained pieces) and `store` (tokenised rows).
+            Fields that determine the text are part of the corpus' fingerprint instead.
+        newer: whether the field is newer than existing caches. At its default value it is not part of their keys, so
+            that they are still found.
+        code: whether the value may also be the name of code of the user's own, FILE.py:Name.
         aliases: earlier names of the field.
         of_tokenizer: None stands for what the tokenizer has, which is filled in once the tokenizer is known.
     """
@@ -76,7 +78,7 @@ class Facts:
     of_tokenizer: bool = False
 
     def range_problem(self, value: float) -> str | None:
-        """The rule that a number breaks, or None."""
+        """The bounds that a number violates, in words, or None."""
         rules = {
             "at least": (self.at_least, lambda bound: value >= bound),
             "above": (self.above, lambda bound: value > bound),
@@ -90,7 +92,7 @@ class Facts:
 
 
 def option(default: Any, *, aliases: tuple[str | Alias, ...] = (), **facts: Any) -> Any:
-    """A dataclass field with this default and these `Facts`; an alias that is a string only renames the field."""
+    """A dataclass field with this default and these `Facts`. An alias may be a string, if only the name changed."""
     named = tuple(Alias(alias) if isinstance(alias, str) else alias for alias in aliases)
     return dataclasses.field(default=default, metadata={"facts": Facts(aliases=named, **facts)})
 
@@ -113,7 +115,7 @@ def checks_names(cls: Config) -> Config:
 
 
 def accepts_aliases(cls: Config) -> Config:
-    """Lets a dataclass of options be made with the earlier names of its fields too, as older experiment files do.
+    """Lets a dataclass of options accept the earlier names of its fields too, which older experiment files use.
 
     Other unknown names raise a UserError, see `checks_names`.
     """
@@ -147,10 +149,10 @@ class Option(NamedTuple):
 
 
 def options(config: Any, prefix: str = "") -> Iterator[Option]:
-    """Walks over the fields of a dataclass and of the dataclasses in it, in the order of their declaration.
+    """Yields the fields of a dataclass and of the dataclasses in it, in the order of their declaration.
 
     Raises:
-        UserError: where a section is not of its class.
+        UserError: a section is not of its class.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -164,7 +166,7 @@ def options(config: Any, prefix: str = "") -> Iterator[Option]:
 
 
 def check_option(option: Option) -> None:
-    """Raises UserError, with the flag's name and the mend, where the value does not fit the option's declaration."""
+    """Raises UserError, naming the flag and what is allowed, if the value does not fit the option's declaration."""
     if (rule := problem(option.type, option.value, option.facts)) is not None:
         raise UserError(f"--{flag_name(option.name)} {_shown(option.value)}: {rule}")
 
@@ -175,14 +177,14 @@ def flag_name(name: str) -> str:
 
 
 def problem(kind: Any, value: Any, facts: Facts) -> str | None:
-    """The rule that a value breaks (its type, its choices or its range), or None if it breaks none."""
+    """The rule that a value violates (its type, its choices or its bounds), in words, or None."""
     if typing.get_origin(kind) is Literal:
         return _choice_problem(value, typing.get_args(kind))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         inner = [one for one in typing.get_args(kind) if one is not type(None)]
         if value is None and len(inner) < len(typing.get_args(kind)):
             return None
-        if facts.code:  # the names of what the package has, or a string
+        if facts.code:  # a choice or the name of code
             return None if names_code(value) else _choice_problem(value, (*typing.get_args(inner[0]), CODE))
         return problem(inner[0], value, facts)  # every other union of an experiment is of one type and None
     if typing.get_origin(kind) is tuple:

@@ -21,16 +21,16 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_json(value: Any) -> Experiment:
-    """The inverse of `to_json`; fields that an older file lacks take their defaults, and its names are understood.
+    """The inverse of `to_json`. Fields that an older file lacks get their defaults, and earlier names are accepted.
 
     Raises:
-        UserError: a field is unknown, or has a value that an experiment file could not give it either.
+        UserError: a field is unknown, or has an invalid value.
     """
     try:
         experiment = _converter.structure(current_json(value), Experiment)
     except UserError as error:
         raise UserError(f"the experiment in config.json cannot be read: {error}") from error
-    except Exception as error:  # of whatever kind a hand-edited file leads to
+    except Exception as error:  # a hand-edited file may lead to any
         reasons = "; ".join(cattrs.transform_error(error))
         raise UserError(f"the experiment in config.json cannot be read: {reasons}") from error
     try:
@@ -46,12 +46,12 @@ def dumps(value: Any) -> str:
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
-    """Field values as JSON has them, by dotted name, `model.num_layers` for one."""
+    """The values of fields as in JSON, by dotted name, such as `model.num_layers`."""
     return {option.name: _converter.unstructure(option.value) for option in options(experiment)}
 
 
 def _structure_field(value: Any, kind: Any) -> Any:
-    """A field's value from JSON, converted only where JSON lacks the type: `validate` says what is wrong with it."""
+    """A field's value from JSON, converted only if JSON lacks the type. `validate` reports invalid values."""
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(value)
     if isinstance(value, str) and "pathlib.Path" in str(kind):

@@ -1,4 +1,4 @@
-"""What an experiment cannot be: each field against its own declaration, then the few rules across fields."""
+"""Validation of an experiment: each field against its declaration, then the rules across fields."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from minigpt_jax.errors import UserError
 
 
 def validate(experiment: Experiment) -> None:
-    """Raises UserError, naming the flag, for the first choice that cannot work."""
+    """Raises UserError, naming the flag, for the first invalid value."""
     check_fields(experiment)
     _check_names(experiment)
     _check_data(experiment)
@@ -18,7 +18,7 @@ def validate(experiment: Experiment) -> None:
 
 
 def check_fields(experiment: Experiment) -> None:
-    """Raises UserError for the first field whose type, choice or range is wrong, whatever the others are."""
+    """Raises UserError for the first field whose type, choice or bounds are violated, without rules across fields."""
     for option in options(experiment):
         check_option(option)
 
