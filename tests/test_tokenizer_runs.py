@@ -14,7 +14,7 @@ import tokenizer_files
 from corpus_files import tales
 from tiny_experiment import changed
 
-from minigpt_jax import generate, model, samplers, sweep, tokenizer
+from minigpt_jax import corpora, generate, model, samplers, sweep, tokenizer
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
@@ -136,6 +136,19 @@ def test_bits_per_byte_are_of_all_the_text(name: str, tmp_path: Path) -> None:
         for experiment in (tiny("packed", **settings), tiny("packed", kind="bpe", vocabulary_size=340))
     ]
     assert sizes[0] == sizes[1]
+
+
+def test_unknown_characters_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every line has a character of its own, so each held-out one has a character that the training part lacks."""
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"{text}{chr(0x4E00 + i)}\n" for i, text in enumerate(tales(lines=300))))
+    experiment = changed("data", tiny("packed", kind="char"), corpus="text", files=(str(book),), held_out=0.2)
+    corpus = corpora.open_corpus(experiment.data, tmp_path)
+    valid, test = (len(list(corpus.documents(split))) for split in ("valid", "test"))
+    run(experiment, tmp_path / "run", batches=tiny_sweep.batches)
+    line = f"tokens that stand for text without a piece: {valid} of the validation part and {test} of the test part"
+    assert line in capsys.readouterr().out
+    assert min(valid, test) > 0
 
 
 def test_a_sweep_over_kinds(tmp_path: Path) -> None:
