@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus_files import tales
+from tokenizers import Tokenizer as Library
 
 from minigpt_jax import tokenizer
 from minigpt_jax.config import BOS_ID, PAD_ID, RESERVED_PIECES, UNK_ID, TokenizerConfig
@@ -271,6 +272,19 @@ def test_fingerprints_tell_behaviours_apart():
     assert WordPiece(SMALL).fingerprint == WordPiece(tuple(SMALL)).fingerprint
 
 
+def test_hugging_face_reads_a_saved_tokenizer(trained, tmp_path):
+    """With the same ids, except for what is rare in text: see `tokenizer.description`."""
+    trained.save(tmp_path)
+    library = Library.from_file(str(tmp_path / "tokenizer.json"))
+    texts = [*tales(), "Ka lo, MISTER 1984's!", "  two  spaces ", "(é🙂 中文)", "a\tb\nc"]
+    got, expected = [one.ids for one in library.encode_batch(texts)], trained.encode_batch(texts)
+    differing = [text for text, one, other in zip(texts, got, expected, strict=True) if one != other]
+    assert len(differing) <= len(texts) // 100  # unigram pieces of equal probability
+    assert [library.decode(ids) for ids in got] == [library.decode(ids) for ids in expected]
+    assert [library.id_to_token(token) for token in range(360)] == [trained.piece(token) for token in range(360)]
+    assert library.decode([BOS_ID, *trained.encode_batch(["ka lo"])[0]]) == "ka lo"
+
+
 def test_a_folder_of_an_earlier_version_opens(trained, tmp_path):
     """Its settings were in tokenizer.json, which is a file for Hugging Face today."""
     trained.save(tmp_path)
@@ -282,7 +296,7 @@ def test_a_folder_of_an_earlier_version_opens(trained, tmp_path):
 def test_damaged_folders_are_refused(trained, tmp_path, damage):
     trained.save(tmp_path)
     settings = tmp_path / "settings.json"
-    (pieces,) = set(tmp_path.iterdir()) - {settings}
+    (pieces,) = set(tmp_path.iterdir()) - {settings, tmp_path / "tokenizer.json"}
     if damage == "truncate":
         pieces.write_bytes(pieces.read_bytes()[:1000])
     elif damage == "other":

@@ -12,11 +12,11 @@ from pathlib import Path
 from minigpt_jax.config import Experiment, TokenizerConfig
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import huggingface_file, lossless, sentencepiece, wordpiece
-from minigpt_jax.tokenizer.huggingface import DESCRIPTION_FILE, HuggingFace
+from minigpt_jax.tokenizer.huggingface import HuggingFace
 from minigpt_jax.tokenizer.huggingface_file import from_huggingface, summary
 from minigpt_jax.tokenizer.lossless import byte
 from minigpt_jax.tokenizer.sentencepiece import SentencePiece
-from minigpt_jax.tokenizer.settings import read_settings
+from minigpt_jax.tokenizer.settings import DESCRIPTION_FILE, read_settings
 from minigpt_jax.tokenizer.special import SpecialIds
 from minigpt_jax.tokenizer.wordpiece import WordPiece
 from minigpt_jax.utf8 import check_encoding

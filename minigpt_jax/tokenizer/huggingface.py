@@ -14,11 +14,10 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from minigpt_jax.errors import UserError
-from minigpt_jax.tokenizer.settings import write_settings
+from minigpt_jax.tokenizer.settings import write_description, write_settings
 from minigpt_jax.tokenizer.special import SpecialIds
 from minigpt_jax.tokenizer.unicode import without_surrogates
 
-DESCRIPTION_FILE = "tokenizer.json"
 _ADDED = "[BOS]"  # the name of a start token that the description lacks
 _PROBE = "a \u2581\U0010fffd\n"
 
@@ -99,7 +98,7 @@ class HuggingFace:
     def save(self, folder: str | Path) -> None:
         """Saves the tokenizer into the folder, from which `load` reads it. The folder is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, DESCRIPTION_FILE).write_text(self._description, encoding="utf-8", newline="\n")
+        write_description(folder, self._description)
         write_settings(
             folder,
             kind="huggingface",

@@ -94,6 +94,7 @@ def _special_ids(description: str, folder: Path, start_id: int | None) -> Specia
         line_end=start if end is None else end,
         text_ends=() if end in (None, start) else (end,),
         controls=tuple(sorted(special | missing)),
+        unknown=None if unknown in (start, end) else unknown,
     )
 
 

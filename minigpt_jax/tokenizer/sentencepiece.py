@@ -20,19 +20,19 @@ import sentencepiece
 
 from minigpt_jax.config import BOS_ID, PAD_ID, RESERVED_PIECES, UNK_ID
 from minigpt_jax.errors import UserError
-from minigpt_jax.tokenizer.settings import write_settings
+from minigpt_jax.tokenizer.description import SPACE, of_sentencepiece
+from minigpt_jax.tokenizer.settings import write_description, write_settings
 from minigpt_jax.tokenizer.special import OWN
 from minigpt_jax.tokenizer.unicode import without_surrogates
 
 MODEL_FILE = "sentencepiece.model"
 
-_SPACE = "\u2581"  # represents a space in pieces
 _LEAST = len(RESERVED_PIECES) + 256  # the reserved pieces and the bytes
 _SENTENCE = re.compile(r"[^\n]{1,1000}(?!\S)|[^\n]{1,1000}")  # at most 1,000 characters, cut between words if possible
 _MAX_SENTENCES = 200_000  # about 40 MB of English; unigram training takes 20 times as much memory
 _THREADS = 4  # of the unigram trainer; constant, as the order of its sums, and so its pieces, depend on it
 Found = re.Match[str] | None
-_LOSSLESS_PROBE = f"  A\u00bd\u212be\u0301{_SPACE}\n\t\U0010fffd  z "
+_LOSSLESS_PROBE = f"  A\u00bd\u212be\u0301{SPACE}\n\t\U0010fffd  z "
 
 
 class SentencePiece:
@@ -85,7 +85,7 @@ class SentencePiece:
         encoded = self._processor.encode(texts)
         if self._lossless:
             for i, text in enumerate(texts):
-                if _SPACE in text:
+                if SPACE in text:
                     encoded[i] = self._encode_apart(text)
         return encoded
 
@@ -112,6 +112,11 @@ class SentencePiece:
         """Saves the tokenizer into the folder, from which `load` reads it. The folder is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, MODEL_FILE).write_bytes(self._model)
+        bytes_first = all(map(self._processor.is_byte, range(len(RESERVED_PIECES), min(_LEAST, len(self)))))
+        if self._lossless and bytes_first:  # others have rules of their own
+            scores = [self._processor.get_score(token) for token in range(len(self))]
+            pieces = [self._processor.id_to_piece(token) for token in range(len(self))]
+            write_description(folder, of_sentencepiece(pieces, scores, first=_LEAST))
         write_settings(folder, kind="sentencepiece", fingerprint=self.fingerprint)
 
     def _load(self, model: bytes) -> None:
@@ -130,7 +135,7 @@ class SentencePiece:
         self._model = model
         self._processor = processor
         self._piece_bytes = np.array([self._bytes_of(token) for token in range(len(self))], np.int64)
-        self._space_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        self._space_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._lossless = self.decode(self._encode_apart(_LOSSLESS_PROBE)) == _LOSSLESS_PROBE
 
     def _bytes_of(self, token: int) -> int:
@@ -139,11 +144,11 @@ class SentencePiece:
             return 0
         if self._processor.is_byte(token):
             return 1
-        return len(self._processor.id_to_piece(token).replace(_SPACE, " ").encode())
+        return len(self._processor.id_to_piece(token).replace(SPACE, " ").encode())
 
     def _encode_apart(self, text: str) -> list[int]:
         """Encodes text, with the character that represents spaces in pieces as bytes: else it would become a space."""
-        first, *rest = self._processor.encode(text.split(_SPACE))
+        first, *rest = self._processor.encode(text.split(SPACE))
         return [*first, *(token for part in rest for token in (*self._space_ids, *part))]
 
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+DESCRIPTION_FILE = "tokenizer.json"
+"""What Hugging Face `tokenizers` reads."""
 _FILE = "settings.json"
-_EARLIER = "tokenizer.json"
-"""The name in earlier versions. Today's file of this name is for Hugging Face."""
 
 
 def write_settings(folder: str | Path, **settings: Any) -> None:
@@ -14,9 +14,14 @@ def write_settings(folder: str | Path, **settings: Any) -> None:
     Path(folder, _FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def write_description(folder: str | Path, description: str) -> None:
+    """Writes the file that Hugging Face `tokenizers` reads."""
+    Path(folder, DESCRIPTION_FILE).write_text(description, encoding="utf-8", newline="\n")
+
+
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """Reads what `write_settings` wrote. Callers have to handle OSError and ValueError."""
-    path, earlier = Path(folder, _FILE), Path(folder, _EARLIER)
+    path, earlier = Path(folder, _FILE), Path(folder, DESCRIPTION_FILE)  # the name in earlier versions
     if not path.exists() and earlier.exists() and "fingerprint" in (settings := _read(earlier)):
         return settings
     return _read(path)

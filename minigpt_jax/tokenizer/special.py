@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from minigpt_jax.config import BOS_ID, PAD_ID
+from minigpt_jax.config import BOS_ID, PAD_ID, UNK_ID
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,14 @@ class SpecialIds:
             end of a text.
         text_ends: other tokens that end a text in the packed layout.
         controls: other tokens that no text consists of, such as a mask.
+        unknown: the token that stands for text without a piece, if there is one.
     """
 
     start: int
     line_end: int
     text_ends: tuple[int, ...] = ()
     controls: tuple[int, ...] = ()
+    unknown: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The ids as plain JSON values, from which `from_json` makes them again."""
@@ -29,7 +31,8 @@ class SpecialIds:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "SpecialIds":
-        return cls(value["start"], value["line_end"], tuple(value["text_ends"]), tuple(value["controls"]))
+        ends, controls = tuple(value["text_ends"]), tuple(value["controls"])
+        return cls(value["start"], value["line_end"], ends, controls, value["unknown"])
 
     @property
     def banned(self) -> tuple[int, ...]:
@@ -41,5 +44,5 @@ class SpecialIds:
         return (self.line_end,) if layout == "lines" else (self.start, *self.text_ends)
 
 
-OWN = SpecialIds(start=BOS_ID, line_end=PAD_ID)
+OWN = SpecialIds(start=BOS_ID, line_end=PAD_ID, unknown=UNK_ID)
 """The special tokens of the tokenizers that are trained here."""

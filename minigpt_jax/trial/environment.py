@@ -48,6 +48,12 @@ class Corpus:
         """The experiment with the settings filled in that follow from the tokenizer of this corpus."""
         return with_tokenizer(experiment, self.prepared.tokenizer)
 
+    def unknown_tokens(self) -> dict[str, int]:
+        """The number of labels of each held-out part that stand for text without a piece."""
+        unknown, splits = self.prepared.tokenizer.special.unknown, self.prepared.splits
+        count = lambda rows: 0 if unknown is None else int(np.count_nonzero(rows[:, 1:] == unknown))  # noqa: E731
+        return {"validation": count(splits["valid"].rows), "test": count(splits["test"].rows)}
+
     def total_steps(self, experiment: Experiment) -> int:
         """The number of steps of the experiment, which is also the horizon of its schedule."""
         return experiment.train.steps or experiment.train.epochs * self.steps_per_epoch(experiment)

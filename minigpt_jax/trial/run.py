@@ -91,6 +91,10 @@ def _open(
                 f"{sizes['train'] + sizes.get('anneal', 0):,} bytes of text to train on · {sizes['valid']:,} held out "
                 f"for validation · {sizes['test']:,} for testing"
             )
+            unknown = corpus.unknown_tokens()
+            if experiment.tokenizer.kind == "char" or any(unknown.values()):
+                counted = " and ".join(f"{count:,} of the {part} part" for part, count in unknown.items())
+                display.console.print(f"tokens that stand for text without a piece: {counted}")
         environment.check_samples(experiment, corpus.prepared.tokenizer)
         if not processes.is_first() and not files.config.exists():
             raise UserError(f"--run-dir {files.path}: must be on a disk that all processes share; name such a folder")
