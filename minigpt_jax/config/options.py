@@ -59,6 +59,7 @@ class Facts:
             (tokenised rows). What determines the text itself is in the corpus' fingerprint instead.
         newer: the field came after such caches: at its default it is not part of their keys, so that they are found.
         code: the value may also be the name of code of the user's own, FILE.py:Name.
+        adjustable: of a field of the model: training may start from weights of a model with another value.
         aliases: earlier names of the field.
     """
 
@@ -71,6 +72,7 @@ class Facts:
     caches: tuple[Literal["tokenizer", "store"], ...] = ()
     newer: bool = False
     code: bool = False
+    adjustable: bool = False
     aliases: tuple[Alias, ...] = ()
 
     def range_problem(self, value: float) -> str | None:

@@ -18,6 +18,15 @@ from minigpt_jax.interchange.weights import StoredTensor, stored_tensors
 CONFIG = "config.json"
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder's config.json is one of Hugging Face, which names the architecture of a model."""
+    try:
+        settings = json.loads((Path(path).expanduser() / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "model_type" in settings
+
+
 def read_experiment(folder: str | Path) -> Experiment:
     """The experiment of a folder's model: its form, and a window of all its positions.
 

@@ -53,10 +53,14 @@ class Corpus:
         return self.prepared.splits["train"].steps_per_epoch(experiment.train.batch_size)
 
 
-def prepare(experiment: Experiment) -> Corpus:
-    """Reads and tokenises the corpus of the experiment, or takes the result of an earlier run from the cache."""
+def prepare(experiment: Experiment, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Reads and tokenises the corpus of the experiment, or takes the result of an earlier run from the cache.
+
+    Args:
+        tokenizer: takes the place of the experiment's tokenizer, if given.
+    """
     corpus = corpora.open_corpus(experiment.data, cache_dir())
-    prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
+    prepared = store.prepare(experiment, corpus, cache_dir(), display.track, tokenizer)
     return Corpus.of(prepared, corpus.fingerprint)
 
 
