@@ -1,8 +1,5 @@
 """The environment of a trial: its prepared corpus, the source of its batches, and checks of its settings."""
 
-import contextlib
-import importlib.metadata
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,15 +66,6 @@ def tf_data_batches() -> BatchSource:
     from minigpt_jax.data import pipeline  # TensorFlow takes seconds to import, and may not be installed
 
     return pipeline.batches
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the installed packages that influence results."""
-    found = {"python": platform.python_version()}
-    for name in ("minigpt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def check_experiment(experiment: Experiment) -> Experiment:

@@ -1,5 +1,6 @@
 """A trained model from which a run starts, in place of fresh weights."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -78,4 +79,4 @@ def with_weights(state: TrainState, lm: LanguageModel, experiment: Experiment) -
         positions = params["position_embedding"]["embedding"][: experiment.data.sequence_length]
         params = {**params, "position_embedding": {"embedding": positions}}
     ema = None if state.ema is None else jax.tree.map(np.copy, params)
-    return state.replace(params=devices.put_replicated(params), ema=devices.put_replicated(ema))
+    return dataclasses.replace(state, params=devices.put_replicated(params), ema=devices.put_replicated(ema))

@@ -22,9 +22,10 @@ from minigpt_jax.storage.run_dir import (
     write_tokenizer,
 )
 from minigpt_jax.storage.trackers import Trackers, open_trackers
+from minigpt_jax.storage.versions import versions
 from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress, TrainState
-from minigpt_jax.trial.environment import Corpus, versions
+from minigpt_jax.trial.environment import Corpus
 from minigpt_jax.trial.initial import ORIGIN
 
 
