@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from quick import optimisations
 from tiny_experiment import EXPERIMENT, changed
 
 from minigpt_jax import config, generate
@@ -19,6 +21,12 @@ from minigpt_jax.trial.run import run
 
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
 LEARNED = changed("model", changed("train", steps=4), positions="learned")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    with optimisations(False):
+        yield
 
 
 @pytest.fixture(scope="module")
