@@ -89,7 +89,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     experiment = huggingface.read_experiment(tmp_path)
     params = huggingface.read_weights(tmp_path, experiment)
-    tokens = np.random.default_rng(0).integers(1, V, (2, T))
+    tokens = np.random.default_rng(0).integers(0, V, (2, T))
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).logits.numpy()
     assert expected.std() > 0.3

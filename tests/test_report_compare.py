@@ -56,7 +56,8 @@ def test_different_cuts_of_the_same_corpus_give_a_caveat(tmp_path: Path):
 @pytest.mark.parametrize("damaged", [False, True])
 def test_the_floor_is_drawn_where_it_is_known(tmp_path: Path, damaged: bool):
     files = fake_sweep.write_run(tmp_path / "r", final=4.0)
-    rows = Rows(np.ones((4, 9), np.uint16), np.full(4, 20, np.int32), floor=80 * math.log(2))  # 1 bit per byte
+    sizes, lengths = np.full(4, 20, np.int32), np.full(4, 9, np.int32)
+    rows = Rows(np.ones((4, 9), np.uint16), sizes, lengths, floor=80 * math.log(2))  # 1 bit per byte
     files.rows("valid").parent.mkdir(parents=True)
     rows.save(files.rows("valid"))
     if damaged:

@@ -69,6 +69,8 @@ class TokenizerConfig:
     """Fold case (WordPiece only; SentencePiece is lossless)."""
     file: Path | None = option(None, resumable=True, caches=("tokenizer",))  # fingerprinted too
     """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""
+    start_id: int | None = option(None, at_least=0, of_tokenizer=True)
+    """Id of the token before every text and between the documents of the packed layout; by default the tokenizer's."""
 
 
 @accepts_aliases

@@ -29,8 +29,10 @@ def check_inherited(experiment: Experiment, initial: Experiment, source: str) ->
     """
     theirs, ours = flatten(initial), flatten(experiment)
     for option in options(experiment):
-        name = option.name
-        of_model = name.startswith(("model.", "tokenizer.")) and not option.facts.adjustable
+        name, facts = option.name, option.facts
+        of_model = name.startswith(("model.", "tokenizer.")) and not facts.adjustable
+        if facts.of_tokenizer and None in (ours[name], theirs[name]):
+            continue
         if of_model and without_folder(ours[name]) != without_folder(theirs[name]):
             raise UserError(
                 f"--{flag_name(name)} {ours[name]}: {source} has {theirs[name]}, on which its weights depend; "

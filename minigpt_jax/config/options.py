@@ -61,6 +61,7 @@ class Facts:
         code: the value may also be the name of code of the user's own, FILE.py:Name.
         adjustable: of a field of the model: training may start from weights of a model with another value.
         aliases: earlier names of the field.
+        of_tokenizer: None stands for what the tokenizer has, which is filled in once the tokenizer is known.
     """
 
     at_least: float | None = None
@@ -74,6 +75,7 @@ class Facts:
     code: bool = False
     adjustable: bool = False
     aliases: tuple[Alias, ...] = ()
+    of_tokenizer: bool = False
 
     def range_problem(self, value: float) -> str | None:
         """The rule that a number breaks, or None."""

@@ -203,11 +203,13 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
     if not run_dir.config.exists():
         return
     theirs, ours = flatten(run_dir.experiment()), flatten(experiment)
+    unknown = [option.name for option in options(experiment) if option.facts.of_tokenizer]
     fixed = [option.name for option in options(experiment) if not option.facts.resumable]
     differences = [
         f"--{flag_name(name)} is {ours[name]} here and {theirs[name]} there"
         for name in fixed
         if code.without_folder(ours[name]) != code.without_folder(theirs[name])
+        and not (name in unknown and None in (ours[name], theirs[name]))
     ]
     recorded = run_dir.description().get("code", {})
     differences += [

@@ -15,7 +15,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate.texts import abbreviated
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.trackers import check_trackers
-from minigpt_jax.tokenizer import Tokenizer
+from minigpt_jax.tokenizer import Tokenizer, with_tokenizer
 from minigpt_jax.train import memory, optim
 
 
@@ -40,6 +40,10 @@ class Corpus:
         """
         fingerprints = {} if corpus is None else {"corpus": corpus}
         return cls(prepared, fingerprints | {"tokenizer": prepared.tokenizer.fingerprint})
+
+    def settled(self, experiment: Experiment) -> Experiment:
+        """The experiment with the settings filled in that follow from the tokenizer of this corpus."""
+        return with_tokenizer(experiment, self.prepared.tokenizer)
 
     def total_steps(self, experiment: Experiment) -> int:
         """The number of steps of the experiment, which is also the horizon of its schedule."""
@@ -94,8 +98,8 @@ def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
         length = 1 + len(ids)
         if length > window:
             raise UserError(
-                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with [BOS], but the window holds {window}; "
-                "shorten it"
+                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with the start token, but the window "
+                f"holds {window}; shorten it"
             )
         room = window + 1 - length  # the last new token is never read, so it needs no position
         if experiment.model.positions == "learned" and (settings.max_new_tokens or 0) > room:

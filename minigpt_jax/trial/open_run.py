@@ -62,6 +62,7 @@ class OpenRun:
     all calls, and only the first one writes.
 
     Attributes:
+        experiment: the experiment, with the settings that follow from the tokenizer.
         progress: the counts of steps, tokens and seconds, which `train.loop.fit` updates.
         losses: the validation loss of each evaluated step since the start of the run; inf if it was not finite.
         valid: the sums of the latest evaluation, or None before the first one in this process.
@@ -80,7 +81,8 @@ class OpenRun:
         experiment_file: Path | None = None,
         origin: dict[str, Any] | None = None,
     ) -> None:
-        self.experiment, self.files, self.corpus = experiment, files, corpus
+        self.experiment = experiment = corpus.settled(experiment)
+        self.files, self.corpus = files, corpus
         self.total_steps = corpus.total_steps(experiment)
         self.progress = Progress()
         self.losses: dict[int, float] = {}
@@ -196,6 +198,6 @@ def sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
         sampler=samplers.TopK(k=min(settings.k, len(lm.tokenizer)), temperature=settings.temperature),
         max_new_tokens=settings.max_new_tokens,
         seed=experiment.seed,
-        stop=[lm.end_id] if experiment.data.layout == "packed" else [],  # as the tutorial, which never stops at an end
+        stop=lm.end_ids if experiment.data.layout == "packed" else [],  # as the tutorial, which never stops at an end
     )
     return [output.full_text.strip() for output in outputs]
