@@ -110,7 +110,7 @@ def _initial_model(path: Path, experiment: Experiment) -> "LanguageModel":
     from minigpt_jax.interchange import huggingface
 
     if huggingface.is_folder(path):
-        return huggingface.load(path)
+        return huggingface.load_huggingface(path)
     files = {code for option, code, _ in config.code.sums(experiment) if option.startswith("model.")}
     return generate.load(path, code=sorted(files))
 

@@ -32,7 +32,7 @@ def is_folder(path: str | Path) -> bool:
     return isinstance(settings, dict) and "model_type" in settings
 
 
-def load(folder: str | Path) -> LanguageModel:
+def load_huggingface(folder: str | Path) -> LanguageModel:
     """The model of a Hugging Face folder: config.json, safetensors and tokenizer.json.
 
     Raises:
