@@ -114,7 +114,7 @@ def token_parts(lm: LanguageModel, batch: int, count: int) -> dict[str, float]:
     # Of the embeddings a row or two are read, and vectors are small.
     read = [leaf for name, layer in params.items() if "embedding" not in name for leaf in jax.tree.leaves(layer)]
     matrices = [leaf for leaf in read if leaf.ndim == 2]
-    cache = kv_cache.allocate(batch, config.num_layers, WINDOW, config.kv_heads, config.head_width)
+    cache = kv_cache.allocate(batch, config.num_layers, WINDOW, config.kv_heads, config.head_size)
 
     jit = functools.partial(jax.jit, compiler_options=compiler_options() or None)
 

@@ -96,7 +96,7 @@ def _sees(config: ModelConfig, tokens: NDArray[Any], t: int, s: int, window: int
 
 
 def _attention(params: Any, config: ModelConfig, x: Floats, tokens: NDArray[Any], window: int | None) -> Floats:
-    length, width = len(x), config.head_width
+    length, width = len(x), config.head_size
     group = config.num_heads // config.kv_heads
     query, key, value = (_dense(params[name], x) for name in ("query", "key", "value"))
     hidden = np.array([[not _sees(config, tokens, t, s, window) for s in range(length)] for t in range(length)])
@@ -133,6 +133,8 @@ def _feed_forward(params: Any, config: ModelConfig, x: Floats) -> Floats:
     if config.activation == "swiglu":
         gate = _dense(params["gate"], x)
         inner = up * gate / (1 + np.exp(-gate))
+    elif config.activation == "gelu_erf":
+        inner = 0.5 * up * (1 + np.vectorize(math.erf)(up / math.sqrt(2)))
     elif config.activation == "gelu":  # by tanh, as GPT-2 has it
         inner = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
     else:

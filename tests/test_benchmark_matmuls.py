@@ -33,7 +33,7 @@ def test_matmuls_take_six_operations_per_weight_and_token(name: str) -> None:
     kernels = {path: leaf.size for path, leaf in leaves if path[-1].key == "kernel"}
     blocks = sum(size for path, size in kernels.items() if path[0].key not in ("output", "pointer"))
     weights = blocks * config.repeats + sum(kernels.values()) - blocks
-    features = config.num_layers * config.repeats * config.num_heads * config.head_width
+    features = config.num_layers * config.repeats * config.num_heads * config.head_size
     features += config.pointer / 2
     unsummed = config.width if config.pointer else 0
     call = matmuls.of_train_step(experiment)

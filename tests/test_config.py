@@ -99,7 +99,7 @@ WRONG_FIELDS = {
     "a mistyped choice": ("model", "norm", "rms_norm", "layernorm or rmsnorm; did you mean rmsnorm?"),
     "a choice near another": ("model", "norm_position", "prenorm", "did you mean pre?"),
     "a choice of an optimizer": ("optimizer", "name", "adamm", "did you mean adam?"),
-    "a choice near none": ("model", "activation", "mish", "relu, gelu, relu2, swiglu or FILE.py:Name"),
+    "a choice near none": ("model", "activation", "mish", "relu, gelu, gelu_erf, relu2, swiglu or FILE.py:Name"),
     "a choice that is no text": ("model", "positions", None, "learned or rope"),
     "a text for a tuple": ("sample", "prompts", "hello", "must be a tuple; write ('hello',)"),
     "a number in a tuple of texts": ("sample", "prompts", (1,), "must be a text"),

@@ -144,7 +144,7 @@ def test_grouped_heads_are_repeated_heads() -> None:
         names = [entry.key for entry in path]
         if "key" not in names and "value" not in names:
             return leaf
-        heads = leaf.reshape(*leaf.shape[:-1], config.kv_heads, config.head_width)
+        heads = leaf.reshape(*leaf.shape[:-1], config.kv_heads, config.head_size)
         return jnp.repeat(heads, group, axis=-2).reshape(*leaf.shape[:-1], -1)
 
     every_head = replace(config, num_kv_heads=None)
@@ -152,4 +152,4 @@ def test_grouped_heads_are_repeated_heads() -> None:
     expected = full_pass(gpt(every_head), widened, RAGGED)
     np.testing.assert_allclose(full_pass(gpt(config), params, RAGGED), expected, rtol=1e-5, atol=1e-5)
     _, _, cache = prefill(gpt(config), params, RAGGED, LENGTHS, T)
-    assert cache[0].keys.size == T * len(LENGTHS) * config.kv_heads * config.head_width
+    assert cache[0].keys.size == T * len(LENGTHS) * config.kv_heads * config.head_size

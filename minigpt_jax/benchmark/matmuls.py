@@ -16,12 +16,12 @@ def of_train_step(experiment: Experiment) -> functools.partial[Any]:
     Every matmul y = x w of the forward pass comes with two more, for the gradients of x and w.
     """
     model, tokens = experiment.model, experiment.train.batch_size * experiment.data.sequence_length
-    queries, keys = model.head_width * model.num_heads, model.head_width * model.kv_heads
+    queries, keys = model.head_size * model.num_heads, model.head_size * model.kv_heads
     widths = [(model.width, queries), (model.width, keys), (model.width, keys), (queries, model.width)]
     widths += [(model.width, model.feed_forward)] * (2 if model.activation == "swiglu" else 1)
     widths += [(model.feed_forward, model.width)]
     widths += [(model.width, model.num_heads)] if model.head_gate else []
-    heads = (experiment.train.batch_size, model.num_heads, experiment.data.sequence_length, model.head_width)
+    heads = (experiment.train.batch_size, model.num_heads, experiment.data.sequence_length, model.head_size)
     scores = (*heads[:3], experiment.data.sequence_length)
     attention = [("bnth,bnsh->bnts", heads, heads, scores), ("bnts,bnsh->bnth", scores, heads, heads)]
     dense = lambda i, o: ("ti,io->to", (tokens, i), (i, o), (tokens, o))  # noqa: E731

@@ -105,15 +105,18 @@ class ModelConfig:
     width: int = option(256, above=0)
     """Width of the residual stream."""
     num_heads: int = option(3, above=0)
-    """Attention heads; each is width // num_heads wide."""
+    """Attention heads."""
+    head_width: int | None = option(None, above=0)
+    """Width of an attention head; width // num_heads by default."""
     num_kv_heads: int | None = option(None, above=0)
     """Key-value heads (grouped-query attention); as many as query heads by default."""
     feed_forward: int = option(128, above=0)
     """Hidden width of the feed-forward layer."""
     block: Literal["transformer"] | str = option("transformer", code=True)
     """The decoder block: attention and feed-forward, or a Flax module of your own, FILE.py:Name."""
-    activation: Literal["relu", "gelu", "relu2", "swiglu"] | str = option("relu", code=True)
-    """Activation of the feed-forward layer; gelu is GPT-2's tanh form; FILE.py:Name is a function of your own."""
+    activation: Literal["relu", "gelu", "gelu_erf", "relu2", "swiglu"] | str = option("relu", code=True)
+    """Activation of the feed-forward layer; gelu is GPT-2's tanh form and gelu_erf the exact one; FILE.py:Name is a
+    function of your own."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation layer."""
     norm_position: Literal["post", "pre"] = "post"
@@ -125,16 +128,22 @@ class ModelConfig:
     rope_theta: float = option(10_000.0, above=0)
     """Base of the rotary wavelengths."""
     use_bias: bool = True
-    """Biases in all dense layers and norms."""
+    """Biases in all dense layers and norms; the next three choose for some of them alone."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values; as use_bias by default."""
+    norm_bias: bool | None = None
+    """Biases of layernorm; as use_bias by default."""
+    output_bias: bool | None = None
+    """Bias of the output layer; as use_bias by default."""
     tied_embeddings: bool = False
     """Use the token embedding as the output layer's kernel."""
     qk_norm: bool = False
     """Normalise queries and keys, each head on its own."""
     head_gate: bool = False
     """Scale each head's output by a sigmoid of the token that attends."""
-    dropout: float = option(0.0, at_least=0, below=1)
+    dropout: float = option(0.0, at_least=0, below=1, adjustable=True)
     """Rate of dropout on the embeddings and on each residual branch."""
-    zero_init: bool = False
+    zero_init: bool = option(False, adjustable=True)
     """Start every block as the identity: the last matrix of each residual branch is zero."""
     embedding_norm: bool = False
     """Normalise the embedding to a root mean square of 1, with no weights of its own."""
@@ -147,21 +156,27 @@ class ModelConfig:
     """Passes through the blocks, one after another with the same weights."""
     logit_softcap: float | None = option(None, above=0)
     """Squash the output layer's logits into (-cap, cap) by a tanh."""
-    isolate_documents: bool = False
+    isolate_documents: bool = option(False, adjustable=True)
     """Stop attention at document boundaries (packed layout)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", adjustable=True)
     """Type of compute; parameters are float32. auto: bfloat16 on accelerators, float32 on CPU, where bfloat16 is faster
     only with AMX or AVX-512 BF16 (lscpu)."""
-    remat: bool = option(False, resumable=True)
+    remat: bool = option(False, resumable=True, adjustable=True)
     """Recompute each block in the backward pass to save memory."""
 
     @property
-    def head_width(self) -> int:
-        return self.width // self.num_heads
+    def head_size(self) -> int:
+        """The width of an attention head, which `head_width` sets or the model's width gives."""
+        return self.head_width or self.width // self.num_heads
 
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
+
+    def has_bias(self, part: Literal["qkv", "norm", "output"]) -> bool:
+        """Whether the layers of this part have biases: by their own field if it is set, or by `use_bias`."""
+        chosen: bool | None = getattr(self, f"{part}_bias")
+        return self.use_bias if chosen is None else chosen
 
 
 @accepts_aliases

@@ -61,6 +61,7 @@ class Facts:
         newer: whether the field is newer than existing caches. At its default value it is not part of their keys, so
             that they are still found.
         code: whether the value may also be the name of code of the user's own, FILE.py:Name.
+        adjustable: whether training may start from the weights of a model with another value of this field.
         aliases: earlier names of the field.
         of_tokenizer: None stands for what the tokenizer has, which is filled in once the tokenizer is known.
     """
@@ -74,6 +75,7 @@ class Facts:
     caches: tuple[Literal["tokenizer", "store"], ...] = ()
     newer: bool = False
     code: bool = False
+    adjustable: bool = False
     aliases: tuple[Alias, ...] = ()
     of_tokenizer: bool = False
 

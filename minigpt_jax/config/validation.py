@@ -87,7 +87,7 @@ def _check_tokenizer(experiment: Experiment) -> None:
 def _check_model(experiment: Experiment) -> None:
     model = experiment.model
     _require(
-        model.width >= model.num_heads,
+        model.head_width is not None or model.width >= model.num_heads,
         "model.num_heads",
         model.num_heads,
         f"must be at most --model.width {model.width}, so that a head is at least 1 wide",
@@ -99,11 +99,16 @@ def _check_model(experiment: Experiment) -> None:
         f"must divide --model.num-heads {model.num_heads}",
     )
     _require(
-        model.positions != "rope" or model.head_width % 2 == 0,
+        model.positions != "rope" or model.head_size % 2 == 0,
         "model.positions",
         "rope",
-        f"needs heads of an even width, and {model.width} // {model.num_heads} = {model.head_width} is odd; "
-        "choose another --model.width or --model.num-heads",
+        "needs heads of an even width, and "
+        + (
+            f"--model.head-width {model.head_width} is odd"
+            if model.head_width
+            else f"{model.width} // {model.num_heads} = {model.head_size} is odd"
+        )
+        + "; choose another --model.head-width",
     )
 
 

@@ -77,13 +77,20 @@ class Prepared:
         return itertools.chain(itertools.islice(first, max(0, switch - start)), last)
 
 
-def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = no_progress) -> Prepared:
+def prepare(
+    experiment: Experiment, corpus: Corpus, cache: Path, track: Track = no_progress, tokenizer: Tokenizer | None = None
+) -> Prepared:
     """Trains the tokenizer and tokenises the corpus, or reads both from `cache` if they are there and undamaged.
+
+    Args:
+        tokenizer: takes the place of the experiment's tokenizer, if given.
 
     Raises:
         UserError: the corpus is too small for one row, or for the vocabulary.
     """
-    data, tokenizer = experiment.data, _tokenizer(experiment, corpus, cache, track)
+    data, trained = experiment.data, tokenizer is None and _is_trained(experiment.tokenizer)
+    if tokenizer is None:
+        tokenizer = _tokenizer(experiment, corpus, cache, track)
     experiment = tokenizers.with_tokenizer(experiment, tokenizer)
     description = {
         "format": FORMAT,
@@ -95,7 +102,7 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
     with cache_lock(folder):
         splits = _open(folder, description, data)
         if splits is None:
-            if not _is_trained(experiment.tokenizer):  # otherwise the warning came before the vocabulary was trained
+            if not trained:  # otherwise the warning came before the vocabulary was trained
                 _warn_of_dropped_text(corpus, data)
             _build(folder, description, data, corpus, tokenizer, track)
             splits = _open(folder, description, data)

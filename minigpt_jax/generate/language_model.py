@@ -76,21 +76,30 @@ def load(
     use_ema = experiment.optimizer.ema_decay is not None
     with contextlib.closing(Checkpoints(files.checkpoints, read_only=True)) as checkpoints:
         weights, step = checkpoints.restore_weights(model.parameter_shapes(experiment), use_ema, step)
-    return LanguageModel(experiment, pieces, weights, step)
+    return LanguageModel(experiment, pieces, weights, step, path=files.path.absolute())
 
 
 class LanguageModel:
     """A model with its tokenizer and weights.
 
     Attributes:
+        path: the folder that the model was loaded from, or None.
         end_ids: the labels that stand for the end of a document in training; give them as `stop` to let a text end.
     """
 
-    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, weights: Any, step: int | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        tokenizer: Tokenizer,
+        weights: Any,
+        step: int | None = None,
+        path: Path | None = None,
+    ) -> None:
         devices.check_types()
         self.experiment = experiment = with_tokenizer(experiment, tokenizer)
         self.tokenizer = tokenizer
         self.step = step
+        self.path = path
         self.model = model.build(experiment)
         self.weights = weights
         self.end_ids = tokenizer.special.ends(experiment.data.layout)

@@ -38,11 +38,18 @@ def norm(config: ModelConfig, dtype: Dtype, name: str) -> nn.Module:
     # Flax computes the statistics in float32, whatever the compute type.
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.norm_epsilon, dtype, name=name)
-    return nn.LayerNorm(config.norm_epsilon, dtype, use_bias=config.use_bias, name=name)
+    return nn.LayerNorm(config.norm_epsilon, dtype, use_bias=config.has_bias("norm"), name=name)
 
 
 def dense(
-    config: ModelConfig, features: int, dtype: Dtype, name: str, ends_branch: bool = False, result: Dtype = None
+    config: ModelConfig,
+    features: int,
+    dtype: Dtype,
+    name: str,
+    *,
+    use_bias: bool | None = None,
+    ends_branch: bool = False,
+    result: Dtype = None,
 ) -> nn.Dense:
     """A dense layer from [*B I] to [*B features].
 
@@ -54,6 +61,7 @@ def dense(
         features: the width of the output.
         dtype: the type of the operands.
         name: the name of the layer in the parameter tree.
+        use_bias: whether the layer has a bias; as the configuration's `use_bias` by default.
         ends_branch: whether the layer is the last one of a residual branch.
         result: the type of the output; `dtype` by default.
     """
@@ -61,7 +69,7 @@ def dense(
     init = nn.initializers.zeros if zeros else nn.initializers.glorot_uniform()
     return nn.Dense(
         features,
-        use_bias=config.use_bias,
+        use_bias=config.use_bias if use_bias is None else use_bias,
         dtype=dtype,
         kernel_init=init,
         dot_general=functools.partial(dot_general, preferred_element_type=result),
@@ -162,12 +170,13 @@ class Attention(nn.Module):
         layer: kv_cache.Layer | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerState]:
         config = self.config
-        heads = config.head_width * config.num_heads
-        kv_heads = config.head_width * config.kv_heads
-        split = lambda x: x.reshape(*x.shape[:2], -1, config.head_width)  # noqa: E731
-        q_BTNH = split(dense(config, heads, self.dtype, "query")(x_BTD))
-        k_BTKH = split(dense(config, kv_heads, self.dtype, "key")(x_BTD))
-        v_BTKH = split(dense(config, kv_heads, self.dtype, "value")(x_BTD))
+        heads = config.head_size * config.num_heads
+        kv_heads = config.head_size * config.kv_heads
+        split = lambda x: x.reshape(*x.shape[:2], -1, config.head_size)  # noqa: E731
+        projection = functools.partial(dense, config, dtype=self.dtype, use_bias=config.has_bias("qkv"))
+        q_BTNH = split(projection(heads, name="query")(x_BTD))
+        k_BTKH = split(projection(kv_heads, name="key")(x_BTD))
+        v_BTKH = split(projection(kv_heads, name="value")(x_BTD))
         if config.qk_norm:
             q_BTNH = norm(config, self.dtype, "query_norm")(q_BTNH)
             k_BTKH = norm(config, self.dtype, "key_norm")(k_BTKH)
@@ -195,7 +204,12 @@ def activation(config: ModelConfig) -> Callable[[Array], Array]:
     Raises:
         UserError: it is code of the user's own that has not been run, or that gives another shape.
     """
-    known = {"relu": nn.relu, "gelu": nn.gelu, "relu2": lambda h: jnp.square(nn.relu(h))}
+    known = {
+        "relu": nn.relu,
+        "gelu": nn.gelu,
+        "gelu_erf": functools.partial(nn.gelu, approximate=False),
+        "relu2": lambda h: jnp.square(nn.relu(h)),
+    }
     if config.activation in known:
         return known[config.activation]
     function = code.loaded(config.activation)

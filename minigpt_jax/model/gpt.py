@@ -67,7 +67,7 @@ def untied(gpt: "GPT", params: Params) -> tuple["GPT", Params]:
         return gpt, params
     rest = dict(params)
     output = {"kernel": jnp.copy(rest["token_embedding"]["embedding"].T)}
-    if gpt.config.use_bias:
+    if gpt.config.has_bias("output"):
         output["bias"] = rest.pop("output_bias")
     return gpt.clone(config=dataclasses.replace(gpt.config, tied_embeddings=False)), {**rest, "output": output}
 
@@ -178,8 +178,11 @@ class GPT(nn.Module):
         if config.norm_position == "pre":
             self.final_norm = norm(config, self.dtype, "final_norm")
         if not config.tied_embeddings:
-            self.output = dense(config, self.vocabulary_size, self.dtype, "output", result=jnp.float32)
-        elif config.use_bias:
+            has_bias = config.has_bias("output")
+            self.output = dense(
+                config, self.vocabulary_size, self.dtype, "output", use_bias=has_bias, result=jnp.float32
+            )
+        elif config.has_bias("output"):
             self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,))
         if config.pointer:
             self.pointer = Pointer(config, self.dtype)
@@ -236,7 +239,7 @@ class GPT(nn.Module):
             logits = self.output(hidden)
         else:
             logits = self.token_embedding.attend(hidden)
-            if self.config.use_bias:
+            if self.config.has_bias("output"):
                 logits = logits + self.output_bias.reshape((1,) * (logits.ndim - 1) + (-1,))
         logits = logits.astype(jnp.float32)
         if self.config.logit_softcap is not None:

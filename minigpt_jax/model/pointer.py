@@ -6,7 +6,6 @@ in training; a pointer can copy any token that it has read. Letters: P is the wi
 those of `gpt`.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -93,9 +92,10 @@ class Pointer(nn.Module):
             context_BS = context_BS1[..., 0]
         scores_BTS = matmul(query_BTP, key_BSP.mT, jnp.float32) * config.pointer**-0.5
         scores_BTS = jnp.where(mask_BTS, scores_BTS, NOTHING)
-        plain = dataclasses.replace(config, use_bias=False)  # the sentinel always has a bias, which is float32
-        # The sentinel starts with the highest score that a token can have, so that little is copied at first.
+        # The sentinel's own bias is float32. It starts with the highest score that a token can have, so that little is
+        # copied at first.
         bias = self.param("sentinel_bias", nn.initializers.constant(config.pointer**0.5), (1,))
-        sentinel_BT1 = dense(plain, 1, self.dtype, "sentinel", result=jnp.float32)(hidden_BTD) + bias[None, None]
+        sentinel = dense(config, 1, self.dtype, "sentinel", use_bias=False, result=jnp.float32)
+        sentinel_BT1 = sentinel(hidden_BTD) + bias[None, None]
         logs = jax.nn.log_softmax(jnp.concatenate([scores_BTS, sentinel_BT1], axis=-1))
         return PointerMixture(logs[..., -1], logs[..., :-1], context_BS), state

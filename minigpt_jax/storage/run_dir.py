@@ -295,6 +295,7 @@ def write_description(
     fingerprints: dict[str, str],
     versions: dict[str, str],
     experiment_file: Path | None = None,
+    **more: Any,
 ) -> None:
     """Writes config.json, and copies of the user's code.
 
@@ -302,12 +303,14 @@ def write_description(
         fingerprints: hashes of corpus and tokenizer, by name.
         versions: versions of packages, by name.
         experiment_file: the file that defines the experiment; its copy is for people to read, and is never run.
+        more: further entries of config.json. Those that are None are left out.
     """
     description: dict[str, Any] = {
         "experiment": to_json(experiment),
         "fingerprints": fingerprints,
         "versions": versions,
         "semantics": SEMANTICS,
+        **{name: value for name, value in more.items() if value is not None},
     }
     if files := code.files(experiment):
         description["code"] = {name: found.sha256 for name, found in files.items()}

@@ -1,8 +1,5 @@
 """The environment of a trial: its prepared corpus, the source of its batches, and checks of its settings."""
 
-import contextlib
-import importlib.metadata
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,10 +60,14 @@ class Corpus:
         return self.prepared.splits["train"].steps_per_epoch(experiment.train.batch_size)
 
 
-def prepare(experiment: Experiment) -> Corpus:
-    """Reads and tokenises the corpus of the experiment, or takes the result of an earlier run from the cache."""
+def prepare(experiment: Experiment, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Reads and tokenises the corpus of the experiment, or takes the result of an earlier run from the cache.
+
+    Args:
+        tokenizer: takes the place of the experiment's tokenizer, if given.
+    """
     corpus = corpora.open_corpus(experiment.data, cache_dir())
-    prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
+    prepared = store.prepare(experiment, corpus, cache_dir(), display.track, tokenizer)
     return Corpus.of(prepared, corpus.fingerprint)
 
 
@@ -75,15 +76,6 @@ def tf_data_batches() -> BatchSource:
     from minigpt_jax.data import pipeline  # TensorFlow takes seconds to import, and may not be installed
 
     return pipeline.batches
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the installed packages that influence results."""
-    found = {"python": platform.python_version()}
-    for name in ("minigpt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def check_experiment(experiment: Experiment) -> Experiment:
