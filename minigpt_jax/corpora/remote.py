@@ -8,6 +8,7 @@ configuration of fsspec (`FSSPEC_S3_ANON=true` for one).
 import contextlib
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -23,6 +24,8 @@ _OF_THE_EXTRA = ("http", "https", "s3", "s3a", "gs", "gcs")
 _CONTENTS = ("etag", "content-md5", "digest", "md5", "md5hash", "crc32c", "checksum", "blob_id", "oid", "versionid")
 """What services tell about a file that changes with its contents. The time of its last change is too coarse."""
 _BUFFER = 1 << 20
+_LOGGERS = ("gcsfs", "google.auth", "s3fs")
+"""Loggers that print tracebacks of errors which are reported here in a line."""
 _LONGEST_REASON = 200
 
 
@@ -62,6 +65,8 @@ def _file_system(address: str, label: str) -> tuple[Any, str]:
     if "::" in address or protocol not in fsspec.available_protocols():
         raise UserError(f"{label}: {protocol}:// is unknown; give an address such as hf://, s3://, gs:// or https://")
     settings = {}
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         if protocol in ("http", "https"):
             import aiohttp
