@@ -43,7 +43,9 @@ from minigpt_jax.train.program import DataParallel
 from minigpt_jax.trial.run import run
 
 STEPS_A_ROUND = 3
-WHAT_TEXT = "corpus archive simplebooks files document json_field held_out stories stories_seed min_bytes".split()
+WHAT_TEXT = (
+    "corpus archive simplebooks files document separator text_field held_out stories stories_seed min_bytes".split()
+)
 """Those of the fields of `DataConfig` that say which documents there are."""
 
 

@@ -7,6 +7,13 @@ from collections.abc import Set as AbstractSet
 _PASSWORD = re.compile(r"(?s)(?<=://)([^\s:/@]*):.*@")  # up to the last @, as a password may contain an unescaped one
 _IN_QUERY = re.compile(r"(?i)(?<=[?&])((?:ssl)?passw(?:or)?d|pwd)=[^&]*")
 
+_SECRET_IN_QUERY = re.compile(
+    r"(?i)[?&](?:[^=&]*(?:token|secret|passw|signature|credential)[^=&]*|pwd|sig|auth|jwt|(?:\w*[-_])?(?:api|access)?key(?:id)?"
+    r"|\w*access(?:key)?id)="
+)
+_SECRET_BEFORE_HOST = re.compile(r"://(?:[^/?#@]*@|[^/@]*:(?!\d*(?:[/?#]|$))[^@]*@)")  # a password may contain a slash
+_REVISION = re.compile(r"hf://[^/:@]*@")  # of a model of the Hugging Face Hub
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -48,6 +55,29 @@ def without_password(text: str) -> str:
     'postgresql://ann:***@host/sweeps'
     """
     return _IN_QUERY.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", text))
+
+
+def has_credentials(address: str) -> bool:
+    """Whether an address holds a user's name, a password, a token or a signature.
+
+    >>> has_credentials("https://ann:secret@host/a.txt"), has_credentials("https://host/a.txt?X-Amz-Signature=1f")
+    (True, True)
+    >>> has_credentials("https://host:8080/a@b.txt?download=true"), has_credentials("hf://datasets/a/b@main/c.parquet")
+    (False, False)
+    """
+    if _SECRET_IN_QUERY.search(address):
+        return "://" in address
+    return bool(_SECRET_BEFORE_HOST.search(address)) and not _REVISION.match(address)
+
+
+def refuse_credentials(address: str, flag: str) -> None:
+    """Raises UserError, without a word of the credentials, if the address that the user gave by a flag holds any."""
+    if has_credentials(address):
+        raise UserError(
+            f"{flag} {address.partition('://')[0]}://…: this address holds a user, a password, a token or a key, and "
+            "addresses are kept in config.json; leave it out and set HF_TOKEN, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS, or write ~/.netrc for https://"
+        )
 
 
 def printable(text: str) -> str:

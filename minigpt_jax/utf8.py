@@ -1,6 +1,8 @@
 """Decodes bytes as UTF-8, and reports text in another encoding in one clear line."""
 
 import codecs
+import itertools
+from collections.abc import Iterable, Iterator
 
 from minigpt_jax.errors import UserError
 
@@ -45,7 +47,32 @@ def decode(raw: bytes, source: str, *, start: int = 0, line: int | None = None) 
         return raw.decode()
     except UnicodeDecodeError as error:
         where = f"byte {start + error.start}" + (f" (line {line})" if line else "")
-        raise UserError(
-            f"{source} is not UTF-8: 0x{raw[error.start]:02x} at {where}; "
-            "convert it, e.g. with `iconv -f latin1 -t utf-8`"
-        ) from error
+        raise _not_utf8(error, source, where) from error
+
+
+def decode_chunks(chunks: Iterable[bytes], source: str) -> Iterator[str]:
+    """Decodes UTF-8 strictly, chunk by chunk. A character may be cut by the border of two chunks.
+
+    Args:
+        chunks: the bytes to decode.
+        source: the name of their source, for errors.
+
+    Raises:
+        UserError: the bytes are not UTF-8. The message has the offset of the first invalid byte.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0
+    for chunk in itertools.chain(chunks, [b""]):
+        start = done - len(decoder.getstate()[0])  # of what is decoded now, with the cut character before the chunk
+        done += len(chunk)
+        try:
+            yield decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, source, f"byte {start + error.start}") from error
+
+
+def _not_utf8(error: UnicodeDecodeError, source: str, where: str) -> UserError:
+    return UserError(
+        f"{source} is not UTF-8: 0x{error.object[error.start]:02x} at {where}; "
+        "convert it, e.g. with `iconv -f latin1 -t utf-8`"
+    )

@@ -24,7 +24,7 @@ class Arguments:
     split: Literal["valid", "test"] = "valid"
     """Which part of the corpus."""
     files: tuple[str, ...] = ()
-    """Evaluate on this text instead: files, globs or folders, divided into rows like the run's corpus."""
+    """Evaluate on this text instead: files, globs, folders or addresses, divided into rows like the run's corpus."""
     step: int | Literal["best"] | None = None
     """The checkpoint to take, or best for that of the lowest validation loss; the latest by default."""
     batch_size: int = 64
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
     if chosen.files:
         split, data = " ".join(chosen.files), lm.experiment.data
-        texts = read_files(chosen.files, data.document, data.json_field, flag="--files")
+        texts = read_files(chosen.files, data.document, data.text_field, data.separator, flag="--files")
         rows = store.tokenise(texts, lm.experiment, lm.tokenizer, "--files")
     else:
         files = RunDir(chosen.run_dir)

@@ -25,11 +25,15 @@ class DataConfig:
     )
     """Which of the archive's four corpora."""
     files: tuple[str, ...] = option((), resumable=True)
-    """For text: files, globs or folders of .txt, .gz, .zip or .jsonl."""
+    """For text: files, globs or folders of .txt, .jsonl (both also as .gz or .zst), .parquet or .zip, on disk or at an
+    address (hf://, s3://, gs://, https://)."""
     document: Literal["line", "file"] = "line"
-    """For text: what one document is (a .jsonl record is always one)."""
-    json_field: str = "text"
-    """For text: the field of a .jsonl record that holds the text."""
+    """For text: what one document is (a record of .jsonl and a row of .parquet always are one)."""
+    separator: str | None = None
+    """For text: documents end where this text stands, such as '<|endoftext|>', and not at line ends; \\n in it is a
+    line feed, so that '\\n\\n' cuts at blank lines."""
+    text_field: str = option("text", aliases=("json_field",))
+    """For text: the field of a .jsonl record, or the column of a .parquet file, that holds the text."""
     held_out: float = option(0.02, above=0, below=0.5)
     """For text: the share of documents held out for each of validation and test."""
     stories: int = option(14_000, above=0)

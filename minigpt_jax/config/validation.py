@@ -4,7 +4,7 @@ from typing import Any
 
 from minigpt_jax.config.experiment import Experiment
 from minigpt_jax.config.options import check_option, flag_name, names_code, options
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, refuse_credentials
 
 
 def validate(experiment: Experiment) -> None:
@@ -36,6 +36,8 @@ def _check_names(experiment: Experiment) -> None:
 
 def _check_data(experiment: Experiment) -> None:
     data = experiment.data
+    for file in data.files:  # first, as other messages show the files
+        refuse_credentials(file, "--data.files")
     _require(
         not data.anneal_fraction or (data.layout == "packed" and data.evaluation_layout == "lines"),
         "data.anneal_fraction",
@@ -52,7 +54,7 @@ def _check_data(experiment: Experiment) -> None:
         data.corpus != "text" or bool(data.files),
         "data.corpus",
         "text",
-        "needs --data.files, the files, globs or folders to read",
+        "needs --data.files, the files, globs, folders or addresses to read",
     )
     _require(
         all(file.strip() for file in data.files),
@@ -65,6 +67,24 @@ def _check_data(experiment: Experiment) -> None:
         "data.files",
         " ".join(data.files),
         f"are text files, but --data.corpus is {data.corpus}; add --data.corpus text",
+    )
+    _require(
+        data.separator != "",
+        "data.separator",
+        "''",
+        "must not be empty; give the text that stands between documents, such as '<|endoftext|>', or leave it out",
+    )
+    _require(
+        data.corpus == "text" or names_code(data.corpus) or data.separator is None,
+        "data.separator",
+        repr(data.separator),
+        f"is for text files, but --data.corpus is {data.corpus}; add --data.corpus text",
+    )
+    _require(
+        data.separator is None or data.document == "line",
+        "data.separator",
+        repr(data.separator),
+        "cuts files into documents, but --data.document file takes each as one; drop one of the two",
     )
     _require(
         not experiment.model.isolate_documents or data.layout == "packed",

@@ -4,14 +4,25 @@ import os
 from pathlib import Path
 
 from minigpt_jax.config import DataConfig
-from minigpt_jax.corpora.base import SPLITS, Corpus, Split
+from minigpt_jax.corpora.base import SPLITS, Corpus, Split, sizes
 from minigpt_jax.corpora.custom import Custom
 from minigpt_jax.corpora.simplebooks import SimpleBooks
 from minigpt_jax.corpora.simplebooks_download import download
 from minigpt_jax.corpora.stories import Stories
 from minigpt_jax.corpora.text import Text, read_files
 
-__all__ = ["SPLITS", "Corpus", "Custom", "SimpleBooks", "Split", "Stories", "Text", "open_corpus", "read_files"]
+__all__ = [
+    "SPLITS",
+    "Corpus",
+    "Custom",
+    "SimpleBooks",
+    "Split",
+    "Stories",
+    "Text",
+    "open_corpus",
+    "read_files",
+    "sizes",
+]
 
 
 def open_corpus(config: DataConfig, cache: Path) -> Corpus:
@@ -21,7 +32,7 @@ def open_corpus(config: DataConfig, cache: Path) -> Corpus:
         UserError: the text is missing or cannot be used.
     """
     if config.corpus == "text":
-        return Text(config.files, config.document, config.json_field, config.held_out)
+        return Text(config.files, config.document, config.text_field, config.held_out, config.separator, cache)
     if config.corpus == "stories":
         return Stories(config.stories, config.stories_seed)
     if config.corpus != "simplebooks":

@@ -7,6 +7,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Literal, Protocol, get_args, runtime_checkable
 
+import numpy as np
+from backports import zstd
+
 from minigpt_jax.errors import UserError
 from minigpt_jax.utf8 import check_encoding, decode
 
@@ -14,7 +17,9 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 MAX_DOCUMENT = 16 << 20
 """The most bytes of a document. Tokenising a document takes up to 50 times as much memory."""
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
+"""The bytes that are read at a time."""
+_DAMAGED = (OSError, EOFError, zlib.error, zstd.ZstdError, zipfile.BadZipFile, NotImplementedError)
 
 
 @runtime_checkable
@@ -33,6 +38,17 @@ class Corpus(Protocol):
     def floor(self, split: Split) -> float | None:
         """The entropy of a split's text in nats, below which no expected loss can be; None if it is unknown."""
         ...
+
+
+def sizes(corpus: Corpus, split: Split) -> np.ndarray:
+    """The UTF-8 bytes of each document of a split [number of documents].
+
+    A corpus that knows them has a method `sizes(split)`. The documents of another one are read.
+    """
+    known = getattr(corpus, "sizes", None)
+    if known is not None:
+        return known(split)
+    return np.fromiter((len(text.encode()) for text in corpus.documents(split)), np.int64)
 
 
 BinaryFile = io.BufferedIOBase | io.RawIOBase
@@ -60,9 +76,9 @@ def read_lines(stream: BinaryFile, source: str, *, universal: bool = False) -> I
 def _raw_lines(stream: BinaryFile, source: str, universal: bool) -> Iterator[bytes]:
     """Yields the lines with their ends. Memory is bounded by the length of the longest line."""
     done = 0
-    rest = stream.read(_CHUNK)
+    rest = stream.read(CHUNK)
     check_encoding(rest, source)
-    while chunk := stream.read(_CHUNK):
+    while chunk := stream.read(CHUNK):
         data = rest + chunk
         *lines, rest = data.splitlines(keepends=True) if universal else io.BytesIO(data).readlines()
         yield from lines
@@ -80,9 +96,15 @@ def readable(source: str) -> Iterator[None]:
     """Turns the exceptions of reading a missing, damaged or truncated file into a UserError of one line."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+    except _DAMAGED as error:
         # The text of an OSError repeats the path, which `source` already has.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(
             f"{source} cannot be read: {reason}; download or copy the file again, or check its permissions"
         ) from error
+
+
+def holdings(names: list[str], most: int = 6) -> str:
+    """A list of names for an error message, of which at most `most` are spelled out."""
+    shown = ", ".join(names[:most]) or "nothing"
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -14,7 +14,7 @@ from typing import cast, get_args, get_type_hints
 
 from minigpt_jax import files
 from minigpt_jax.config import DataConfig
-from minigpt_jax.corpora.base import SPLITS, Split, read_lines, readable
+from minigpt_jax.corpora.base import SPLITS, Split, holdings, read_lines, readable
 from minigpt_jax.errors import UserError
 
 CONFIGURATIONS: tuple[str, ...] = get_args(get_type_hints(DataConfig)["simplebooks"])
@@ -84,12 +84,6 @@ def open_zip(path: Path, source: str) -> zipfile.ZipFile:
             raise UserError(
                 f"{source} is not a zip file, or is truncated ({path.stat().st_size:,} bytes); download it again"
             ) from error
-
-
-def holdings(names: list[str], most: int = 6) -> str:
-    """A list of names for an error message, of which at most `most` are spelled out."""
-    shown = ", ".join(names[:most]) or "nothing"
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _members(file: zipfile.ZipFile, configuration: str, source: str) -> dict[Split, zipfile.ZipInfo]:

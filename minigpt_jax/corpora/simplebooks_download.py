@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from minigpt_jax import files
 from minigpt_jax.cache import lock
-from minigpt_jax.corpora.simplebooks import holdings, open_zip
+from minigpt_jax.corpora.base import holdings
+from minigpt_jax.corpora.simplebooks import open_zip
 from minigpt_jax.errors import UserError
 
 URL = "https://dldata-public.s3.us-east-2.amazonaws.com/simplebooks.zip"

@@ -1,37 +1,22 @@
-"""A corpus of any text: files, globs and folders of .txt, .gz, .zip and .jsonl.
+"""A corpus of any text: files, globs and folders, on disk or elsewhere.
 
-Opening the corpus reads all files once, with 8 bytes of memory per document. This finds every error, computes the
-fingerprint of the contents, and determines the splits.
+Opening the corpus reads all files once, with 12 bytes of memory per document. This finds every error, computes the
+fingerprint of the contents, and determines the splits. What it finds about files elsewhere is kept in the cache as long
+as their services tell that the files are the same.
 """
 
-import glob
-import gzip
 import hashlib
-import io
-import json
-import os
-import re
-import zipfile
-from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 
-from minigpt_jax.corpora.base import MAX_DOCUMENT, Split, read_lines, readable
-from minigpt_jax.corpora.simplebooks import holdings, open_zip
+from minigpt_jax.corpora import files as corpus_files
+from minigpt_jax.corpora.base import Split, holdings
+from minigpt_jax.corpora.readers import Reader
+from minigpt_jax.corpora.scan import Scan, Scanner, kept, key_of
 from minigpt_jax.errors import UserError
-from minigpt_jax.utf8 import check_encoding, decode
-
-ALLOWED = ".txt, .jsonl, .txt.gz, .jsonl.gz or .zip"
-
-# Any character except white space, control characters and Unicode's Default_Ignorable_Code_Point.
-_VISIBLE = re.compile(
-    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
 
 
 class Text:
@@ -42,248 +27,116 @@ class Text:
     distinct documents, and at least one.
 
     Args:
-        files: files, globs and folders, which are searched recursively. They are read in this order, and the files of
-            each in the order of their paths.
-        document: whether a line or a file (or member of a zip file) is a document. A .jsonl record always is one.
-        json_field: the field of a .jsonl record that holds its text.
+        files: files, globs and folders, which are searched recursively, and addresses of such. They are read in this
+            order, and the files of each in the order of their paths.
+        document: whether a line or a file (or member of a zip file) is a document. A record of a .jsonl file and a row
+            of a .parquet file always are one.
+        text_field: the field of a record, or the column of a .parquet file, that holds the text.
         held_out: the fraction of documents for each of validation and test, above 0 and below 0.5.
+        separator: if given, documents end where it stands, and may have many lines (see `Reader`).
+        cache: the folder in which the results of reading remote files are kept; None to keep none.
 
     Raises:
         UserError: a file is missing, of another kind, empty, damaged or not UTF-8, a record is not JSON or does not
-            have the field, or there are fewer than three distinct documents.
+            have the field, the separator never occurs, or there are fewer than three distinct documents.
     """
 
     def __init__(
         self,
         files: Sequence[str],
         document: Literal["line", "file"] = "line",
-        json_field: str = "text",
+        text_field: str = "text",
         held_out: float = 0.02,
+        separator: str | None = None,
+        cache: Path | None = None,
     ):
+        self._files = tuple(files)
         self._document = document
-        self._json_field = json_field
-        self._sources = _sources(files, "--data.files")
-        total = hashlib.sha256()
-        keys = array("Q")
-        for source in self._sources:
-            before = len(keys)
-            for text in self._read(source):
-                digest = self._digest(text, source)
-                total.update(digest)
-                keys.append(_key(digest))
-            if source.named and len(keys) == before:
-                raise UserError(f"--data.files {source.path} contains no text; omit it or give another file")
-        distinct = np.unique(np.frombuffer(keys, np.uint64)) if keys else np.empty(0, np.uint64)
-        if (count := len(distinct)) < 3:
-            advice = "give more text" + (", or use --data.document line" if document == "file" else "")
-            raise UserError(
-                f"--data.files {holdings(list(files))}: {count or 'no'} distinct document{'' if count == 1 else 's'}, "
-                f"but training, validation and test need one each; {advice}"
-            )
-        held = min(max(round(held_out * count), 1), (count - 1) // 2)
-        valid_end, test_end = int(distinct[held]), int(distinct[2 * held])
-        self._bounds: dict[Split, tuple[int, int]] = {
-            "valid": (0, valid_end),
-            "test": (valid_end, test_end),
-            "train": (test_end, 1 << 64),
-        }
-        self.fingerprint = hashlib.sha256(f"text {held} {total.hexdigest()}".encode()).hexdigest()
+        self._reader = Reader(document, text_field, separator)
+        self._sources = corpus_files.find(files, "--data.files")
+        made = {"document": document, "text_field": text_field, "separator": separator, "held_out": held_out}
+        versions = [[source.address, source.version] for source in self._sources]
+        if cache is not None and all(version for _, version in versions):
+            self._scan = kept(cache, {**made, "files": versions}, lambda: self._read_all(held_out))
+        else:
+            self._scan = self._read_all(held_out)
+        self.fingerprint = hashlib.sha256(f"text {self._scan.held} {self._scan.digest}".encode()).hexdigest()
 
     def documents(self, split: Split) -> Iterator[str]:
-        low, high = self._bounds[split]
+        low, high = self._scan.bounds[split]
+        total = hashlib.sha256()
         for source in self._sources:
-            for text in self._read(source):
-                if low <= _key(self._digest(text, source)) < high:
+            for text in self._reader.documents(source):
+                digest, _ = _summed(text, source)
+                total.update(digest)
+                if low <= key_of(digest) < high:
                     yield text
+        if total.hexdigest() != self._scan.digest:
+            raise UserError(
+                f"--data.files {holdings(list(self._files))}: a file has changed since this command began to read it; "
+                "give the command again"
+            )
+
+    def sizes(self, split: Split) -> np.ndarray:
+        """The UTF-8 bytes of each document of a split, known since the corpus was opened [number of documents]."""
+        return self._scan.sizes[split]
 
     def floor(self, split: Split) -> float | None:
         return None
 
-    def _digest(self, text: str, source: "_Source") -> bytes:
-        try:
-            return hashlib.sha256(text.encode()).digest()
-        except UnicodeEncodeError as error:  # possible only in an escape sequence of JSON
+    def _read_all(self, held_out: float) -> Scan:
+        scanner = Scanner()
+        for source in self._sources:
+            before = len(scanner)
+            for text in self._reader.documents(source):
+                scanner.add(*_summed(text, source))
+            if source.named and len(scanner) == before:
+                raise UserError(f"--data.files {source.address} contains no text; omit it or give another file")
+        given = f"--data.files {holdings(list(self._files))}"
+        if self._reader.separator is not None and not self._reader.separators:
             raise UserError(
-                f"--data.files {source.path}: a record has half a surrogate pair, {text[error.start]!r}, which is "
-                "not a character; write the whole pair"
-            ) from error
-
-    def _read(self, source: "_Source") -> Iterator[str]:
-        return _documents(source, self._document, self._json_field, "--data.files")
+                f"--data.separator {self._reader.separator!r} never occurs in the plain text of {given}; check it, or "
+                "leave it out to take each line as a document"
+            )
+        distinct = scanner.distinct()
+        if (count := len(distinct)) < 3:
+            advice = "give more text" + (", or use --data.document line" if self._document == "file" else "")
+            raise UserError(
+                f"{given}: {count or 'no'} distinct document{'' if count == 1 else 's'}, but training, validation and "
+                f"test need one each; {advice}"
+            )
+        return scanner.finish(distinct, held_out)
 
 
 def read_files(
     files: Sequence[str],
     document: Literal["line", "file"] = "line",
-    json_field: str = "text",
+    text_field: str = "text",
+    separator: str | None = None,
     *,
     flag: str = "--data.files",
 ) -> Iterator[str]:
     """Yields the documents of files, globs and folders as `Text` does, but without dividing them into splits.
 
     Args:
-        files, document, json_field: as in `Text`.
+        files, document, text_field, separator: as in `Text`. The separator need not occur.
         flag: the flag by which the user gave the files, for errors.
 
     Raises:
         UserError: as in `Text`, while the files are read. There may be any number of documents.
     """
-    for source in _sources(files, flag):
-        yield from _documents(source, document, json_field, flag)
+    reader = Reader(document, text_field, separator, flag)
+    for source in corpus_files.find(files, flag):
+        yield from reader.documents(source)
 
 
-def _documents(source: "_Source", document: str, json_field: str, flag: str) -> Iterator[str]:
-    label = f"{flag} {source.path}"
-    with readable(label):
-        if source.members:
-            with zipfile.ZipFile(source.path) as file:  # opened once for all members, as its directory may be long
-                for name in source.members:
-                    with readable(f"{label}: {name}"), cast(io.BufferedIOBase, file.open(name)) as stream:
-                        yield from _texts(stream, name, document, json_field, f"{label}: {name}")
-        else:
-            open_file: Any = gzip.open if source.path.suffix.lower() == ".gz" else open
-            with open_file(source.path, "rb") as stream:
-                yield from _texts(stream, source.path.name, document, json_field, label)
-
-
-def _texts(stream: io.BufferedIOBase, name: str, document: str, json_field: str, label: str) -> Iterator[str]:
-    """Yields the documents of one file or member that have a visible character."""
-    if name.lower().removesuffix(".gz").endswith(".jsonl"):
-        texts = (_field(line, json_field, f"{label}:{number}") for number, line in _lines(stream, label))
-    elif document == "line":
-        texts = (line for _, line in _lines(stream, label))
-    else:
-        texts = [_whole(stream, label)]
-    yield from filter(_VISIBLE.search, texts)
-
-
-def _lines(stream: io.BufferedIOBase, label: str) -> Iterator[tuple[int, str]]:
-    for number, line in read_lines(stream, label, universal=True):
-        yield number, line.removeprefix("\ufeff") if number == 1 else line  # a byte order mark
-
-
-def _whole(stream: io.BufferedIOBase, label: str) -> str:
-    """The whole text of a file, with line feeds as line ends."""
-    raw = stream.read(MAX_DOCUMENT + 1)
-    check_encoding(raw, label)
-    if len(raw) > MAX_DOCUMENT:
-        raise UserError(
-            f"{label} is longer than {MAX_DOCUMENT >> 20} MiB, the limit for one document; "
-            "cut it into several files, or use --data.document line"
-        )
-    return decode(raw, label).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A file to read, or a zip file and those of its members to read."""
-
-    path: Path
-    members: tuple[str, ...] = ()
-    named: bool = False  # the user gave this very path, and not a glob or a folder
-
-
-def _key(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "big")
-
-
-def _field(line: str, field: str, where: str) -> str:
-    """The text of one JSON record."""
+def _summed(text: str, source: corpus_files.Source) -> tuple[bytes, int]:
+    """The SHA-256 sum of a document, and its UTF-8 bytes."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); a .jsonl file has one object per line") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where} is a {type(record).__name__}, not an object; a .jsonl file has one object per line")
-    if field not in record:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:  # possible only in an escape sequence of JSON
         raise UserError(
-            f"{where} has no field {field!r}, only {holdings(list(record))}; choose one with --data.json-field"
-        )
-    if not isinstance(record[field], str):
-        raise UserError(f"{where}: field {field!r} is not a string; choose another with --data.json-field")
-    return record[field]
-
-
-def _sources(specs: Sequence[str], flag: str) -> list[_Source]:
-    """All files that the given paths and patterns stand for, each once, in a fixed order."""
-    seen: set[Path] = set()
-    sources = []
-    for spec in specs:
-        with readable(f"{flag} {spec}"):
-            given = Path(os.path.expanduser(spec))
-            for path in _expand(given, f"{flag} {spec}"):
-                if (identity := path.resolve()) in seen:
-                    continue
-                seen.add(identity)
-                members = _zip_members(path, f"{flag} {path}") if path.suffix.lower() == ".zip" else ()
-                sources.append(_Source(path, members, named=path == given))
-    return sources
-
-
-def _expand(given: Path, flag: str) -> list[Path]:
-    if given.is_file():
-        if not _is_supported(given):
-            raise UserError(f"{flag} is not of a supported kind; give {ALLOWED}")
-        return [given]
-    if given.is_dir():
-        found = _walk([given])
-    elif given.exists():
-        raise UserError(f"{flag} is neither a file nor a folder; give {ALLOWED}")
-    elif glob.has_magic(str(given)):
-        matches = [Path(match) for match in sorted(glob.glob(str(given), recursive=True))]
-        if not matches:
-            raise UserError(f"{flag} matches no file; check the pattern (** matches folders), and quote it")
-        found = [path for match in matches for path in (_walk([match]) if match.is_dir() else [match])]
-    else:
-        raise UserError(f"{flag}: no such file or folder; give files, globs or folders of {ALLOWED}")
-    supported = [path for path in found if _is_supported(path)]
-    if not supported:
-        raise UserError(f"{flag} has no {ALLOWED} file, only {holdings(sorted(path.name for path in found))}")
-    for path in supported:
-        if not path.is_file():  # files are read several times, and reading a pipe would block
-            raise UserError(f"{flag}: {path} is a pipe, a device or a broken link, not a file; remove it")
-    return supported
-
-
-def _walk(folders: list[Path]) -> list[Path]:
-    """The files in the folders and their subfolders, without hidden ones, sorted by path.
-
-    Links to folders are followed last. A folder that can be reached in several ways is read once, by its own path if
-    possible.
-    """
-
-    def fail(error: OSError):
-        raise error
-
-    found: list[Path] = []
-    seen: set[Path] = set()
-    while folders:
-        links = []
-        for folder in folders:
-            for parent, inner, files in os.walk(folder, onerror=fail):
-                identity = Path(parent).resolve()
-                inner[:] = [] if identity in seen else [name for name in inner if not name.startswith(".")]
-                links += [path for name in inner if (path := Path(parent, name)).is_symlink()]
-                if identity not in seen:
-                    found += [Path(parent, name) for name in files if not name.startswith(".")]
-                seen.add(identity)
-        folders = sorted(links)
-    return sorted(found)
-
-
-def _zip_members(path: Path, label: str) -> tuple[str, ...]:
-    with open_zip(path, label) as file:
-        there = sorted((info for info in file.infolist() if not info.is_dir()), key=lambda info: info.filename)
-    # macOS adds a hidden companion to every file.
-    texts = [i for i in there if i.filename.lower().endswith((".txt", ".jsonl")) and "__MACOSX" not in i.filename]
-    if not texts:
-        raise UserError(f"{label} has no .txt or .jsonl member; it holds {holdings([i.filename for i in there])}")
-    if encrypted := [info.filename for info in texts if info.flag_bits & 1]:
-        verb = "is" if len(encrypted) == 1 else "are"
-        raise UserError(f"{label}: {holdings(encrypted)} {verb} encrypted; give an archive without a password")
-    return tuple(info.filename for info in texts)
-
-
-def _is_supported(path: Path) -> bool:
-    name = path.name.lower()
-    return name.endswith((".txt", ".jsonl", ".zip", ".gz")) and not name.endswith(".tar.gz")
+            f"--data.files {source.address}: a record has half a surrogate pair, {text[error.start]!r}, which is "
+            "not a character; write the whole pair"
+        ) from error
+    return hashlib.sha256(encoded).digest(), len(encoded)

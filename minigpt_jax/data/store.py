@@ -20,7 +20,7 @@ from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, flatten, options
-from minigpt_jax.corpora import Corpus
+from minigpt_jax.corpora import Corpus, sizes
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_prefixes, zero_padded_lengths
 from minigpt_jax.errors import UserError
@@ -31,7 +31,8 @@ Part = Literal["train", "valid", "test", "anneal"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FORMAT = 1
 DOCUMENTS_A_CHUNK = 1024
-DOCUMENTS_A_WORKER = 50_000
+CHARACTERS_A_CHUNK = 1 << 21
+BYTES_A_WORKER = 40_000_000
 
 BatchSource = Callable[..., Iterator[Batch]]
 """A function such as `pipeline.batches`: (rows, batch_size, seed, start, process_index, process_count) → batches."""
@@ -151,6 +152,12 @@ def documents(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> I
     return (text for text in texts if _is_used(text, layout, min_bytes))
 
 
+def _used_sizes(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> np.ndarray:
+    """The UTF-8 bytes of each document that a layout uses [number of documents]."""
+    all_sizes = sizes(corpus, split)
+    return all_sizes if layout == "packed" else all_sizes[all_sizes > min_bytes]
+
+
 def _is_used(text: str, layout: Layout, min_bytes: int) -> bool:
     return layout == "packed" or len(text.encode()) > min_bytes
 
@@ -194,7 +201,7 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
         tokenizer = _open_tokenizer(folder, description)
         if tokenizer is None:
             _warn_of_dropped_text(corpus, data)
-            total = sum(1 for _ in documents(corpus, "train", layout, data.min_bytes))
+            total = len(_used_sizes(corpus, "train", layout, data.min_bytes))
             if not total:
                 raise _too_small(data, "train", layout)
             texts = documents(corpus, "train", layout, data.min_bytes)
@@ -230,9 +237,9 @@ def _build(
     meta: dict[str, Any] = {"description": description, "splits": {}}
     with atomic_folder(folder) as partial:
         for part, (split, layout) in _parts(config).items():
-            total = sum(1 for _ in documents(corpus, split, layout, config.min_bytes))
-            texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", total))
-            encoded = _encoded(texts, tokenizer, total)
+            used = _used_sizes(corpus, split, layout, config.min_bytes)
+            texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", len(used)))
+            encoded = _encoded(texts, tokenizer, int(used.sum(dtype=np.int64)))
             cut_prefixes = part == "train" and config.anneal_fraction > 0
             if cut_prefixes:
                 encoded = without_prefixes(encoded, length, config.min_bytes)
@@ -262,26 +269,40 @@ def _warn_of_dropped_text(corpus: Corpus, config: DataConfig) -> None:
     """Warns if the layout drops more than half of the training text."""
     if config.layout == "packed":
         return
-    sizes = [len(text.encode()) for text in corpus.documents("train")]
-    used = [size for size in sizes if size > config.min_bytes]
-    if used and 2 * sum(used) < sum(sizes):
+    present = sizes(corpus, "train")
+    used = present[present > config.min_bytes]
+    share = used.sum(dtype=np.int64) / max(1, present.sum(dtype=np.int64))
+    if 0 < share < 0.5:
         display.warn(
-            f"only {len(used):,} of {len(sizes):,} training documents, with {sum(used) / sum(sizes):.0%} of the text, "
-            f"are longer than --data.min-bytes {config.min_bytes} and used; --data.layout packed uses all of the text, "
+            f"only {len(used):,} of {len(present):,} training documents, with {share:.0%} of the text, are longer than "
+            f"--data.min-bytes {config.min_bytes} and used; --data.layout packed uses all of the text, "
             "as experiments/text.py does"
         )
 
 
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total: int) -> Iterator[Encoded]:
+def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total_bytes: int) -> Iterator[Encoded]:
     """Encodes the documents one by one.
 
-    If there are enough documents to make it worth starting processes, all cores encode chunks of documents.
+    If there is enough text to make it worth starting processes, all cores encode chunks of documents.
     """
-    chunks = iter(lambda: list(itertools.islice(texts, DOCUMENTS_A_CHUNK)), [])
-    workers = min(os.cpu_count() or 1, total // DOCUMENTS_A_WORKER + 1)
+    chunks = _chunks(texts)
+    workers = min(os.cpu_count() or 1, total_bytes // BYTES_A_WORKER + 1)
     work = (joblib.delayed(_encode_chunk)(tokenizer, chunk) for chunk in chunks)
     encoded: Any = joblib.Parallel(workers, return_as="generator")(work)
     yield from itertools.chain.from_iterable(encoded)
+
+
+def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Groups documents: a group ends at `DOCUMENTS_A_CHUNK` of them, or once it has `CHARACTERS_A_CHUNK` characters."""
+    chunk, size = [], 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if len(chunk) == DOCUMENTS_A_CHUNK or size >= CHARACTERS_A_CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
