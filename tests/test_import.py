@@ -88,7 +88,9 @@ def command(*words: object) -> int:
 
 def theirs(folder: Path) -> tuple[Any, tokenizers.Tokenizer, int]:
     pieces = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return transformers.LlamaForCausalLM.from_pretrained(folder).eval(), pieces, pieces.token_to_id(END)
+    end = pieces.token_to_id(END)
+    assert end is not None
+    return transformers.LlamaForCausalLM.from_pretrained(folder).eval(), pieces, end
 
 
 def test_greedy_texts_are_those_of_transformers(folder: Path) -> None:
