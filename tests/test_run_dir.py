@@ -12,6 +12,7 @@ import pytest
 from minigpt_jax.config import Experiment, ModelConfig, SampleConfig, TrainConfig
 from minigpt_jax.errors import UserError
 from minigpt_jax.storage import run_dir
+from minigpt_jax.storage.resume import check_same
 from minigpt_jax.storage.run_dir import RunDir
 
 FINGERPRINTS = {"corpus": "c", "tokenizer": "t"}
@@ -34,14 +35,14 @@ def described(path: Path, experiment: Experiment) -> RunDir:
 )
 def test_resumable_fields_may_change(tmp_path: Path, change: dict):
     files = described(tmp_path / "r", Experiment("x"))
-    run_dir.check_same(files, dataclasses.replace(Experiment("x"), **change), FINGERPRINTS)
+    check_same(files, dataclasses.replace(Experiment("x"), **change), FINGERPRINTS)
 
 
 def test_all_differences_are_named(tmp_path: Path):
     files = described(tmp_path / "r", Experiment("x"))
     other = Experiment("x", model=ModelConfig(num_layers=4, tied_embeddings=True), seed=1)
     with pytest.raises(UserError) as refused:
-        run_dir.check_same(files, other)
+        check_same(files, other)
     for difference in ("--model.num-layers is 4 here and 2 there", "--model.tied-embeddings", "--seed is 1 here"):
         assert difference in str(refused.value)
 
@@ -49,7 +50,7 @@ def test_all_differences_are_named(tmp_path: Path):
 def test_contents_are_compared_and_not_paths(tmp_path: Path):
     files = described(tmp_path / "r", Experiment("x"))
     with pytest.raises(UserError, match="the corpus's contents differ"):
-        run_dir.check_same(files, Experiment("x"), {**FINGERPRINTS, "corpus": "d"})
+        check_same(files, Experiment("x"), {**FINGERPRINTS, "corpus": "d"})
 
 
 def test_two_processes_cannot_use_one_folder(tmp_path: Path):

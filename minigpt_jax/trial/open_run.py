@@ -10,9 +10,9 @@ from minigpt_jax import generate, samplers
 from minigpt_jax.config import Experiment
 from minigpt_jax.parallel import devices, processes
 from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.resume import check_same
 from minigpt_jax.storage.run_dir import (
     RunDir,
-    check_same,
     drop_records_after,
     lock,
     read_metrics,

@@ -12,7 +12,8 @@ from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.parallel import processes
-from minigpt_jax.storage.run_dir import Resume, RunDir, check_resume, check_room, check_same
+from minigpt_jax.storage.resume import Resume, check_resume, check_same
+from minigpt_jax.storage.run_dir import RunDir, check_room
 from minigpt_jax.train import evaluate
 from minigpt_jax.train.loop import Hook, NonFiniteLossError, Training, fit
 from minigpt_jax.train.metrics import LossSums
