@@ -121,7 +121,7 @@ APERTUS = dataclasses.replace(
     form={**LLAMA.form, "qk_norm": True},
     settings=tuple(one._replace(default="xielu") if one.key == "hidden_act" else one for one in ARCEE.settings),
     tensors=_llama_tensors("attention_layernorm", "feedforward_layernorm", _UP_AND_DOWN),
-    rope={"rope_type": "llama3"},
+    rope={"rope_type": "llama3", "rope_theta": 12_000_000.0},
 )
 STABLELM = Architecture(
     "stablelm",

@@ -168,7 +168,7 @@ class Architecture:
         share = next((place[_ROTARY_SHARE] for place in places if _ROTARY_SHARE in place), 1.0)
         if share != 1:
             raise _cannot(_ROTARY_SHARE, share, (1.0,))
-        return rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
+        return next((place["rope_theta"] for place in places if "rope_theta" in place), 10_000.0)
 
 
 def _cannot(key: str, value: Any, allowed: Sequence[Any]) -> UserError:

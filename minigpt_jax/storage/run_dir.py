@@ -18,9 +18,7 @@ from minigpt_jax.errors import UserError
 
 SEMANTICS = 2
 """The version of the semantics of experiments, which config.json records. A run without a version has 1.
-
-Version 2 draws other dropout masks than version 1.
-"""
+Version 2 draws other dropout masks than version 1."""
 _NAME_BYTES, _PATH_BYTES = 255, 3800  # limits of Linux and macOS, minus the length of the paths in a checkpoint
 _PARTIAL = ".partial"
 _ABANDONED_SECONDS = 3600  # a partial file that is older was left by a killed process
@@ -234,13 +232,8 @@ def write_description(
         experiment_file: the file that defines the experiment; its copy is for people to read, and is never run.
         more: further entries of config.json. Those that are None are left out.
     """
-    description: dict[str, Any] = {
-        "experiment": to_json(experiment),
-        "fingerprints": fingerprints,
-        "versions": versions,
-        "semantics": SEMANTICS,
-        **{name: value for name, value in more.items() if value is not None},
-    }
+    description = {"experiment": to_json(experiment), "fingerprints": fingerprints, "versions": versions}
+    description |= {"semantics": SEMANTICS, **{name: value for name, value in more.items() if value is not None}}
     if files := code.files(experiment):
         description["code"] = {name: found.sha256 for name, found in files.items()}
     copies = {run_dir.code / name: found.source for name, found in files.items()}
