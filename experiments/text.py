@@ -11,7 +11,8 @@ fallen for three evaluations in a row. Sample the checkpoint of the lowest valid
 
 For more text take a larger vocabulary (`--tokenizer.vocabulary-size 5000`), more layers and less dropout. A text that
 cannot fill the vocabulary gets the pieces that it gives; one with too many characters for it, as Chinese has for 1,000
-pieces, gets the rarest of them spelled in bytes.
+pieces, gets the rarest of them spelled in bytes. Other tokenizers: `--tokenizer.kind byte_bpe`, `char` or `byte`, or
+one of your own, `--tokenizer.file tokenizer.json`.
 """
 
 from minigpt_jax import (

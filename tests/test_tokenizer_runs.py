@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import tiny_sweep
 import tokenizer_files
+import tyro
 from corpus_files import tales
 from tiny_experiment import changed
 
 from minigpt_jax import corpora, generate, model, samplers, sweep, tokenizer
+from minigpt_jax.cli import train
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
@@ -158,6 +160,25 @@ def test_a_sweep_over_kinds(tmp_path: Path) -> None:
     outcome = sweep.sweep(plan, source=tiny_sweep.batches)
     assert [row["status"] for row in outcome.rows] == ["complete"] * 4
     assert all(0 < row["bits_per_byte"] < 20 for row in outcome.rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        ((), 300),
+        (("--tokenizer.kind", "char"), None),
+        (("--tokenizer.kind=byte",), None),
+        (("--tokenizer.kind", "byte_bpe"), 300),
+        (("--tokenizer.file", "some/tokenizer.json"), None),
+        (("--tokenizer.file", "pieces.txt"), 300),
+        (("--tokenizer.kind", "char", "--tokenizer.vocabulary-size", "90"), 90),
+    ],
+)
+def test_a_flag_that_names_another_tokenizer_brings_its_size(flags: tuple[str, ...], size: int | None) -> None:
+    """The size in an experiment's file is that of the tokenizer in the file."""
+    default = train.Arguments(tiny("packed", vocabulary_size=300))
+    chosen = tyro.cli(train.Arguments, args=flags, default=default).experiment
+    assert train.with_own_size(chosen, flags).tokenizer.vocabulary_size == size
 
 
 def test_a_resumed_run_may_not_change_the_vocabulary(tmp_path: Path) -> None:
