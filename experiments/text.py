@@ -11,7 +11,8 @@ not fallen for three evaluations. Sample from the checkpoint with the lowest val
 
 For more text, give a larger vocabulary (`--tokenizer.vocabulary-size 5000`), more layers and less dropout. If the text
 cannot fill the vocabulary, the vocabulary becomes smaller. If the text has too many characters for it, as Chinese has
-for 1,000 pieces, the rarest characters are encoded as bytes.
+for 1,000 pieces, the rarest characters are encoded as bytes. Other tokenizers are `--tokenizer.kind byte_bpe`, `char`
+or `byte`, or one of your own by `--tokenizer.file tokenizer.json`.
 """
 
 from minigpt_jax import (

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import tiny_sweep
 import tokenizer_files
+import tyro
 from corpus_files import tales
+from tiny import full_pass
 from tiny_experiment import changed
 
 from minigpt_jax import corpora, generate, model, samplers, sweep, tokenizer
+from minigpt_jax.cli import train
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
@@ -93,8 +96,8 @@ def test_scores_are_of_the_text_without_padding(lm: LanguageModel) -> None:
     together = lm.score(PROMPTS)
     for prompt, score in zip(PROMPTS, together, strict=True):
         ids = [lm.tokenizer.special.start, *lm.tokenizer.encode_batch([prompt])[0]]
-        logits = lm.model.apply({"params": lm.weights}, jnp.asarray([ids]))
-        logprobs = np.asarray(jax.nn.log_softmax(logits[0]))
+        row = jnp.asarray([ids + [0] * (lm.model.sequence_length - len(ids))])
+        logprobs = np.asarray(jax.nn.log_softmax(full_pass(lm.model, lm.weights, row)[0]))
         expected = sum(logprobs[i, token] for i, token in enumerate(ids[1:]))
         assert score == pytest.approx(expected, abs=1e-3)
 
@@ -104,8 +107,10 @@ def tiny(layout: Any, **settings: Any) -> Experiment:
     return replace(experiment, tokenizer=TokenizerConfig(**settings), train=replace(experiment.train, steps=4))
 
 
-@pytest.mark.parametrize("layout", ["lines", "packed"])
-@pytest.mark.parametrize("name", ["byte_bpe", "char", "byte", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("byte_bpe", "packed"), ("char", "lines"), ("byte", "packed"), ("gpt2", "packed"), ("bert", "lines")],
+)
 def test_a_run_is_reopened_with_its_tokenizer(name: str, layout: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"kind": name, "vocabulary_size": SIZES.get(name)}
     if name in FORMS:
@@ -158,6 +163,25 @@ def test_a_sweep_over_kinds(tmp_path: Path) -> None:
     outcome = sweep.sweep(plan, source=tiny_sweep.batches)
     assert [row["status"] for row in outcome.rows] == ["complete"] * 4
     assert all(0 < row["bits_per_byte"] < 20 for row in outcome.rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        ((), 300),
+        (("--tokenizer.kind", "char"), None),
+        (("--tokenizer.kind=byte",), None),
+        (("--tokenizer.kind", "byte_bpe"), 300),
+        (("--tokenizer.file", "some/tokenizer.json"), None),
+        (("--tokenizer.file", "pieces.txt"), 300),
+        (("--tokenizer.kind", "char", "--tokenizer.vocabulary-size", "90"), 90),
+    ],
+)
+def test_a_flag_that_names_another_tokenizer_brings_its_size(flags: tuple[str, ...], size: int | None) -> None:
+    """The size in an experiment's file is that of the tokenizer in the file."""
+    default = train.Arguments(tiny("packed", vocabulary_size=300))
+    chosen = tyro.cli(train.Arguments, args=flags, default=default).experiment
+    assert train.with_own_size(chosen, flags).tokenizer.vocabulary_size == size
 
 
 def test_a_resumed_run_may_not_change_the_vocabulary(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ class SampleConfig:
     """The text sampled at each evaluation, by top-k as in the tutorial's callback."""
 
     prompts: tuple[str, ...] = option(("",), resumable=True)
-    """Texts to continue. An empty one starts from [BOS]."""
+    """Texts to continue. An empty one starts from the start token alone."""
     k: int = option(10, above=0, resumable=True)
     """Number of most probable tokens to draw from."""
     temperature: float = option(1.0, at_least=0, resumable=True)

@@ -287,7 +287,7 @@ def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total_bytes: int) -> It
     """
     chunks = _chunks(texts)
     workers = min(os.cpu_count() or 1, total_bytes // BYTES_A_WORKER + 1)
-    work = (joblib.delayed(_encode_chunk)(tokenizer, chunk) for chunk in chunks)
+    work = (joblib.delayed(_encode_chunk)(tokenizer, chunk, workers > 1) for chunk in chunks)
     encoded: Any = joblib.Parallel(workers, return_as="generator")(work)
     yield from itertools.chain.from_iterable(encoded)
 
@@ -305,7 +305,9 @@ def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
+def _encode_chunk(tokenizer: Tokenizer, texts: list[str], one_of_many: bool = False) -> list[Encoded]:
+    if one_of_many:  # the processes divide the cores, so that each of them needs no threads of its own
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     encoded = tokenizer.encode_batch_with_ends(texts)
     return [(ids, ends, len(text.encode())) for text, (ids, ends) in zip(texts, encoded, strict=True)]
 

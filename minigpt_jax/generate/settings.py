@@ -53,8 +53,8 @@ class GenerationSettings:
     no_repeat_ngram: int = option(0, at_least=0)
     """No sequence of this many tokens occurs twice, the prompt included; 0: they may."""
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
-    """A token id and what is added to its logit; -inf bans the token. [PAD], [BOS] and ids without a piece are banned
-    unless they are named here or as a stop."""
+    """A token id and what is added to its logit; -inf bans the token. The tokenizer's special tokens, such as [PAD]
+    and [BOS], and ids without a piece are banned unless they are named here or as a stop."""
     num_return_sequences: int = option(1, at_least=1)
     """Texts for each prompt: independent draws, or the best of beam search."""
     top_logprobs: int = option(0, at_least=0)

@@ -46,7 +46,8 @@ def build(experiment: Experiment) -> "GPT":
         vocabulary_size=experiment.tokenizer.rows,
         sequence_length=experiment.data.sequence_length,
         dtype=compute_dtype(experiment.model),
-        start_id=experiment.tokenizer.start_id,
+        # Models that do not need it are equal, and share compiled programs, whatever the tokenizer.
+        start_id=experiment.tokenizer.start_id if experiment.model.isolate_documents else None,
     )
 
 
