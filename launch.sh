@@ -200,6 +200,11 @@ case $1 in # what a command needs beyond the core: extras of pyproject.toml
   test) needed='dev kerashub' ;; # with what the tests compare with: CI runs the same command as users
   *) needed='' ;;
 esac
+for argument in "$@"; do
+  case ${argument#*=} in # --data.files may hold addresses
+    http://* | https://* | s3://* | s3a://* | gs://* | gcs://*) [[ $needed == *remote* ]] || needed+=' remote' ;;
+  esac
+done
 
 self=${BASH_SOURCE[0]}
 [ ! -L "$self" ] || self=$(readlink -f "$self")
