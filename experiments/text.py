@@ -2,6 +2,7 @@
 
     ./launch.sh experiments/text.py --data.files book.txt
     ./launch.sh experiments/text.py --data.files 'books/*.txt' --tokenizer.vocabulary-size 8000 --run-dir runs/books
+    ./launch.sh experiments/text.py --data.files TinyStories.txt --data.separator '<|endoftext|>' --run-dir runs/stories
 
 All of the text is used (packed layout), by a lossless tokenizer of its own. The settings suit some 200 KB to a few MB,
 which a model soon knows by heart: so it is small, has dropout, and training ends once the validation loss has not
