@@ -202,6 +202,11 @@ case $1 in # the extras of pyproject.toml that a command needs
   compare) needed=mauve ;;
   *) needed='' ;;
 esac
+for argument in "$@"; do
+  case ${argument#*=} in # --data.files may hold addresses
+    http://* | https://* | s3://* | s3a://* | gs://* | gcs://*) [[ $needed == *remote* ]] || needed+=' remote' ;;
+  esac
+done
 
 self=${BASH_SOURCE[0]}
 [ ! -L "$self" ] || self=$(readlink -f "$self")

@@ -2,6 +2,7 @@
 
     ./launch.sh experiments/text.py --data.files book.txt
     ./launch.sh experiments/text.py --data.files 'books/*.txt' --tokenizer.vocabulary-size 8000 --run-dir runs/books
+    ./launch.sh experiments/text.py --data.files TinyStories.txt --data.separator '<|endoftext|>' --run-dir runs/stories
 
 All of the text is used (packed layout), by a lossless tokenizer that is trained on it. The settings suit 200 KB to a
 few MB. A model soon memorises so little text, so this one is small, has dropout, and stops when the validation loss has

@@ -207,6 +207,14 @@ def test_environment_grows_by_what_is_needed(checkout: Checkout) -> None:
     assert checkout.installations() == ["uv .", "uv .[dev,kerashub]", "uv .[dev,kerashub,cuda13]"]
 
 
+@pytest.mark.parametrize("address", ["https://host/a.txt", "s3://bucket/*.parquet", "--data.files=gs://bucket/texts"])
+def test_addresses_bring_the_packages_that_read_them(checkout: Checkout, address: str) -> None:
+    checkout.run("x.py", "--data.files", "a.txt", "hf://datasets/a/b")
+    for _ in range(2):
+        checkout.run("x.py", "--data.files", "a.txt", address, address)
+    assert checkout.installations() == ["uv .", "uv .[remote]"]
+
+
 def test_tests_are_the_checkouts(checkout: Checkout) -> None:
     tests = checkout.root / "tests"
     tests.mkdir()

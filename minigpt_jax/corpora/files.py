@@ -6,11 +6,12 @@ A path is a file, a glob or a folder, on disk or at an address such as `hf://…
 import contextlib
 import glob
 import gzip
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal, cast
 
 from backports import zstd
 
@@ -41,7 +42,7 @@ class Source:
 
     address: str
     name: str
-    open_bytes: Callable[[bool], BinaryIO]
+    open_bytes: Callable[[bool], io.BufferedIOBase]
     version: str | None = None
     named: bool = False
 
@@ -109,7 +110,7 @@ def find(paths: Sequence[str], flag: str) -> list[Source]:
     return list(found.values())
 
 
-def _opener(path: Path) -> Callable[[bool], BinaryIO]:
+def _opener(path: Path) -> Callable[[bool], io.BufferedIOBase]:
     return lambda _: path.open("rb")
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, cast
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import fsspec.config
@@ -115,15 +115,21 @@ def _version(about: Mapping[str, Any]) -> str | None:
     return json.dumps({"size": about.get("size"), **known}, sort_keys=True) if known else None
 
 
-def _opener(system: Any, place: str, label: str) -> Callable[[bool], BinaryIO]:
-    def open_bytes(seeks: bool) -> BinaryIO:
+def _opener(system: Any, place: str, label: str) -> Callable[[bool], io.BufferedIOBase]:
+    def open_bytes(seeks: bool) -> io.BufferedIOBase:
         # Over HTTP one request streams the whole file. A file that seeks is requested in parts.
         settings = {"block_size": 0} if "http" in system.protocol and not seeks else {}
         with _reported(label):
             file = _RemoteFile(system.open(place, "rb", **settings), label)
-        if seeks and not file.seekable():
-            raise UserError(f"{label}: its server cannot send parts of files, which is needed here; download the file")
-        return cast(BinaryIO, io.BufferedReader(file, _BUFFER))
+        if seeks:
+            try:
+                file.seek(0, io.SEEK_END)
+                file.seek(0)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{label}: its server cannot send parts of files, which is needed here; download the file"
+                ) from error
+        return io.BufferedReader(file, _BUFFER)
 
     return open_bytes
 

@@ -6,13 +6,11 @@ This module does not need TensorFlow.
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import joblib
 import numpy as np
 
 from minigpt_jax import display, files
@@ -22,7 +20,8 @@ from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, flatten, options
 from minigpt_jax.corpora import Corpus, sizes
 from minigpt_jax.data.batch import Batch
-from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_prefixes, zero_padded_lengths
+from minigpt_jax.data.encoding import encode, encode_all
+from minigpt_jax.data.rows import CUT, Layout, Rows, without_prefixes, zero_padded_lengths
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
@@ -30,9 +29,6 @@ Split = Literal["train", "valid", "test"]
 Part = Literal["train", "valid", "test", "anneal"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FORMAT = 1
-DOCUMENTS_A_CHUNK = 1024
-CHARACTERS_A_CHUNK = 1 << 21
-BYTES_A_WORKER = 40_000_000
 
 BatchSource = Callable[..., Iterator[Batch]]
 """A function such as `pipeline.batches`: (rows, batch_size, seed, start, process_index, process_count) → batches."""
@@ -171,7 +167,7 @@ def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer,
     data, layout = experiment.data, experiment.data.layout_of("valid")
     used = [text for text in texts if _is_used(text, layout, data.min_bytes)]
     cut = CUT[layout]
-    encoded = iter(_encode_chunk(tokenizer, used))
+    encoded = iter(encode(tokenizer, used))
     parts = list(cut(encoded, data.sequence_length + 1, tokenizer.special)) if used else []
     if not sum(len(rows) for rows, *_ in parts):
         least = "" if layout == "packed" else f", as this run uses only lines of more than {data.min_bytes} bytes"
@@ -239,7 +235,7 @@ def _build(
         for part, (split, layout) in _parts(config).items():
             used = _used_sizes(corpus, split, layout, config.min_bytes)
             texts = iter(track(documents(corpus, split, layout, config.min_bytes), f"tokenising {part}", len(used)))
-            encoded = _encoded(texts, tokenizer, int(used.sum(dtype=np.int64)))
+            encoded = encode_all(texts, tokenizer, int(used.sum(dtype=np.int64)))
             cut_prefixes = part == "train" and config.anneal_fraction > 0
             if cut_prefixes:
                 encoded = without_prefixes(encoded, length, config.min_bytes)
@@ -278,38 +274,6 @@ def _warn_of_dropped_text(corpus: Corpus, config: DataConfig) -> None:
             f"--data.min-bytes {config.min_bytes} and used; --data.layout packed uses all of the text, "
             "as experiments/text.py does"
         )
-
-
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer, total_bytes: int) -> Iterator[Encoded]:
-    """Encodes the documents one by one.
-
-    If there is enough text to make it worth starting processes, all cores encode chunks of documents.
-    """
-    chunks = _chunks(texts)
-    workers = min(os.cpu_count() or 1, total_bytes // BYTES_A_WORKER + 1)
-    work = (joblib.delayed(_encode_chunk)(tokenizer, chunk, workers > 1) for chunk in chunks)
-    encoded: Any = joblib.Parallel(workers, return_as="generator")(work)
-    yield from itertools.chain.from_iterable(encoded)
-
-
-def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Groups documents: a group ends at `DOCUMENTS_A_CHUNK` of them, or once it has `CHARACTERS_A_CHUNK` characters."""
-    chunk, size = [], 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
-        if len(chunk) == DOCUMENTS_A_CHUNK or size >= CHARACTERS_A_CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _encode_chunk(tokenizer: Tokenizer, texts: list[str], one_of_many: bool = False) -> list[Encoded]:
-    if one_of_many:  # the processes divide the cores, so that each of them needs no threads of its own
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    encoded = tokenizer.encode_batch_with_ends(texts)
-    return [(ids, ends, len(text.encode())) for text, (ids, ends) in zip(texts, encoded, strict=True)]
 
 
 def _too_small(config: DataConfig, split: Split, layout: Layout, cut_prefixes: bool = False) -> UserError:
