@@ -366,6 +366,14 @@ def test_stories_between_separators(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert config["experiment"]["data"]["separator"] == "<|endoftext|>"
 
 
+def test_help_texts_do_not_break_where_their_docstrings_do(capsys: pytest.CaptureFixture, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert command("sample", "--help") == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if " --p " in line]
+    assert "top_p, typical: " in line
+    assert "that of the most probable token (0.1)" in line
+
+
 def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
     """As the README has it, with few steps; the text gives fewer pieces than the experiment asks for."""
     text = tmp_path / "book.txt"
