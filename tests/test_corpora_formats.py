@@ -14,7 +14,7 @@ from backports import zstd
 from corpus_files import assert_one_clear_line, everything, write
 
 from minigpt_jax.config import DataConfig, Experiment, validate
-from minigpt_jax.corpora import Text, base, open_corpus, parquet, read_files, sizes
+from minigpt_jax.corpora import Text, base, document_bytes, open_corpus, parquet, read_files
 from minigpt_jax.errors import UserError
 
 END = "<|endoftext|>"
@@ -54,7 +54,7 @@ def test_the_same_documents_are_the_same_corpus_in_every_kind_of_file(tmp_path):
         assert everything(corpus) == first
         assert corpus.fingerprint == corpora[0].fingerprint
         for split, texts in first.items():
-            assert sizes(corpus, split).tolist() == [len(text.encode()) for text in texts]
+            assert document_bytes(corpus, split).tolist() == [len(text.encode()) for text in texts]
 
 
 @pytest.mark.parametrize("separator", ["\n\n", "---", "aa", "é", END, "\r\n.\r\n", r"\n\n", r"\t"])

@@ -97,8 +97,8 @@ def test_texts_that_did_not_change_are_not_read_again(server: TextServer, tmp_pa
     again = read()
     assert server.sent < 1000  # the list
     assert again.fingerprint == first.fingerprint
-    assert [again.sizes(split).tolist() for split in ("train", "valid", "test")] == [
-        first.sizes(split).tolist() for split in ("train", "valid", "test")
+    assert [again.document_bytes(split).tolist() for split in ("train", "valid", "test")] == [
+        first.document_bytes(split).tolist() for split in ("train", "valid", "test")
     ]
     assert everything(again) == everything(first)
     assert read(held_out=0.2).fingerprint != first.fingerprint
@@ -149,7 +149,7 @@ def test_credentials_come_from_the_environment(server: TextServer, tmp_path: Pat
     assert_one_clear_line(error.value, f"--data.files {server.address}/a.txt", "401", "credentials in the environment")
     write(tmp_path / "netrc", "machine 127.0.0.1 login ann password secret\n")
     fsspec.filesystem("http").clear_instance_cache()
-    assert len(Text([f"{server.address}/a.txt"], separator=END).sizes("train")) > 0
+    assert len(Text([f"{server.address}/a.txt"], separator=END).document_bytes("train")) > 0
 
 
 @pytest.mark.parametrize(

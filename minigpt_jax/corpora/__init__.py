@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from minigpt_jax.config import DataConfig
-from minigpt_jax.corpora.base import SPLITS, Corpus, Split, sizes
+from minigpt_jax.corpora.base import SPLITS, Corpus, Split, document_bytes
 from minigpt_jax.corpora.custom import Custom
 from minigpt_jax.corpora.simplebooks import SimpleBooks
 from minigpt_jax.corpora.simplebooks_download import download
@@ -19,9 +19,9 @@ __all__ = [
     "Split",
     "Stories",
     "Text",
+    "document_bytes",
     "open_corpus",
     "read_files",
-    "sizes",
 ]
 
 

@@ -40,12 +40,12 @@ class Corpus(Protocol):
         ...
 
 
-def sizes(corpus: Corpus, split: Split) -> np.ndarray:
+def document_bytes(corpus: Corpus, split: Split) -> np.ndarray:
     """The UTF-8 bytes of each document of a split [number of documents].
 
-    A corpus that knows them has a method `sizes(split)`. The documents of another one are read.
+    A corpus that knows them has a method `document_bytes(split)`. The documents of another one are read.
     """
-    known = getattr(corpus, "sizes", None)
+    known = getattr(corpus, "document_bytes", None)
     if known is not None:
         return known(split)
     return np.fromiter((len(text.encode()) for text in corpus.documents(split)), np.int64)

@@ -77,7 +77,7 @@ class Text:
                 "give the command again"
             )
 
-    def sizes(self, split: Split) -> np.ndarray:
+    def document_bytes(self, split: Split) -> np.ndarray:
         """The UTF-8 bytes of each document of a split, known since the corpus was opened [number of documents]."""
         return self._scan.sizes[split]
 

@@ -18,7 +18,7 @@ from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, flatten, options
-from minigpt_jax.corpora import Corpus, sizes
+from minigpt_jax.corpora import Corpus, document_bytes
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.encoding import encode, encode_all
 from minigpt_jax.data.rows import CUT, Layout, Rows, without_prefixes, zero_padded_lengths
@@ -150,7 +150,7 @@ def documents(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> I
 
 def _used_sizes(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> np.ndarray:
     """The UTF-8 bytes of each document that a layout uses [number of documents]."""
-    all_sizes = sizes(corpus, split)
+    all_sizes = document_bytes(corpus, split)
     return all_sizes if layout == "packed" else all_sizes[all_sizes > min_bytes]
 
 
@@ -265,7 +265,7 @@ def _warn_of_dropped_text(corpus: Corpus, config: DataConfig) -> None:
     """Warns if the layout drops more than half of the training text."""
     if config.layout == "packed":
         return
-    present = sizes(corpus, "train")
+    present = document_bytes(corpus, "train")
     used = present[present > config.min_bytes]
     share = used.sum(dtype=np.int64) / max(1, present.sum(dtype=np.int64))
     if 0 < share < 0.5:
