@@ -10,7 +10,7 @@ import pytest
 import tiny_experiment
 
 from minigpt_jax import corpora, samplers
-from minigpt_jax.cli import main
+from minigpt_jax.cli import COMMANDS, main
 from minigpt_jax.trial.run import run
 
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
@@ -53,9 +53,7 @@ def test_every_experiment_parses(file: Path, capsys: pytest.CaptureFixture):
         assert flag in help_text
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["sweep", "--help"]]
-)
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help(words: list[str], capsys: pytest.CaptureFixture):
     assert command(*words) == 0
     assert "usage" in capsys.readouterr().out

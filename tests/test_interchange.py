@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,13 @@ def changed_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     settings = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: value for name, value in settings.items() if value != "missing"}))
+
+
+def test_the_readme_lists_the_architectures() -> None:
+    text = " ".join((Path(__file__).parents[1] / "README.md").read_text().split())
+    [listed] = re.findall(r"The architectures are (.*?)\.", text)
+    names = {name.lower().replace("-", "") for name in re.split(", | and ", listed)}
+    assert names == set(ARCHITECTURES)
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
