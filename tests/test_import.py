@@ -151,6 +151,17 @@ def test_an_imported_run_is_evaluated_on_files(imported: Path, tmp_path: Path, c
     )
 
 
+def test_ways_of_sampling_are_compared_on_files(imported: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("mauve", reason="the extra mauve is not installed")
+    flags = ["--prompts", 4, "--prompt-tokens", 4, "--max-new-tokens", 4, "--out", tmp_path / "out"]
+    capsys.readouterr()
+    assert command("compare", imported, "greedy", *flags) == 2
+    assert "--files" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text(" ".join(TEXTS * 40))
+    assert command("compare", imported, "greedy", *flags, "--files", tmp_path / "text.txt") == 0
+    assert f"from {tmp_path / 'text.txt'}" in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("source", ["folder", "imported"])
 def test_training_starts_from_the_folder_and_from_the_imported_run(
     folder: Path, imported: Path, tmp_path: Path, source: str

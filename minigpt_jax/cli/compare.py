@@ -39,6 +39,9 @@ class Arguments:
     """The most tokens in a continuation. It also ends where the model ends the document."""
     split: Literal["valid", "test"] = "valid"
     """The part of the corpus that the prefixes come from."""
+    files: tuple[str, ...] = ()
+    """Take the prefixes from this text instead: files, globs, folders or addresses, divided into rows like the run's
+    corpus."""
     seed: int = 0
     """Seed of the choice of prefixes and of the random draws."""
     out: Path | None = None
@@ -65,7 +68,7 @@ def main(arguments: list[str]) -> int:
 
     jax_setup.prepare()
     from minigpt_jax import display, generate
-    from minigpt_jax.data.rows import Rows
+    from minigpt_jax.cli import text_part
     from minigpt_jax.generate import held_out, measures, methods, verdict
     from minigpt_jax.report import page, verdict_page
     from minigpt_jax.storage.run_dir import RunDir
@@ -76,7 +79,7 @@ def main(arguments: list[str]) -> int:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; name a folder")
     lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
-    rows = Rows.load(RunDir(chosen.run_dir).rows(chosen.split))
+    part, rows = text_part.read(lm, chosen.run_dir, chosen.split, chosen.files)
     layout = lm.experiment.data.layout_of(chosen.split)
     pieces = held_out.held_out(
         rows,
@@ -89,13 +92,11 @@ def main(arguments: list[str]) -> int:
         chosen.seed,
     )
     if len(pieces) < chosen.prompts:
-        display.warn(
-            f"the {chosen.split} part has {len(pieces):,} such prefixes, fewer than --prompts {chosen.prompts:,}"
-        )
+        display.warn(f"the text of {part} has {len(pieces):,} such prefixes, fewer than --prompts {chosen.prompts:,}")
     found = verdict.compare(lm, asked, pieces, chosen.max_new_tokens, chosen.seed, progress=True)
     lead = (
-        f"{lm.experiment.name}, step {lm.step:,} · {len(pieces):,} prefixes of {chosen.prompt_tokens} tokens from the "
-        f"{chosen.split} part · at most {chosen.max_new_tokens} new tokens · seed {chosen.seed}"
+        f"{lm.experiment.name}, step {lm.step:,} · {len(pieces):,} prefixes of {chosen.prompt_tokens} tokens "
+        f"from {part} · at most {chosen.max_new_tokens} new tokens · seed {chosen.seed}"
     )
     prompts = [lm.tokenizer.decode(piece.prefix) for piece in pieces]
     built = verdict_page.build(found, prompts, lead, shlex.join(["./launch.sh", "compare", *arguments]))

@@ -44,24 +44,13 @@ def main(arguments: list[str]) -> int:
 
     jax_setup.prepare()
     from minigpt_jax import generate
-    from minigpt_jax.corpora import read_files
-    from minigpt_jax.data import store
-    from minigpt_jax.data.rows import Rows
-    from minigpt_jax.storage.run_dir import RunDir
+    from minigpt_jax.cli import text_part
     from minigpt_jax.train import evaluate
 
     if chosen.batch_size < 1:
         raise UserError(f"--batch-size {chosen.batch_size}: must be 1 or more")
     lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
-    if chosen.files:
-        split, data = " ".join(chosen.files), lm.experiment.data
-        texts = read_files(chosen.files, data.document, data.text_field, data.separator, flag="--files")
-        rows = store.tokenise(texts, lm.experiment, lm.tokenizer, "--files")
-    else:
-        files = RunDir(chosen.run_dir)
-        if "imported" in files.description():
-            raise UserError(f"{chosen.run_dir} was imported and holds no text to evaluate; give some by --files")
-        split, rows = chosen.split, Rows.load(files.rows(chosen.split))
+    split, rows = text_part.read(lm, chosen.run_dir, chosen.split, chosen.files)
     sums = evaluate.evaluate(lm.model, lm.weights, rows, chosen.batch_size)
     if chosen.json_:
         figures = {"split": split, **sums.summary(), "tokens": sums.tokens, "step": lm.step}
