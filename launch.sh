@@ -16,6 +16,7 @@ commands:
   evaluate RUN_DIR [flags]   perplexity and bits per byte
   sweep FILE.py AXIS ...     trials over the fields of an experiment
   report RUN_DIR ...         tables and plots
+  import HF_DIR --to DIR     a run directory made of a Hugging Face folder
   test [pytest arguments]    the tests
 
 FILE.py --help lists the flags of an experiment, COMMAND --help those of a command. Relative paths start at the current

@@ -1,12 +1,12 @@
-"""What each choice of the best configuration is worth: one change at a time, validation loss over several seeds.
+"""What each choice of the best configuration gains: the validation loss with one change at a time, for several seeds.
 
     ./launch.sh experiments/ablate_best.py --data.archive simplebooks.zip --steps 640
     ./launch.sh experiments/ablate_best.py --data.archive simplebooks.zip --only best "no QK-norm" --seeds 0 1 2
 
-Every variant trains on as many tokens as the others and is measured by the reference's protocol. Those that differ in
-numbers alone, and the seeds, are a stack trained by one program, as in a sweep. Batches come from memory, in an order
-drawn by NumPy, so an accelerator's machine needs no TensorFlow. Results are appended to ablation.jsonl as stacks end,
-what is there already is not made again, and ablation.md is the table of all of it.
+Every variant trains on the same number of tokens and is evaluated as in the tutorial. Variants and seeds that differ
+only in numbers are trained together by one program, as in a sweep. The batches are drawn from memory by NumPy, so no
+TensorFlow is needed. The results are appended to ablation.jsonl when each group ends, and those that exist already are
+not computed again. ablation.md is a table of all of them.
 """
 
 import dataclasses

@@ -146,7 +146,8 @@ def _worker() -> None:
     def stream() -> Iterator[Batch]:
         while True:
             rows = draws.integers(3, chosen.vocabulary_size, (share, chosen.sequence_length + 1), np.uint16)
-            yield Batch(rows, np.full(share, 4 * chosen.sequence_length, np.int32))
+            sizes = np.full(share, 4 * chosen.sequence_length, np.int32)
+            yield Batch(rows, sizes, np.full(share, chosen.sequence_length + 1, np.int32))
 
     streams = [stream()]
     state, out = program.steps(state, inputs, program.draw(streams, size), size)  # compiles

@@ -70,7 +70,7 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
 
     size, length = experiment.train.batch_size, experiment.data.sequence_length
     rows = np.random.default_rng(0).integers(3, experiment.tokenizer.vocabulary_size, (size, length + 1))
-    batch = Batch(rows.astype(np.uint16), np.full(size, 300, np.int32))
+    batch = Batch(rows.astype(np.uint16), np.full(size, 300, np.int32), np.full(size, length + 1, np.int32))
     rates = np.geomspace(1e-4, 1e-2, trials)
     experiments = [
         dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, learning_rate=float(rate)))

@@ -35,6 +35,7 @@ from minigpt_jax.benchmark.comparison import OURS, SIZE, THEIRS, Bench, Row, row
 from minigpt_jax.config import DataConfig, Experiment, flag_name
 from minigpt_jax.data import pipeline
 from minigpt_jax.data.batch import Batch
+from minigpt_jax.data.rows import zero_padded_lengths
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
 from minigpt_jax.train import evaluate
@@ -239,7 +240,7 @@ def train_and_tell(side: str, path: str) -> None:
         inputs = program.inputs(experiment, 1)
         state = program.init(inputs)
         for part in np.split(rows, STEPS_A_ROUND):
-            batch = Batch(part, np.zeros(len(part), np.int32))
+            batch = Batch(part, np.zeros(len(part), np.int32), zero_padded_lengths(part))
             state, _ = program.steps(state, inputs, program.draw([iter([batch])], 1), 1)
         jax.block_until_ready(state)
     print(rounds.peak_memory())

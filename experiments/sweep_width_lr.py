@@ -1,11 +1,11 @@
-"""How does the best learning rate move with the width of a small model?
+r"""How the best learning rate depends on the width of a small model.
 
-./launch.sh sweep experiments/sweep_width_lr.py model.width=16,32,64,128 \
-    optimizer.learning_rate=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2 seed=0,1
+    ./launch.sh sweep experiments/sweep_width_lr.py model.width=16,32,64,128 \
+        optimizer.learning_rate=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2 seed=0,1
 
-Finding: it falls as the width grows, from about 3e-2 at width 16 and 32 to 8e-3 at 128. After 300 steps of AdamW on
-generated stories, validation loss in nats a token, the mean of two seeds (whose standard deviation is 0.08 or less up
-to each width's best, and up to 0.21 past it):
+Finding: the best rate falls as the width grows, from about 3e-2 at widths 16 and 32 to 8e-3 at 128. The table shows the
+validation loss in nats per token after 300 steps of AdamW on generated stories, as the mean of two seeds. Their
+standard deviation is at most 0.08 for rates up to the best one of each width (*), and at most 0.21 above it.
 
     width   1e-3   2e-3   4e-3   8e-3   1.6e-2  3.2e-2  6.4e-2
        16   5.106  4.558  3.933  3.458  3.200   3.153*  3.256
@@ -13,12 +13,13 @@ to each width's best, and up to 0.21 past it):
        64   3.700  2.838  2.126  1.703  1.619*  2.043   2.709
       128   2.607  1.791  1.308  1.173* 1.520   2.179   2.987
 
-From 32 to 64 and from 64 to 128 the best of these rates halves, as it would if the rate went with one over the width;
-at 16 and 32 the minimum is too flat for steps of two to place it. Missing it upwards is the costlier mistake: twice the
-best rate loses 0.10 to 0.57 nats, half of it 0.01 to 0.14, and the rate that is best at width 32 loses 1.0 at 128. So
-tune at a width near the one that is meant, or scale the rate down with the width.
+From width 32 to 64, and from 64 to 128, the best rate halves, as it would if it were proportional to 1 / width. At
+widths 16 and 32 the minimum is too flat to be located by rates that differ by factors of two. A rate that is too high
+costs more than one that is too low: twice the best rate loses 0.10 to 0.57 nats, and half of it 0.01 to 0.14. The best
+rate for width 32 loses 1.0 nats at width 128. So tune at nearly the width that you will train, or scale the rate by
+1 / width.
 
-56 trials took 9 minutes on a shared machine with two CPU cores.
+The 56 trials took 9 minutes on a shared machine with two CPU cores.
 """
 
 from minigpt_jax import (

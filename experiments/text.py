@@ -3,15 +3,15 @@
     ./launch.sh experiments/text.py --data.files book.txt
     ./launch.sh experiments/text.py --data.files 'books/*.txt' --tokenizer.vocabulary-size 8000 --run-dir runs/books
 
-All of the text is used (packed layout), by a lossless tokenizer of its own. The settings suit some 200 KB to a few MB,
-which a model soon knows by heart: so it is small, has dropout, and training ends once the validation loss has not
-fallen for three evaluations in a row. Sample the checkpoint of the lowest validation loss:
+All of the text is used (packed layout), by a lossless tokenizer that is trained on it. The settings suit 200 KB to a
+few MB. A model soon memorises so little text, so this one is small, has dropout, and stops when the validation loss has
+not fallen for three evaluations. Sample from the checkpoint with the lowest validation loss:
 
     ./launch.sh sample runs/text --step best --prompt "It was"
 
-For more text take a larger vocabulary (`--tokenizer.vocabulary-size 5000`), more layers and less dropout. A text that
-cannot fill the vocabulary gets the pieces that it gives; one with too many characters for it, as Chinese has for 1,000
-pieces, gets the rarest of them spelled in bytes.
+For more text, give a larger vocabulary (`--tokenizer.vocabulary-size 5000`), more layers and less dropout. If the text
+cannot fill the vocabulary, the vocabulary becomes smaller. If the text has too many characters for it, as Chinese has
+for 1,000 pieces, the rarest characters are encoded as bytes.
 """
 
 from minigpt_jax import (

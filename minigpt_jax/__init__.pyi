@@ -3,6 +3,7 @@ from . import config as config
 from . import corpora as corpora
 from . import errors as errors
 from . import generate as generate
+from . import interchange as interchange
 from . import model as model
 from . import samplers as samplers
 from . import sweep as sweep

@@ -7,16 +7,13 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from minigpt_jax.config import BOS_ID, PAD_ID, ModelConfig
+from minigpt_jax.config import BOS_ID, ModelConfig
 
 Floats = NDArray[np.float64]
 
 
 def forward(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | None = None) -> Floats:
-    """Logits [B, T, V] of rows of ids [B, T]; `window` tokens at most, itself included, are seen by each token.
-
-    A token that may see nothing at all (padding at the head of a row) gets NaN.
-    """
+    """Logits [B, T, V] of rows of ids [B, T]; `window` tokens at most, itself included, are seen by each token."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     return np.stack([_row(params, config, row, window) for row in np.asarray(tokens)])
 
@@ -93,7 +90,7 @@ def _convolved(taps: Floats, config: ModelConfig, x: Floats, tokens: NDArray[Any
 
 
 def _sees(config: ModelConfig, tokens: NDArray[Any], t: int, s: int, window: int | None) -> bool:
-    if s > t or tokens[s] == PAD_ID or (window is not None and t - s >= window):
+    if s > t or (window is not None and t - s >= window):
         return False
     return not (config.isolate_documents and BOS_ID in tokens[s + 1 : t + 1])
 

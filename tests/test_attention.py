@@ -18,7 +18,6 @@ def tokens() -> Any:
     ids = np.random.default_rng(0).integers(3, 20, (B, T))
     ids[:, 0] = BOS_ID
     ids[0, 5] = BOS_ID
-    ids[1, 7:] = 0
     return jnp.asarray(ids)
 
 
@@ -26,9 +25,9 @@ def masks() -> dict[str, Any]:
     nothing = training_mask(tokens()).at[2, 4].set(False).at[1, 0].set(False)
     return {
         "causal": training_mask(tokens()),
-        "documents": training_mask(tokens(), isolate_documents=True),
+        "documents": training_mask(tokens(), start_id=BOS_ID),
         "queries that see nothing": nothing,
-        "a row of [PAD]": training_mask(tokens().at[1].set(0)),
+        "a row that sees nothing": training_mask(tokens()).at[1].set(False),
     }
 
 

@@ -38,4 +38,4 @@ def test_numpys_numbers_pass_for_pythons() -> None:
 
 def test_the_result_is_checked() -> None:
     with pytest.raises(jaxtyping.TypeCheckError, match="return value"):
-        _ = Batch(np.zeros((2, 3, 4), np.uint16), np.zeros(2, np.int32)).features
+        _ = Batch(np.zeros((2, 3, 4), np.uint16), np.zeros(2, np.int32), np.zeros(2, np.int32)).features

@@ -159,8 +159,8 @@ def step_model(dropout: float) -> GPT:
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_no_step_holds_the_logits_of_a_batch(program: str, dropout: float) -> None:
     """64 rows of 64 tokens over 3,000 words: 49 MB of logits, if all were there at once."""
-    one = StepSpec(step_model(dropout), OptimizerConfig(), train_pad_label=True)
-    batch = Batch(np.zeros((64, STEP_T + 1), np.uint16), np.zeros(64, np.int32))
+    one = StepSpec(step_model(dropout), OptimizerConfig(), train_line_end=True)
+    batch = Batch(np.zeros((64, STEP_T + 1), np.uint16), np.zeros(64, np.int32), np.full(64, STEP_T + 1, np.int32))
     hyper, key = optim.hyperparameters(one.optimizer, 100), jax.random.key(0)
     state = jax.eval_shape(functools.partial(init_state, one), hyper, key)
     if program == "train":

@@ -46,7 +46,7 @@ def lowered(platform: str, function: Any, *inputs: Any) -> str:
 
 
 def batches(*shape: int) -> Batch:
-    return Batch(np.ones((*shape, T + 1), np.uint8), np.ones(shape, np.int32))
+    return Batch(np.ones((*shape, T + 1), np.uint8), np.ones(shape, np.int32), np.full(shape, T + 1, np.int32))
 
 
 def train_step_and_inputs(experiment: Experiment, platform: str) -> tuple[Any, tuple[Any, ...]]:

@@ -31,10 +31,10 @@ from minigpt_jax.train.step import StepSpec, eval_step, init_state, train_step, 
 STEPS, B, T, V = 20, 16, 8, 50
 rng = np.random.default_rng(0)
 lengths = rng.integers(1, T + 1, (STEPS, B))  # so that no two devices hold as many labels
-lengths[:, -6:] = -1  # rows of zeros: on four devices, one has nothing else
+lengths[:, -6:] = -1  # rows of padding: on four devices, one has nothing else
 rows = rng.integers(3, V, (STEPS, B, T + 1))
 rows = np.where(np.arange(T + 1) <= lengths[..., None], rows, 0).astype(np.uint16)
-batches = Batch(rows, np.maximum(lengths, 0).astype(np.int32))
+batches = Batch(rows, np.maximum(lengths, 0).astype(np.int32), (lengths + 1).astype(np.int32))
 share = B // jax.process_count()
 batches = jax.tree.map(lambda x: x[:, share * jax.process_index() :][:, :share], batches)
 batch = lambda i: jax.tree.map(lambda x: x[i], batches)

@@ -15,7 +15,7 @@ PER_EPOCH = -(-COUNT // SIZE)
 @pytest.fixture
 def rows() -> Rows:
     ids = np.arange(1, COUNT + 1, dtype=np.uint16)
-    return Rows(np.stack([ids, ids + 100], axis=1), np.arange(COUNT, dtype=np.int32))
+    return Rows(np.stack([ids, ids + 100], axis=1), np.arange(COUNT, dtype=np.int32), np.full(COUNT, 2, np.int32))
 
 
 def take(rows: Rows, count: int, **settings: int) -> list[np.ndarray]:

@@ -56,7 +56,8 @@ def test_different_cuts_of_the_same_corpus_give_a_caveat(tmp_path: Path):
 @pytest.mark.parametrize("damaged", [False, True])
 def test_the_floor_is_drawn_where_it_is_known(tmp_path: Path, damaged: bool):
     files = fake_sweep.write_run(tmp_path / "r", final=4.0)
-    rows = Rows(np.ones((4, 9), np.uint16), np.full(4, 20, np.int32), floor=80 * math.log(2))  # 1 bit per byte
+    sizes, lengths = np.full(4, 20, np.int32), np.full(4, 9, np.int32)
+    rows = Rows(np.ones((4, 9), np.uint16), sizes, lengths, floor=80 * math.log(2))  # 1 bit per byte
     files.rows("valid").parent.mkdir(parents=True)
     rows.save(files.rows("valid"))
     if damaged:
@@ -66,6 +67,18 @@ def test_the_floor_is_drawn_where_it_is_known(tmp_path: Path, damaged: bool):
     assert run.floor("loss") == (None if damaged else pytest.approx(2.0))
     [written] = report.report([tmp_path / "r"])
     assert Page(written.html).text.count("entropy of the text") == (0 if damaged else 3)
+
+
+def test_the_floor_is_drawn_for_runs_of_one_text(tmp_path: Path):
+    rows = Rows(np.ones((4, 9), np.uint16), np.full(4, 20, np.int32), floor=80 * math.log(2))
+    for name, bytes_per_token in (("a", 4.0), ("b", 4.000000001)):  # the ratio of a run's figures is rounded
+        files = fake_sweep.write_run(tmp_path / name, bytes_per_token=bytes_per_token)
+        files.rows("valid").parent.mkdir(parents=True)
+        rows.save(files.rows("valid"))
+    read = runs.read_all([tmp_path / "a", tmp_path / "b"])
+    assert read[0].floor("loss") != read[1].floor("loss")
+    [written] = report.report([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert Page(written.html).text.count("entropy of the text") == 6
 
 
 def test_learning_rate_and_gradient_norm(tmp_path: Path):

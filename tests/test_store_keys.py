@@ -8,7 +8,7 @@ from minigpt_jax.data import store
 
 def test_every_field_of_text_and_tokenizer_is_in_a_cache_key_or_in_a_fingerprint():
     of_the_text = {"corpus", "archive", "simplebooks", "files", "document", "json_field", "held_out"}
-    by_fingerprint = {f"data.{name}" for name in {*of_the_text, "stories", "stories_seed"}}
+    by_fingerprint = {f"data.{name}" for name in {*of_the_text, "stories", "stories_seed"}} | {"tokenizer.start_id"}
     for option in options(Experiment("x")):
         if option.name.startswith(("data.", "tokenizer.")):
             assert bool(option.facts.caches) != (option.name in by_fingerprint), option.name

@@ -69,7 +69,7 @@ def prepared() -> store.Prepared:
 @functools.cache
 def alone_program(dropout: float) -> Any:
     gpt = model.build(changed("model", EXPERIMENT, dropout=dropout))
-    trainer = StepSpec(gpt, EXPERIMENT.optimizer, train_pad_label=False)
+    trainer = StepSpec(gpt, EXPERIMENT.optimizer, train_line_end=False)
     return trainer, jax.jit(functools.partial(train_step, trainer))
 
 

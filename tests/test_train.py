@@ -40,10 +40,10 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
 
 def trainer(
-    optimizer: OptimizerConfig = OPTIMIZER, pad_label: bool = True, accumulate: int = 1, **model: Any
+    optimizer: OptimizerConfig = OPTIMIZER, line_end: bool = True, accumulate: int = 1, **model: Any
 ) -> StepSpec:
     gpt = GPT(replace(MODEL, **model), vocabulary_size=V, sequence_length=T)
-    return StepSpec(gpt, optimizer, train_pad_label=pad_label, accumulate=accumulate)
+    return StepSpec(gpt, optimizer, train_line_end=line_end, accumulate=accumulate)
 
 
 def hyper(optimizer: OptimizerConfig = OPTIMIZER) -> optim.Hyperparameters:
@@ -75,36 +75,42 @@ def test_a_step_keeps_the_shapes_and_types_of_the_state(name: Any, ema_decay: fl
     assert (before.ema is None) == (ema_decay is None)
 
 
-def batch(lengths: tuple[int, ...], seed: int = 0) -> Batch:
-    """For each length a row of `[BOS]` and so many tokens; a length of -1 makes a row of zeros."""
+def batch(lengths: tuple[int, ...], seed: int = 0, line_end: int = 3) -> Batch:
+    """For each length a row of `[BOS]`, so many tokens and the line's end; a length of -1 makes a row of padding.
+
+    By default the end is a token that also occurs in the text, as it may in a vocabulary of the user's own.
+    """
     rows = np.random.default_rng(seed).integers(3, V, (len(lengths), T + 1)).astype(np.uint8)
     rows[:, 0] = BOS_ID
-    rows[np.arange(T + 1) > np.array(lengths)[:, None]] = 0
-    return Batch(rows, np.maximum(10 * np.array(lengths), 0).astype(np.int32))
+    sizes = np.array(lengths)
+    rows[np.arange(T + 1) > sizes[:, None]] = line_end
+    return Batch(rows, np.maximum(10 * sizes, 0).astype(np.int32), (sizes + 1).astype(np.int32))
 
 
 LENGTHS = (8, 3, 5, 1, 8, 2, 7, 4)
 
 
-@pytest.mark.parametrize("pad_label", [True, False])
-def test_the_objective_and_the_sums_equal_numpys(pad_label: bool) -> None:
-    """The objective may count the [PAD] label after a short row; the reported sums never do."""
-    one, rows = trainer(pad_label=pad_label), batch(LENGTHS)
+@pytest.mark.parametrize("line_end", [True, False])
+def test_the_objective_and_the_sums_equal_numpys(line_end: bool) -> None:
+    """The objective may count the label after a short row, the end of the line; the reported sums never do."""
+    one, rows = trainer(line_end=line_end), batch(LENGTHS)
     params = fresh().params
     _, metrics = step(one, start(one), rows, hyper(), KEY)
     features, labels = rows.rows[:, :-1], rows.rows[:, 1:]
     nats = cross_entropy(forward(params, one.model.config, features), labels)
-    trained = features != 0 if pad_label else labels != 0
-    assert trained.sum() == sum(LENGTHS) + (6 if pad_label else 0)  # six rows are short
+    tokens = np.array(LENGTHS)[:, None]
+    counted = np.arange(T) < tokens
+    trained = np.arange(T) < tokens + 1 if line_end else counted
+    assert trained.sum() == sum(LENGTHS) + (6 if line_end else 0)  # six rows are short
     close(metrics.objective, nats[trained].mean())
     for sums in (metrics.sums, evaluate(one.model, params, rows)):
-        close(sums.nats, nats[labels != 0].sum())
+        close(sums.nats, nats[counted].sum())
         assert (int(sums.tokens), int(sums.bytes)) == (sum(LENGTHS), 10 * sum(LENGTHS))
 
 
 def test_the_fused_loss_of_a_pointer_equals_the_plain_loss() -> None:
     """The sums and the gradient of the fused loss equal those of the mixed log-probabilities."""
-    one, rows = trainer(pad_label=False, pointer=8), batch(LENGTHS)
+    one, rows = trainer(line_end=False, pointer=8), batch(LENGTHS)
     state = init_state(one, hyper(), jax.random.key(1))
     params = {**state.params, "pointer": {**state.params["pointer"], "sentinel_bias": np.ones(1, np.float32)}}
     rows.rows[:, 3] = rows.rows[:, 2]  # so the pointer has a token to copy
@@ -112,7 +118,7 @@ def test_the_fused_loss_of_a_pointer_equals_the_plain_loss() -> None:
     def plain(params: Any) -> Any:
         log_BTV = jax.nn.log_softmax(one.model.apply({"params": params}, rows.features))
         nats_BT = -jnp.take_along_axis(log_BTV, rows.labels[..., None], axis=-1)[..., 0]
-        return jnp.sum(nats_BT, where=rows.labels != PAD_ID)
+        return jnp.sum(nats_BT, where=rows.is_label)
 
     value, gradient = jax.value_and_grad(plain)(params)
     got, (sums, *_) = jax.grad(_objective_sum, argnums=1, has_aux=True)(one, params, rows, KEY)
@@ -143,7 +149,7 @@ def test_a_batch_in_pieces_equals_one_batch(accumulate: int, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_rows_of_zeros_have_no_weight(accumulate: int) -> None:
+def test_rows_of_padding_have_no_weight(accumulate: int) -> None:
     one = trainer()
     short, filled = batch((8, 3, 5, 1, 2)), batch((8, 3, 5, 1, 2, -1, -1, -1))
     expected = step(one, start(one), short, hyper(), KEY)
@@ -152,7 +158,7 @@ def test_rows_of_zeros_have_no_weight(accumulate: int) -> None:
     jax.tree.map(close, evaluate(one.model, got[0].params, filled), evaluate(one.model, got[0].params, short))
 
 
-def test_a_batch_of_zeros_changes_no_parameter() -> None:
+def test_a_batch_of_padding_changes_no_parameter() -> None:
     one = trainer()
     state, metrics = step(one, start(one), batch((-1,) * len(LENGTHS)), hyper(), KEY)
     assert (float(metrics.objective), float(metrics.grad_norm), int(metrics.sums.tokens)) == (0, 0, 0)
@@ -213,7 +219,7 @@ def test_moving_average_of_the_weights() -> None:
 
 def test_the_first_step_has_the_pinned_values() -> None:
     one, before = trainer(), fresh()
-    after, metrics = step(one, before, batch(LENGTHS), hyper(), KEY)
+    after, metrics = step(one, before, batch(LENGTHS, line_end=PAD_ID), hyper(), KEY)
     update = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after.params, before.params)
     update_norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(update)))
     got = {"loss": metrics.objective, "gradient norm": metrics.grad_norm, "update norm": update_norm}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax.config import ModelConfig
+from minigpt_jax.config import BOS_ID, ModelConfig
 from minigpt_jax.model import GPT
 
 V, T = 23, 12
@@ -67,7 +67,7 @@ RAGGED = np.where(
 
 @functools.cache
 def gpt(config: ModelConfig, dtype: Any = jnp.float32) -> GPT:
-    return GPT(config, vocabulary_size=V, sequence_length=T, dtype=dtype)
+    return GPT(config, vocabulary_size=V, sequence_length=T, dtype=dtype, start_id=BOS_ID)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ import jax
 from rich.progress import track
 
 from minigpt_jax import display
-from minigpt_jax.trial.environment import versions
+from minigpt_jax.storage.versions import versions
 
 
 @dataclass

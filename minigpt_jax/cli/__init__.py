@@ -13,7 +13,7 @@ from minigpt_jax.errors import UserError, printable
 from minigpt_jax.trial import signals
 from minigpt_jax.trial.signals import INTERRUPTED
 
-COMMANDS = ("train", "sample", "evaluate", "sweep", "report")
+COMMANDS = ("train", "sample", "evaluate", "sweep", "report", "import")
 USAGE = """\
 usage: minigpt COMMAND ...
 
@@ -22,6 +22,7 @@ usage: minigpt COMMAND ...
   evaluate RUN_DIR [flags]   perplexity and bits per byte
   sweep FILE.py AXIS ...     trials over an experiment's fields
   report RUN_DIR ...         tables and plots, of runs or of a sweep
+  import HF_DIR --to DIR     a run directory made of a Hugging Face folder
 
 Each command, and each FILE.py, lists its flags with --help.
 """
@@ -61,7 +62,8 @@ def _main(arguments: list[str]) -> int:
     if name not in COMMANDS:
         hint = text_hint(name) or nearest(name, COMMANDS)
         raise UserError(f"{name} is neither a command nor a .py file: commands are {', '.join(COMMANDS)}{hint}")
-    return importlib.import_module(f"minigpt_jax.cli.{name}").main(rest)
+    module = "import_" if name == "import" else name  # a keyword of Python
+    return importlib.import_module(f"minigpt_jax.cli.{module}").main(rest)
 
 
 def text_hint(file: str) -> str:

@@ -57,7 +57,10 @@ def main(arguments: list[str]) -> int:
         texts = read_files(chosen.files, data.document, data.json_field, flag="--files")
         rows = store.tokenise(texts, lm.experiment, lm.tokenizer, "--files")
     else:
-        split, rows = chosen.split, Rows.load(RunDir(chosen.run_dir).rows(chosen.split))
+        files = RunDir(chosen.run_dir)
+        if "imported" in files.description():
+            raise UserError(f"{chosen.run_dir} was imported and holds no text to evaluate; give some by --files")
+        split, rows = chosen.split, Rows.load(files.rows(chosen.split))
     sums = evaluate.evaluate(lm.model, lm.weights, rows, chosen.batch_size)
     if chosen.json_:
         figures = {"split": split, **sums.summary(), "tokens": sums.tokens, "step": lm.step}

@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
         sampler = methods.parse_one(chosen.sampler or chosen.method.default_method, settings=vars(chosen.method))
     lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
     settings = chosen.settings.replace(
-        stop=[*chosen.settings.stop, *chosen.stop_token, *([lm.end_id] if chosen.stop_at_end else [])],
+        stop=[*chosen.settings.stop, *chosen.stop_token, *(lm.end_ids if chosen.stop_at_end else [])],
         logit_bias={**chosen.settings.logit_bias, **dict.fromkeys(chosen.ban, float("-inf"))},
     )
     if chosen.compare:

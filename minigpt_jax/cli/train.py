@@ -1,11 +1,13 @@
 """`minigpt train FILE.py`: every field of the file's experiment is a flag."""
 
+import dataclasses
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -16,6 +18,10 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import cluster
 from minigpt_jax.parallel.cluster import Distributed
 
+if TYPE_CHECKING:
+    from minigpt_jax.generate import LanguageModel
+    from minigpt_jax.storage.run_dir import RunDir
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -24,6 +30,9 @@ class Arguments:
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """Folder of the run; runs/NAME by default."""
+    init_from: Path | None = None
+    """A run directory or a Hugging Face folder, from whose weights training starts, at step 0. The model, the tokenizer
+    and, unless a flag sets it, the sequence length are taken from there, everything else from FILE.py and the flags."""
     resume: Literal["auto", "always", "never"] = "auto"
     """auto: resume from a checkpoint if there is one; always: refuse to start anew; never: refuse to resume."""
     distributed: Distributed = field(default_factory=Distributed)
@@ -39,8 +48,13 @@ def main(arguments: list[str]) -> int:
     if callable(defined):
         jax_setup.prepare()
         return defined(flags)
-    default = Arguments(defined)
-    chosen = tyro.cli(Arguments, args=config.current_flags(flags), prog=f"minigpt train {file}", default=default)
+
+    def parse(default: Arguments) -> Arguments:
+        return tyro.cli(Arguments, args=config.current_flags(flags), prog=f"minigpt train {file}", default=default)
+
+    chosen = parse(Arguments(defined))
+    if chosen.init_from is not None:
+        chosen = _inheriting(chosen, parse)
     config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
@@ -48,7 +62,8 @@ def main(arguments: list[str]) -> int:
 
     experiment = config.code.load(chosen.experiment, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
-        result = run(experiment, chosen.run_dir, resume=chosen.resume, experiment_file=Path(file))
+        initial = None if chosen.init_from is None or _resumes(chosen) else _initial_model(chosen.init_from, experiment)
+        result = run(experiment, chosen.run_dir, resume=chosen.resume, experiment_file=Path(file), init_from=initial)
     if result.interrupted:
         print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
         return cli.INTERRUPTED
@@ -60,6 +75,58 @@ def main(arguments: list[str]) -> int:
         )
     print(f"done: {result.progress.step:,} steps{early}; the run is in {result.run_dir}")
     return 0
+
+
+def _inheriting(chosen: Arguments, parse: Callable[[Arguments], Arguments]) -> Arguments:
+    """The arguments for training that starts from the model of `chosen.init_from`.
+
+    Raises:
+        UserError: the folder has no model, a flag contradicts it, or the run directory has a run of another origin.
+    """
+    jax_setup.prepare()
+    from minigpt_jax.interchange import huggingface
+    from minigpt_jax.storage.run_dir import RunDir
+    from minigpt_jax.trial import initial
+
+    path = chosen.init_from
+    assert path is not None, "there is nothing to start from"
+    run_dir = _run_dir(chosen)
+    initial.check_origin(run_dir, Path(os.path.expanduser(path)).absolute())
+    if _resumes(chosen):  # the initial folder may be gone
+        trained = run_dir.experiment()
+    else:
+        try:
+            is_huggingface = huggingface.is_folder(path)
+            trained = huggingface.read_experiment(path) if is_huggingface else RunDir(path).experiment()
+        except UserError as error:
+            raise UserError(f"--init-from {path}: {error}") from error
+    inherited = config.inherited(chosen.experiment, trained)
+    # A flag may repeat what the model has, so the flags are compared by what they say, not by whether they are given.
+    chosen = parse(dataclasses.replace(chosen, experiment=inherited))
+    config.check_inherited(chosen.experiment, inherited, f"the model of --init-from {path}")
+    return chosen
+
+
+def _initial_model(path: Path, experiment: Experiment) -> "LanguageModel":
+    from minigpt_jax import generate
+    from minigpt_jax.interchange import huggingface
+
+    if huggingface.is_folder(path):
+        return huggingface.load(path)
+    files = {code for option, code, _ in config.code.sums(experiment) if option.startswith("model.")}
+    return generate.load(path, code=sorted(files))
+
+
+def _run_dir(chosen: Arguments) -> "RunDir":
+    from minigpt_jax.storage.run_dir import RunDir
+
+    return RunDir(chosen.run_dir or Path("runs") / chosen.experiment.name)
+
+
+def _resumes(chosen: Arguments) -> bool:
+    from minigpt_jax.storage.run_dir import has_checkpoint
+
+    return has_checkpoint(_run_dir(chosen))
 
 
 def load_file(file: str) -> Experiment | Callable[[list[str]], int]:

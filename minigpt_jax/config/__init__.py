@@ -5,6 +5,7 @@ Every field is a flag of the command line (`--model.num-layers 4`) and an axis o
     options        what a field declares about itself, and the one check of a value against it
     experiment     the dataclasses
     aliases        earlier names of fields
+    inherit        an experiment that starts from a trained model
     code           code of the user's own, by its name
     validation     each field, then the rules across fields
     serialization  to JSON and back
@@ -26,6 +27,7 @@ from minigpt_jax.config.experiment import (
     TokenizerConfig,
     TrainConfig,
 )
+from minigpt_jax.config.inherit import check_inherited, inherited
 from minigpt_jax.config.options import Facts, Option, flag_name, nearest, options
 from minigpt_jax.config.serialization import dumps, flatten, from_json, to_json
 from minigpt_jax.config.validation import check_fields, validate
@@ -46,6 +48,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "check_fields",
+    "check_inherited",
     "code",
     "current_flags",
     "current_name",
@@ -54,6 +57,7 @@ __all__ = [
     "flag_name",
     "flatten",
     "from_json",
+    "inherited",
     "nearest",
     "options",
     "to_json",

@@ -69,6 +69,8 @@ class TokenizerConfig:
     """Fold case (WordPiece only; SentencePiece is lossless)."""
     file: Path | None = option(None, resumable=True, caches=("tokenizer",))  # fingerprinted too
     """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""
+    start_id: int | None = option(None, at_least=0, of_tokenizer=True)
+    """Id of the token before every text and between the documents of the packed layout; by default the tokenizer's."""
 
 
 @accepts_aliases
@@ -117,9 +119,9 @@ class ModelConfig:
     """Normalise queries and keys, each head on its own."""
     head_gate: bool = False
     """Scale each head's output by a sigmoid of the token that attends."""
-    dropout: float = option(0.0, at_least=0, below=1)
+    dropout: float = option(0.0, at_least=0, below=1, adjustable=True)
     """Rate of dropout on the embeddings and on each residual branch."""
-    zero_init: bool = False
+    zero_init: bool = option(False, adjustable=True)
     """Start every block as the identity: the last matrix of each residual branch is zero."""
     embedding_norm: bool = False
     """Normalise the embedding to a root mean square of 1, with no weights of its own."""
@@ -132,12 +134,12 @@ class ModelConfig:
     """Passes through the blocks, one after another with the same weights."""
     logit_softcap: float | None = option(None, above=0)
     """Squash the output layer's logits into (-cap, cap) by a tanh."""
-    isolate_documents: bool = False
+    isolate_documents: bool = option(False, adjustable=True)
     """Stop attention at document boundaries (packed layout)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", adjustable=True)
     """Type of compute; parameters are float32. auto: bfloat16 on accelerators, float32 on CPU, where bfloat16 is faster
     only with AMX or AVX-512 BF16 (lscpu)."""
-    remat: bool = option(False, resumable=True)
+    remat: bool = option(False, resumable=True, adjustable=True)
     """Recompute each block in the backward pass to save memory."""
 
     @property

@@ -59,7 +59,9 @@ class Facts:
             (tokenised rows). What determines the text itself is in the corpus' fingerprint instead.
         newer: the field came after such caches: at its default it is not part of their keys, so that they are found.
         code: the value may also be the name of code of the user's own, FILE.py:Name.
+        adjustable: of a field of the model: training may start from weights of a model with another value.
         aliases: earlier names of the field.
+        of_tokenizer: None stands for what the tokenizer has, which is filled in once the tokenizer is known.
     """
 
     at_least: float | None = None
@@ -71,7 +73,9 @@ class Facts:
     caches: tuple[Literal["tokenizer", "store"], ...] = ()
     newer: bool = False
     code: bool = False
+    adjustable: bool = False
     aliases: tuple[Alias, ...] = ()
+    of_tokenizer: bool = False
 
     def range_problem(self, value: float) -> str | None:
         """The rule that a number breaks, or None."""

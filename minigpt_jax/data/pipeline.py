@@ -57,7 +57,10 @@ def batches(
 
     def take(i: Any) -> Any:
         return tf.numpy_function(
-            lambda index: tuple(rows.take(index)), [indices(i)], (rows.rows.dtype, rows.bytes.dtype), stateful=False
+            lambda index: tuple(rows.take(index)),
+            [indices(i)],
+            (rows.rows.dtype, rows.bytes.dtype, rows.lengths.dtype),
+            stateful=False,
         )
 
     options = tf.data.Options()

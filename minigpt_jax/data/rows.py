@@ -1,9 +1,10 @@
 """Rows: the text of a split as a matrix of token ids, and the two layouts that cut documents into rows.
 
-A row is T + 1 ids: features and labels, which overlap (`batch.Batch`). In the `lines` layout a row is [BOS] and the
-first T ids of one long document, padded. In the `packed` layout the text of all documents is one stream,
-`[BOS] document [BOS] document … [BOS]`, cut into rows that overlap by one id. Every id but the first is then a label
-exactly once, and the label at the end of a document is [BOS].
+A row is T + 1 ids: features and labels, which overlap (`batch.Batch`). Which token begins and ends a text, the
+tokenizer says (`tokenizer.SpecialIds`). In the `lines` layout a row is the start token and the first T ids of one long
+document, and the end token fills the rest. In the `packed` layout the text of all documents is one stream,
+`start document start document … start`, cut into rows that overlap by one id. Every id but the first is then a label
+exactly once, and the label at the end of a document is the start token.
 """
 
 import zipfile
@@ -15,13 +16,15 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from minigpt_jax.config import BOS_ID
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.errors import UserError
+from minigpt_jax.tokenizer import SpecialIds
 
 Layout = Literal["lines", "packed"]
 Encoded = tuple[np.ndarray, np.ndarray, int]
 """An encoded document: its ids [n], the number of UTF-8 bytes of text up to the end of each id [n], and in all."""
+Cut = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Some rows: their ids [n, T+1], and for each row the bytes of its labels [n] and the number of its ids [n]."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ class Rows:
     Attributes:
         rows: [rows, T+1] token ids.
         bytes: [rows] the number of UTF-8 bytes of the original text that each row's labels stand for.
+        lengths: [rows] the number of ids of each row that are of the text; those after them are padding.
         floor: the entropy of these texts in nats, ends of documents included. None if the generator of the corpus is
             unknown or the rows do not hold all of its text.
     """
 
     rows: np.ndarray
     bytes: np.ndarray
+    lengths: np.ndarray
     floor: float | None = None
 
     def __len__(self) -> int:
@@ -51,12 +56,13 @@ class Rows:
         return -(-len(self) // batch_size)
 
     def take(self, indices: np.ndarray) -> Batch:
-        """The rows at these indices. An index past the end gives a row of zeros, which has no weight."""
+        """The rows at these indices. An index past the end gives a row of length 0, which has no weight."""
         inside = indices < len(self)
         safe = np.where(inside, indices, 0)
         return Batch(
             np.where(inside[:, None], self.rows[safe], self.rows.dtype.type(0)),
             np.where(inside, self.bytes[safe], np.int32(0)),
+            np.where(inside, self.lengths[safe], np.int32(0)),
         )
 
     def in_order(self, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
@@ -67,7 +73,11 @@ class Rows:
 
     def save(self, file: Path | BinaryIO) -> None:
         np.savez_compressed(
-            file, rows=self.rows, bytes=self.bytes, floor=np.float64(np.nan if self.floor is None else self.floor)
+            file,
+            rows=self.rows,
+            bytes=self.bytes,
+            lengths=self.lengths,
+            floor=np.float64(np.nan if self.floor is None else self.floor),
         )
 
     @classmethod
@@ -76,8 +86,10 @@ class Rows:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 rows, sizes, floor = arrays["rows"], arrays["bytes"], float(arrays["floor"])
-            kinds = rows.dtype.kind + sizes.dtype.kind
-            if kinds not in ("ui", "ii") or rows.ndim != 2 or sizes.shape != rows.shape[:1]:
+                lengths = arrays["lengths"] if "lengths" in arrays else zero_padded_lengths(rows)
+            kinds = rows.dtype.kind + sizes.dtype.kind + lengths.dtype.kind
+            shapes = {sizes.shape, lengths.shape}
+            if kinds not in ("uii", "iii") or rows.ndim != 2 or shapes != {rows.shape[:1]}:
                 raise ValueError("its arrays have unexpected shapes or types")
         except FileNotFoundError as error:
             raise UserError(
@@ -87,23 +99,32 @@ class Rows:
             raise UserError(
                 f"{path} is damaged ({error}); restore it, or write it again by resuming the run with the same command"
             ) from error
-        return cls(rows, sizes, None if np.isnan(floor) else floor)
+        return cls(rows, sizes, lengths, None if np.isnan(floor) else floor)
 
 
-def line_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One row per document, its prefix: yields ids [1, length], and the bytes of the text that they stand for [1].
+def zero_padded_lengths(rows: np.ndarray) -> np.ndarray:
+    """The lengths of rows that were written without them, when every tokenizer had id 0 for padding and nothing else.
 
-    >>> document = np.array([5, 6, 7]), np.array([3, 8, 12]), 12  # ids, the end of each one's text, bytes in all
-    >>> list(line_rows(iter([document]), length=3))  # BOS_ID is 2
-    [(array([[2, 5, 6]]), array([8]))]
+    >>> zero_padded_lengths(np.array([[2, 5, 0], [2, 5, 6]]))
+    array([2, 3], dtype=int32)
+    """
+    return np.count_nonzero(rows, axis=1).astype(np.int32)
+
+
+def line_rows(encoded: Iterator[Encoded], length: int, special: SpecialIds) -> Iterator[Cut]:
+    """One row per document, its prefix.
+
+    >>> document = np.array([5, 6]), np.array([3, 8]), 8  # ids, the end of each one's text, bytes in all
+    >>> list(line_rows(iter([document]), length=4, special=SpecialIds(start=2, line_end=0)))
+    [(array([[2, 5, 6, 0]]), array([8]), array([3]))]
     """
     for ids, ends, _ in encoded:
         if len(ids):
             ids, ends = ids[: length - 1], ends[: length - 1]
-            row = np.zeros(length, np.int64)
-            row[0] = BOS_ID
+            row = np.full(length, special.line_end, np.int64)
+            row[0] = special.start
             row[1 : 1 + len(ids)] = ids
-            yield row[None], ends[-1:]
+            yield row[None], ends[-1:], np.array([1 + len(ids)])
 
 
 def without_prefixes(encoded: Iterator[Encoded], length: int, min_bytes: int) -> Iterator[Encoded]:
@@ -116,33 +137,35 @@ def without_prefixes(encoded: Iterator[Encoded], length: int, min_bytes: int) ->
             yield ids[length - 1 :], ends[length - 1 :] - prefix, text_bytes - prefix
 
 
-def packed_rows(encoded: Iterator[Encoded], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cuts the stream of all documents. Yields about 1,024 rows at a time: ids [n, length], and label bytes [n]."""
+def packed_rows(encoded: Iterator[Encoded], length: int, special: SpecialIds) -> Iterator[Cut]:
+    """Cuts the stream of all documents. Yields about 1,024 rows at a time."""
     step = length - 1
-    ids_parts, sizes_parts = [np.array([BOS_ID])], [np.array([0])]
+    ids_parts, sizes_parts = [np.array([special.start])], [np.array([0])]
     pending = 1
 
-    def cut(last: bool) -> tuple[np.ndarray, np.ndarray]:
+    def cut(last: bool) -> Cut:
         nonlocal ids_parts, sizes_parts, pending
         ids, sizes = np.concatenate(ids_parts), np.concatenate(sizes_parts)
         count = (len(ids) - 1) // step
+        lengths = np.full(count, length)
         if last and (len(ids) - 1) % step:
             count += 1
+            lengths = np.append(lengths, (len(ids) - 1) % step + 1)
             ids = np.pad(ids, (0, count * step + 1 - len(ids)))
             sizes = np.pad(sizes, (0, count * step + 1 - len(sizes)))
         if not count:
-            return np.zeros((0, length), np.int64), np.zeros(0, np.int64)
+            return np.zeros((0, length), np.int64), np.zeros(0, np.int64), lengths
         rows = np.lib.stride_tricks.sliding_window_view(ids, length)[::step][:count]
         # The bytes of a row are those of its labels. Its first id is only a feature: it is a label of the row before.
         row_bytes = sizes[1 : 1 + count * step].reshape(count, step).sum(axis=1)
         ids_parts, sizes_parts = [ids[count * step :]], [sizes[count * step :]]
         pending = len(ids_parts[0])
-        return rows, row_bytes
+        return rows, row_bytes, lengths
 
     for ids, ends, text_bytes in encoded:
-        # The [BOS] after a document counts the bytes that follow its last token, so that all bytes are counted.
+        # The start token after a document counts the bytes that follow its last token, so that all bytes are counted.
         sizes = np.diff(np.append(ends, text_bytes), prepend=0)
-        ids_parts += [ids, np.array([BOS_ID])]
+        ids_parts += [ids, np.array([special.start])]
         sizes_parts.append(sizes)
         pending += len(ids) + 1
         if pending > 1024 * length:

@@ -22,7 +22,7 @@ from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.config import DataConfig, Experiment, flatten, options
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.batch import Batch
-from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_prefixes
+from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_prefixes, zero_padded_lengths
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
@@ -77,13 +77,20 @@ class Prepared:
         return itertools.chain(itertools.islice(first, max(0, switch - start)), last)
 
 
-def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = no_progress) -> Prepared:
+def prepare(
+    experiment: Experiment, corpus: Corpus, cache: Path, track: Track = no_progress, tokenizer: Tokenizer | None = None
+) -> Prepared:
     """Trains the tokenizer and tokenises the corpus, or reads both from `cache` if they are there and undamaged.
+
+    Args:
+        tokenizer: takes the place of the experiment's tokenizer, if given.
 
     Raises:
         UserError: the corpus is too small for one row, or for the vocabulary.
     """
-    data, tokenizer = experiment.data, _tokenizer(experiment, corpus, cache, track)
+    data, trained = experiment.data, tokenizer is None and experiment.tokenizer.file is None
+    if tokenizer is None:
+        tokenizer = _tokenizer(experiment, corpus, cache, track)
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
@@ -94,7 +101,7 @@ def prepare(experiment: Experiment, corpus: Corpus, cache: Path, track: Track = 
     with cache_lock(folder):
         splits = _open(folder, description, data)
         if splits is None:
-            if experiment.tokenizer.file is not None:  # otherwise the warning came before the vocabulary was trained
+            if not trained:  # otherwise the warning came before the vocabulary was trained
                 _warn_of_dropped_text(corpus, data)
             _build(folder, description, data, corpus, tokenizer, track)
             splits = _open(folder, description, data)
@@ -155,12 +162,14 @@ def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer,
     data, layout = experiment.data, experiment.data.layout_of("valid")
     used = [text for text in texts if _is_used(text, layout, data.min_bytes)]
     cut = CUT[layout]
-    parts = list(cut(iter(_encode_chunk(tokenizer, used)), data.sequence_length + 1)) if used else []
-    if not sum(len(rows) for rows, _ in parts):
+    encoded = iter(_encode_chunk(tokenizer, used))
+    parts = list(cut(encoded, data.sequence_length + 1, tokenizer.special)) if used else []
+    if not sum(len(rows) for rows, *_ in parts):
         least = "" if layout == "packed" else f", as this run uses only lines of more than {data.min_bytes} bytes"
         raise UserError(f"{source}: there is no text to evaluate{least}; give more text")
-    rows, sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Rows(rows.astype(np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1)), sizes.astype(np.int32))
+    rows, sizes, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
+    dtype = np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1)
+    return Rows(rows.astype(dtype), sizes.astype(np.int32), lengths.astype(np.int32))
 
 
 def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track) -> Tokenizer:
@@ -219,17 +228,19 @@ def _build(
             with (
                 (partial / f"{part}.rows").open("wb") as rows_file,
                 (partial / f"{part}.bytes").open("wb") as bytes_file,
+                (partial / f"{part}.lengths").open("wb") as lengths_file,
             ):
-                for rows, sizes in CUT[layout](encoded, length):
+                for rows, sizes, lengths in CUT[layout](encoded, length, tokenizer.special):
                     rows_file.write(rows.astype(dtype).tobytes())
                     bytes_file.write(sizes.astype(np.int32).tobytes())
+                    lengths_file.write(lengths.astype(np.int32).tobytes())
                     count += len(rows)
-                    labels += np.count_nonzero(rows[:, 1:])
+                    labels += int(lengths.sum()) - len(rows)
             if not count or (part == "train" and layout == "packed" and labels < length - 1):
                 raise _too_small(config, split, layout, cut_prefixes)
             meta["splits"][part] = {
                 "rows": count,
-                "sha256": {kind: files.sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes")},
+                "sha256": {kind: files.sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes", "lengths")},
                 "floor": corpus.floor(split) if layout == "packed" and not cut_prefixes else None,
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
@@ -297,7 +308,11 @@ def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[P
             shape = (about["rows"], description["row_length"])
             rows = np.memmap(folder / f"{part}.rows", np.dtype(description["dtype"]), mode="r", shape=shape)
             sizes = np.memmap(folder / f"{part}.bytes", np.int32, mode="r", shape=shape[:1])
-            splits[part] = Rows(rows, sizes, about["floor"])
+            if "lengths" in about["sha256"]:
+                lengths = np.memmap(folder / f"{part}.lengths", np.int32, mode="r", shape=shape[:1])
+            else:  # a store of an earlier version
+                lengths = zero_padded_lengths(rows)
+            splits[part] = Rows(rows, sizes, lengths, about["floor"])
         return splits
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -12,7 +12,8 @@ import numpy as np
 
 from minigpt_jax import model, samplers, tokenizer
 from minigpt_jax.cache import keep_compiled_programs
-from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
+from minigpt_jax.config import Experiment
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import requests
 from minigpt_jax.generate.generation import Generation, generations
@@ -32,7 +33,7 @@ from minigpt_jax.samplers import Sampler
 from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_code import trusted_experiment
 from minigpt_jax.storage.run_dir import RunDir
-from minigpt_jax.tokenizer import Tokenizer
+from minigpt_jax.tokenizer import Tokenizer, with_tokenizer
 
 CHUNK_TOKENS = 8
 """New tokens between two looks at the text, where it is streamed or searched for stop strings."""
@@ -68,29 +69,43 @@ def load(
     use_ema = experiment.optimizer.ema_decay is not None
     with contextlib.closing(Checkpoints(files.checkpoints, read_only=True)) as checkpoints:
         weights, step = checkpoints.restore_weights(model.parameter_shapes(experiment), use_ema, step)
-    return LanguageModel(experiment, pieces, weights, step)
+    return LanguageModel(experiment, pieces, weights, step, path=files.path.absolute())
 
 
 class LanguageModel:
     """A model with its tokenizer and weights.
 
     Attributes:
-        end_id: the label that stands for the end of a document in training; give it as `stop` to let a text end.
+        path: the folder that the model was loaded from, or None.
+        end_ids: the labels that stand for the end of a document in training; give them as `stop` to let a text end.
     """
 
-    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, weights: Any, step: int | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        tokenizer: Tokenizer,
+        weights: Any,
+        step: int | None = None,
+        path: Path | None = None,
+    ) -> None:
         devices.check_types()
-        self.experiment = experiment
+        self.experiment = experiment = with_tokenizer(experiment, tokenizer)
         self.tokenizer = tokenizer
         self.step = step
+        self.path = path
         self.model = model.build(experiment)
         self.weights = weights
-        self.end_id = BOS_ID if experiment.data.layout == "packed" else PAD_ID
+        self.end_ids = tokenizer.special.ends(experiment.data.layout)
 
     def __repr__(self) -> str:
         config = self.experiment.model
         size = f"{config.num_layers} layers of {config.width}, {len(self.tokenizer):,} pieces"
         return f"LanguageModel({self.experiment.name!r}, {size}, window {self.model.sequence_length}, step {self.step})"
+
+    @property
+    def end_id(self) -> int:
+        """The first of `end_ids`."""
+        return self.end_ids[0]
 
     @property
     def weights(self) -> Any:
@@ -183,7 +198,7 @@ class LanguageModel:
         Raises UserError for a text that does not fit in the window.
         """
         texts = as_texts(texts, "texts")
-        ids = [[BOS_ID, *tokens] for tokens in self.tokenizer.encode_batch(texts)]
+        ids = self._ids(texts)
         window = self.model.sequence_length
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > window + 1:
@@ -192,11 +207,17 @@ class LanguageModel:
                     "shorten it"
                 )
         width = bucket(max(map(len, ids), default=1) - 1, 8, window)
-        rows = np.full((row_bucket(len(ids), devices.local_devices()), width + 1), PAD_ID, np.int32)
-        for row, tokens in zip(rows, ids, strict=False):
-            row[: len(tokens)] = tokens
-        logprobs_B = devices.join_rows(scorer(self.model)(self.weights, devices.split_rows(rows)))  # pyright: ignore[reportArgumentType]
+        rows = np.full((row_bucket(len(ids), devices.local_devices()), width + 1), self.tokenizer.special.line_end)
+        length = np.zeros(len(rows), np.int32)
+        for i, tokens in enumerate(ids):
+            rows[i, : len(tokens)], length[i] = tokens, len(tokens)
+        batch = Batch(rows.astype(np.int32), np.zeros_like(length), length)
+        logprobs_B = devices.join_rows(scorer(self.model)(self.weights, devices.split_rows(batch)))  # pyright: ignore[reportArgumentType]
         return [float(value) for value in logprobs_B[: len(texts)]]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, the start token first."""
+        return [[self.tokenizer.special.start, *tokens] for tokens in self.tokenizer.encode_batch(texts)]
 
     def _chunks(
         self,
@@ -216,10 +237,10 @@ class LanguageModel:
                 f"--stop: {sampler.name} takes token ids and no strings, whose end it cannot see in its loop"
             )
         processors, top_logprobs = self._static(settings)
-        ids = [[BOS_ID, *tokens] for tokens in self.tokenizer.encode_batch(prompts)]
+        ids = self._ids(prompts)
         rows = requests.rows(prompts, ids, check_row_ids(row_ids, len(prompts)), sampler, settings, self.model)
         sizes = requests.sizes(rows, self.model.sequence_length)
-        request = devices.split_rows(requests.request(rows, sizes, len(self.tokenizer), self.model.vocabulary_size))
+        request = devices.split_rows(requests.request(rows, sizes, self.tokenizer, self.model.vocabulary_size))
         structure = jax.tree.structure(sampler)
         compiled = programs(self._stepped.model, sizes.slots, sizes.room, structure, processors, top_logprobs)  # pyright: ignore[reportArgumentType]
         weights = self._stepped.weights

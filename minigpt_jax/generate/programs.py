@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from minigpt_jax import model, samplers
-from minigpt_jax.config import PAD_ID
+from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT
 from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
@@ -85,12 +85,11 @@ def _without_ynnpack() -> dict[str, Any]:
 
 @functools.lru_cache(16)
 def scorer(gpt: GPT) -> Any:
-    """The program (weights, rows [B, T+1]) -> log-probability of each row's labels, [PAD] aside, in nats [B]."""
+    """The program (weights, batch) -> log-probability of each row's labels, in nats [B]."""
 
-    def score(weights: Any, rows: Any) -> Any:
-        labels_BT = rows[:, 1:]
-        nats_BT = metrics.cross_entropy(model.logits(gpt, weights, rows[:, :-1]), labels_BT)
-        return -jnp.sum(nats_BT, axis=1, where=labels_BT != PAD_ID)
+    def score(weights: Any, batch: Batch) -> Any:
+        nats_BT = metrics.cross_entropy(model.logits(gpt, weights, batch.features), batch.labels)
+        return -jnp.sum(nats_BT, axis=1, where=batch.is_label)
 
     return devices.compile_rows(score, (None, 0))
 

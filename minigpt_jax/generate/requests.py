@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigpt_jax import samplers
-from minigpt_jax.config import BOS_ID, PAD_ID
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate.programs import bucket, row_bucket
 from minigpt_jax.generate.settings import GenerationSettings
@@ -15,6 +14,7 @@ from minigpt_jax.generate.texts import abbreviated
 from minigpt_jax.model import GPT
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Request, Sampler
+from minigpt_jax.tokenizer import Tokenizer
 
 
 class Row(NamedTuple):
@@ -22,7 +22,7 @@ class Row(NamedTuple):
 
     prompt: str
     ids: list[int]
-    """The prompt's token ids, [BOS] first."""
+    """The prompt's token ids, the start token first."""
     limit: int
     """Maximum number of new tokens."""
     row_id: int
@@ -73,20 +73,20 @@ def sizes(rows: Sequence[Row], window: int) -> Sizes:
     return Sizes(row_bucket(len(rows), devices.local_devices()), width, room, min(width + room, window))
 
 
-def request(rows: Sequence[Row], sizes: Sizes, pieces: int, vocabulary_size: int) -> Request:
+def request(rows: Sequence[Row], sizes: Sizes, tokenizer: Tokenizer, vocabulary_size: int) -> Request:
     """The request of these rows, each with its own settings, filled up with rows that generate nothing.
 
     Args:
-        pieces: ids from this one up to `vocabulary_size` have no piece and are banned.
+        tokenizer: what it has no piece for, up to `vocabulary_size`, is banned, and its special tokens are.
     """
-    filler = Row("", [BOS_ID], 0, 0, 0, rows[-1].settings, 0)
+    filler = Row("", [tokenizer.special.start], 0, 0, 0, rows[-1].settings, 0)
     padded = [*rows, *[filler] * (sizes.rows - len(rows))]
     groups = [list(group) for _, group in itertools.groupby(padded, lambda row: id(row.settings))]
-    requests = [_request(group, sizes.width, pieces, vocabulary_size) for group in groups]
+    requests = [_request(group, sizes.width, tokenizer, vocabulary_size) for group in groups]
     return requests[0] if len(requests) == 1 else samplers.concatenate(requests)
 
 
-def _request(rows: Sequence[Row], width: int, pieces: int, vocabulary_size: int) -> Request:
+def _request(rows: Sequence[Row], width: int, tokenizer: Tokenizer, vocabulary_size: int) -> Request:
     """The request of rows that share their settings."""
     settings = rows[0].settings
     stops = settings.stop_sequences
@@ -97,9 +97,9 @@ def _request(rows: Sequence[Row], width: int, pieces: int, vocabulary_size: int)
         width=width,
         row_ids=[row.row_id for row in rows],
         copies=[row.copy for row in rows],
-        pad_id=PAD_ID,
+        pad_id=tokenizer.special.line_end,
         stops=stops,
-        logit_bias=_bias(settings.logit_bias, stops, pieces, vocabulary_size),
+        logit_bias=_bias(settings.logit_bias, stops, tokenizer, vocabulary_size),
         **{name: getattr(settings, name) for name in _AS_THEY_ARE},
     )
 
@@ -131,7 +131,8 @@ def _limit(prompt: str, length: int, max_new_tokens: int | None, gpt: GPT) -> in
     window = gpt.sequence_length
     if length > window:
         raise UserError(
-            f"--prompt {abbreviated(prompt)!r}: {length} tokens with [BOS], and the window holds {window}; shorten it"
+            f"--prompt {abbreviated(prompt)!r}: {length} tokens with the start token, and the window "
+            f"holds {window}; shorten it"
         )
     if max_new_tokens is None:
         return max(window - length, 1)
@@ -144,12 +145,14 @@ def _limit(prompt: str, length: int, max_new_tokens: int | None, gpt: GPT) -> in
     return max_new_tokens
 
 
-def _bias(asked: Mapping[int, float], stops: Sequence[Sequence[int]], pieces: int, vocabulary_size: int) -> Any:
+def _bias(
+    asked: Mapping[int, float], stops: Sequence[Sequence[int]], tokenizer: Tokenizer, vocabulary_size: int
+) -> Any:
     """What is added to each logit: bans for what no text consists of, and what was asked for."""
     bias = np.zeros(vocabulary_size, np.float32)
-    bias[pieces:] = -np.inf
-    bias[[PAD_ID, BOS_ID]] = -np.inf
-    for token in {token for sequence in stops for token in sequence if 0 <= token < pieces}:
+    bias[len(tokenizer) :] = -np.inf
+    bias[list(tokenizer.special.banned)] = -np.inf
+    for token in {token for sequence in stops for token in sequence if 0 <= token < len(tokenizer)}:
         bias[token] = 0.0
     for token, value in asked.items():
         if not 0 <= token < vocabulary_size:

@@ -8,14 +8,45 @@ from typing import Any
 import jax
 import numpy as np
 
-from minigpt_jax import config, model
+from minigpt_jax import config, model, tokenizer
+from minigpt_jax.cache import keep_compiled_programs
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.errors import UserError
+from minigpt_jax.generate import LanguageModel
 from minigpt_jax.interchange.architectures import ARCHITECTURES
 from minigpt_jax.interchange.mapping import Architecture
 from minigpt_jax.interchange.weights import StoredTensor, stored_tensors
+from minigpt_jax.parallel import devices
 
-CONFIG = "config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder's config.json is one of Hugging Face, which names the architecture of a model."""
+    try:
+        settings = json.loads((Path(path).expanduser() / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "model_type" in settings
+
+
+def load(folder: str | Path) -> LanguageModel:
+    """The model of a Hugging Face folder: config.json, safetensors and tokenizer.json.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model has a form that a `ModelConfig` cannot describe.
+    """
+    folder = Path(folder).expanduser()
+    experiment = read_experiment(folder)
+    pieces = tokenizer.from_huggingface(folder / TOKENIZER)
+    if pieces.special.start >= experiment.tokenizer.vocabulary_size:
+        raise UserError(
+            f"{folder / CONFIG}: it names no token that begins or ends a text and has a row in the embedding; add its "
+            "id as bos_token_id"
+        )
+    keep_compiled_programs()
+    weights = devices.put_replicated(read_weights(folder, experiment))
+    return LanguageModel(experiment, pieces, weights, step=0, path=folder.absolute())
 
 
 def read_experiment(folder: str | Path) -> Experiment:
@@ -38,6 +69,11 @@ def read_experiment(folder: str | Path) -> Experiment:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return experiment
+
+
+def model_type(folder: str | Path) -> str:
+    """The name of the architecture of a folder's model. Raises UserError as `read_experiment`."""
+    return _read(Path(folder).expanduser() / CONFIG)[0].model_type
 
 
 def read_weights(folder: str | Path, experiment: Experiment) -> dict[str, Any]:

@@ -194,15 +194,14 @@ class Architecture:
     def _rope_theta(self, settings: Mapping[str, Any]) -> Any:
         """The base of the rotary wavelengths, at the top or, since version 5 of Transformers, in `rope_parameters`."""
         key = next((key for key in ("rope_parameters", "rope_scaling") if settings.get(key)), "rope_parameters")
-        rope = settings.get(key) or self.rope
+        rope, defaults = settings.get(key) or {}, self.rope or {}
         if not isinstance(rope, Mapping) or any(isinstance(value, Mapping) for value in rope.values()):
             raise _cannot(key, rope, ("one set of parameters for all layers",))
-        if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
+        kind = rope.get("rope_type", rope.get("type", "default")) if rope else defaults.get("rope_type", "default")
+        if kind != "default":
             raise _cannot(f"{key}.rope_type", kind, ("default",))
-        default = (self.rope or {}).get("partial_rotary_factor", 1.0)
-        share = rope.get(
-            "partial_rotary_factor", settings.get("partial_rotary_factor", settings.get("rope_pct", default))
-        )
+        places = (rope, settings, defaults)
+        share = next((place[_ROTARY_SHARE] for place in places if _ROTARY_SHARE in place), 1.0)
         if share != 1:
             raise _cannot(_ROTARY_SHARE, share, (1.0,))
         return rope.get("rope_theta", settings.get("rope_theta", 10_000.0))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minigpt_jax.config import BOS_ID, PAD_ID, Experiment, ModelConfig, code
+from minigpt_jax.config import Experiment, ModelConfig, code
 from minigpt_jax.model.blocks import Block, Dropout, DropoutCall, Dtype, LayerState, Params, dense, norm
 from minigpt_jax.model.pointer import Pointer, PointerMixture
 from minigpt_jax.ops import kv_cache
@@ -35,12 +35,13 @@ def build(experiment: Experiment) -> "GPT":
         vocabulary_size=experiment.tokenizer.vocabulary_size,
         sequence_length=experiment.data.sequence_length,
         dtype=compute_dtype(experiment.model),
+        start_id=experiment.tokenizer.start_id,
     )
 
 
 def parameter_shapes(experiment: Experiment) -> Params:
     """The tree of the parameters' shapes and types, without allocating the parameters."""
-    gpt = build(experiment)
+    gpt = build(experiment).clone(start_id=0)  # no shape depends on it, and the tokenizer may still be unknown
     tokens_BT = jax.ShapeDtypeStruct((1, gpt.sequence_length), jnp.int32)
     return jax.eval_shape(gpt.init, jax.random.key(0), tokens_BT)["params"]
 
@@ -122,15 +123,16 @@ def keras_uniform(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32
     return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
-def training_mask(tokens_BT: Int[Array, "B T"], isolate_documents: bool = False) -> Bool[Array, "B T T"]:
-    """True where query t may attend to key s: s is not after t and s is not [PAD].
+def training_mask(tokens_BT: Int[Array, "B T"], start_id: int | None = None) -> Bool[Array, "B T T"]:
+    """True where query t may attend to key s: s is not after t.
 
-    With `isolate_documents` both also have to belong to the same document. A document begins with [BOS].
+    Padding on the right needs no mask of its own, as no token of the text may attend to what is after it. With
+    `start_id`, the token that begins a document, both also have to belong to the same document.
     """
-    length = tokens_BT.shape[1]
-    mask_BTS = jnp.tril(jnp.ones((1, length, length), bool)) & (tokens_BT != PAD_ID)[:, None, :]
-    if isolate_documents:
-        document_BT = jnp.cumsum(tokens_BT == BOS_ID, axis=1)
+    rows, length = tokens_BT.shape
+    mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((1, length, length), bool)), (rows, length, length))
+    if start_id is not None:
+        document_BT = jnp.cumsum(tokens_BT == start_id, axis=1)
         mask_BTS &= document_BT[:, :, None] == document_BT[:, None, :]
     return mask_BTS
 
@@ -139,13 +141,15 @@ class GPT(nn.Module):
     """Maps token ids to float32 logits over the next token.
 
     Calling the module makes the full pass that is used in training. `prefill` and `step` use the same blocks with a
-    cache, in the form that `samplers` expects.
+    cache, in the form that `samplers` expects. `start_id` is the token that begins a document, which only
+    `isolate_documents` needs.
     """
 
     config: ModelConfig
     vocabulary_size: int
     sequence_length: int
     dtype: Dtype = jnp.float32
+    start_id: int | None = None
 
     def setup(self) -> None:
         config = self.config
@@ -204,7 +208,7 @@ class GPT(nn.Module):
     ) -> tuple[Float[Array, "B V"], Float[Array, "B D"], kv_cache.Cache]:
         """Decodes one token per row, at `position_B`, which attends to the cache and to itself.
 
-        `isolate_documents` has no effect here: tokens after a [BOS] still attend to those before it.
+        `isolate_documents` has no effect here: tokens of a new document still attend to those before it.
         """
         tokens_B1, position_B1 = tokens_B[:, None], position_B[:, None]
         mask_B1S = kv_cache.visible(position_B, kv_cache.num_slots(cache))[:, None]
@@ -264,7 +268,11 @@ class GPT(nn.Module):
     def _positions_and_mask(self, tokens_BT: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Bool[Array, "B T T"]]:
         """The positions and the attention mask of a full pass."""
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        return position_BT, training_mask(tokens_BT, self.config.isolate_documents)
+        if not self.config.isolate_documents:
+            return position_BT, training_mask(tokens_BT)
+        if self.start_id is None:
+            raise ValueError("isolate_documents needs start_id, the token that begins a document")
+        return position_BT, training_mask(tokens_BT, self.start_id)
 
     def _blocks(
         self,

@@ -113,8 +113,10 @@ def plots(runs: Sequence[Run]) -> Plots:
             split: (f"{name.title()} {figure_name}", curves.of_runs(runs, split, ranking))
             for split, name in curves.SPLITS.items()
         }
-    floors = {run.floor(figure) for run in runs}
-    floor = floors.pop() if len(floors) == 1 else None
+    floors = [run.floor(figure) for run in runs]
+    known = [value for value in floors if value is not None]  # nats per token are computed, so they may be rounded
+    shared = len(known) == len(runs) and all(math.isclose(value, known[0], rel_tol=1e-6) for value in known)
+    floor = known[0] if shared else None
     shown = [
         Plot(f"{name}-by-{x}", f"{title} by {x}", curves.plot(of_one, x, title, figure, floor))
         for x in ("step", "tokens", "seconds")

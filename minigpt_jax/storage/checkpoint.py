@@ -29,8 +29,8 @@ _DELETED = ".deleted"
 class Checkpoints:
     """The checkpoints of a run, a folder for each step.
 
-    A checkpoint has the items `params`, `ema` (if it is kept), `optimizer`, `progress` and `metrics` (if the step was
-    evaluated), so sampling can read only the weights. It also has a manifest with the hash of each file. The `keep`
+    A checkpoint has the items `params`, `ema` and `optimizer` (if they are kept), `progress` and `metrics` (if the step
+    was evaluated), so sampling can read only the weights. It also has a manifest with the hash of each file. The `keep`
     latest checkpoints and that of the lowest validation loss are kept. Arrays are restored to the present devices,
     which may differ from those that saved them. If there are several processes, all of them must make the same calls.
     Checkpoints can be read while another process trains in the run directory, and saves and deletes checkpoints.
@@ -122,9 +122,8 @@ class Checkpoints:
                 raised by `wait`.
         """
         state = devices.global_view(state)
-        arrays = {"params": state.params, "optimizer": state.opt_state}
-        if state.ema is not None:
-            arrays["ema"] = state.ema
+        trees = {"params": state.params, "optimizer": state.opt_state, "ema": state.ema}
+        arrays = {name: tree for name, tree in trees.items() if tree is not None}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items["progress"] = ocp.args.JsonSave(progress.to_json())
         if loss is not None and math.isfinite(loss):

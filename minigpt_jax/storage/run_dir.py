@@ -203,11 +203,13 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
     if not run_dir.config.exists():
         return
     theirs, ours = flatten(run_dir.experiment()), flatten(experiment)
+    unknown = [option.name for option in options(experiment) if option.facts.of_tokenizer]
     fixed = [option.name for option in options(experiment) if not option.facts.resumable]
     differences = [
         f"--{flag_name(name)} is {ours[name]} here and {theirs[name]} there"
         for name in fixed
         if code.without_folder(ours[name]) != code.without_folder(theirs[name])
+        and not (name in unknown and None in (ours[name], theirs[name]))
     ]
     recorded = run_dir.description().get("code", {})
     differences += [
@@ -293,6 +295,7 @@ def write_description(
     fingerprints: dict[str, str],
     versions: dict[str, str],
     experiment_file: Path | None = None,
+    **more: Any,
 ) -> None:
     """Writes config.json, and copies of the user's code.
 
@@ -300,12 +303,14 @@ def write_description(
         fingerprints: hashes of corpus and tokenizer, by name.
         versions: versions of packages, by name.
         experiment_file: the file that defines the experiment; its copy is for people to read, and is never run.
+        more: further entries of config.json. Those that are None are left out.
     """
     description: dict[str, Any] = {
         "experiment": to_json(experiment),
         "fingerprints": fingerprints,
         "versions": versions,
         "semantics": SEMANTICS,
+        **{name: value for name, value in more.items() if value is not None},
     }
     if files := code.files(experiment):
         description["code"] = {name: found.sha256 for name, found in files.items()}

@@ -1,8 +1,8 @@
 """Tokenizers with one small interface: WordPiece, and SentencePiece (unigram or byte-pair encoding).
 
 Both encode texts as ids without special tokens (`encode_batch`), also with the number of UTF-8 bytes of text up to the
-end of each token (`encode_batch_with_ends`), and decode ids (`decode`). Tokenizers with equal fingerprints give equal
-ids.
+end of each token (`encode_batch_with_ends`), and decode ids (`decode`). `special` has the ids of their special tokens.
+Tokenizers with equal fingerprints give equal ids.
 """
 
 import os
@@ -14,10 +14,11 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import sentencepiece, wordpiece
 from minigpt_jax.tokenizer.sentencepiece import SentencePiece
 from minigpt_jax.tokenizer.settings import read_settings
+from minigpt_jax.tokenizer.special import SpecialIds, with_tokenizer
 from minigpt_jax.tokenizer.wordpiece import WordPiece
 from minigpt_jax.utf8 import check_encoding
 
-__all__ = ["SentencePiece", "Tokenizer", "WordPiece", "from_file", "load", "train"]
+__all__ = ["SentencePiece", "SpecialIds", "Tokenizer", "WordPiece", "from_file", "load", "train", "with_tokenizer"]
 
 Tokenizer = WordPiece | SentencePiece
 

@@ -21,6 +21,8 @@ import sentencepiece
 from minigpt_jax.config import BOS_ID, PAD_ID, RESERVED_PIECES, UNK_ID
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer.settings import write_settings
+from minigpt_jax.tokenizer.special import OWN
+from minigpt_jax.tokenizer.unicode import without_surrogates
 
 MODEL_FILE = "sentencepiece.model"
 
@@ -42,6 +44,8 @@ class SentencePiece:
     Raises:
         UserError: the file cannot be read, is not a model, or has other ids for these pieces.
     """
+
+    special = OWN
 
     def __init__(self, model_file: str | Path):
         try:
@@ -77,7 +81,7 @@ class SentencePiece:
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of each text, without special tokens."""
-        texts = list(map(_without_surrogates, texts))
+        texts = list(map(without_surrogates, texts))
         encoded = self._processor.encode(texts)
         if self._lossless:
             for i, text in enumerate(texts):
@@ -87,7 +91,7 @@ class SentencePiece:
 
     def encode_batch_with_ends(self, texts: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The ids of each text (int32), and the number of UTF-8 bytes of text up to the end of each token (int64)."""
-        texts = list(map(_without_surrogates, texts))
+        texts = list(map(without_surrogates, texts))
         if self._lossless:
             rows = [np.array(ids, np.int32) for ids in self.encode_batch(texts)]
             return [(row, self._piece_bytes[row].cumsum()) for row in rows]
@@ -208,7 +212,7 @@ def _train(sentences: list[str], vocabulary_size: int, kind: str) -> SentencePie
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        yield from _SENTENCE.findall(_without_surrogates(text))
+        yield from _SENTENCE.findall(without_surrogates(text))
 
 
 def _sample(sentences: Iterable[str], size: int) -> list[str]:
@@ -245,12 +249,3 @@ def _explain(error: RuntimeError, vocabulary_size: int, most: Found, least: Foun
             f"{most[1]} pieces; {advice} at most {most[1]}"
         )
     return f"SentencePiece cannot be trained on this text ({str(error).strip()}); try --tokenizer.kind wordpiece"
-
-
-def _without_surrogates(text: str) -> str:
-    """The text with unpaired surrogates, which UTF-8 cannot hold, as question marks."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="replace").decode()
-    return text

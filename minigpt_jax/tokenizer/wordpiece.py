@@ -22,6 +22,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer.characters import fold, split, word_of
 from minigpt_jax.tokenizer.settings import write_settings
 from minigpt_jax.tokenizer.spacing import tidy_join
+from minigpt_jax.tokenizer.special import OWN
 
 VOCABULARY_FILE = "vocabulary.txt"
 
@@ -46,6 +47,8 @@ class WordPiece:
     >>> tokenizer.decode([3, 4, 5, 6])
     'the kings.'
     """
+
+    special = OWN
 
     def __init__(self, vocabulary: Sequence[str], lowercase: bool = True):
         self._pieces = tuple(vocabulary)

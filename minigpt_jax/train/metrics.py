@@ -15,7 +15,7 @@ class LossSums(NamedTuple):
 
     Attributes:
         nats: total negative log-likelihood of the labels.
-        tokens: the number of labels that are counted, which are those other than [PAD].
+        tokens: the number of labels that are counted, which are those of the text.
         bytes: the number of UTF-8 bytes of the original text of these labels.
     """
 

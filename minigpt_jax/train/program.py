@@ -321,7 +321,7 @@ def _step_spec(experiment: Experiment, axis_name: str | None) -> StepSpec:
     return StepSpec(
         model.build(experiment),
         experiment.optimizer,
-        train_pad_label=experiment.data.layout == "lines",
+        train_line_end=experiment.data.layout == "lines",
         accumulate=experiment.train.accumulate,
         axis_name=axis_name,
     )

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array
 
 from minigpt_jax import rng
-from minigpt_jax.config import PAD_ID, OptimizerConfig
+from minigpt_jax.config import OptimizerConfig
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, pointer_mixture
 from minigpt_jax.ops import fused_loss
@@ -28,15 +28,15 @@ class StepSpec:
     """The static part of a train step.
 
     Attributes:
-        train_pad_label: whether to train also on the first [PAD] label after a short row, as Keras does when it weights
-            the loss by the mask of the features.
+        train_line_end: whether to train also on the first label after a short row, the end of the line, as Keras does
+            when it weights the loss by the mask of the features.
         accumulate: the number of micro-batches over which a step accumulates its gradient.
         axis_name: the axis of devices under `pmap`, over which gradients are summed.
     """
 
     model: GPT
     optimizer: OptimizerConfig
-    train_pad_label: bool
+    train_line_end: bool
     accumulate: int = 1
     axis_name: str | None = None
 
@@ -129,7 +129,7 @@ def train_steps(
 
 def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = None) -> LossSums:
     """The sums over the labels of one batch, without dropout. Under `axis_name` they cover the rows of all devices."""
-    hidden_BTD, counted_BT = hidden(model, params, batch.features), batch.labels != PAD_ID
+    hidden_BTD, counted_BT = hidden(model, params, batch.features), batch.is_label
     _, nats_BT = _cross_entropy(model, params, hidden_BTD, batch, counted_BT)
     sums = metrics.token_sums(nats_BT, counted_BT, batch.bytes)
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
@@ -138,13 +138,10 @@ def eval_step(model: GPT, params: Any, batch: Batch, axis_name: str | None = Non
 def _objective_sum(
     spec: StepSpec, params: Any, batch: Batch, key: Array, dropout: DropoutCall | None = None
 ) -> tuple[Array, tuple[LossSums, Array, Array]]:
-    features_BT, labels_BT = batch.features, batch.labels
-    hidden_BTD = hidden(spec.model, params, features_BT, key, dropout)
-    trained_BT = features_BT != PAD_ID
-    if not spec.train_pad_label:
-        trained_BT &= labels_BT != PAD_ID
+    hidden_BTD = hidden(spec.model, params, batch.features, key, dropout)
+    trained_BT = batch.is_feature if spec.train_line_end else batch.is_label
     objective, nats_BT = _cross_entropy(spec.model, params, hidden_BTD, batch, trained_BT)
-    sums = metrics.token_sums(nats_BT, labels_BT != PAD_ID, batch.bytes)
+    sums = metrics.token_sums(nats_BT, batch.is_label, batch.bytes)
     return objective, (sums, objective, jnp.sum(trained_BT))
 
 

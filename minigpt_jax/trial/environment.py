@@ -1,8 +1,5 @@
 """The environment of a trial: its prepared corpus, the source of its batches, and checks of its settings."""
 
-import contextlib
-import importlib.metadata
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate.texts import abbreviated
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.trackers import check_trackers
-from minigpt_jax.tokenizer import Tokenizer
+from minigpt_jax.tokenizer import Tokenizer, with_tokenizer
 from minigpt_jax.train import memory, optim
 
 
@@ -44,6 +41,10 @@ class Corpus:
         fingerprints = {} if corpus is None else {"corpus": corpus}
         return cls(prepared, fingerprints | {"tokenizer": prepared.tokenizer.fingerprint})
 
+    def settled(self, experiment: Experiment) -> Experiment:
+        """The experiment with the settings filled in that follow from the tokenizer of this corpus."""
+        return with_tokenizer(experiment, self.prepared.tokenizer)
+
     def total_steps(self, experiment: Experiment) -> int:
         """The number of steps of the experiment, which is also the horizon of its schedule."""
         return experiment.train.steps or experiment.train.epochs * self.steps_per_epoch(experiment)
@@ -53,10 +54,14 @@ class Corpus:
         return self.prepared.splits["train"].steps_per_epoch(experiment.train.batch_size)
 
 
-def prepare(experiment: Experiment) -> Corpus:
-    """Reads and tokenises the corpus of the experiment, or takes the result of an earlier run from the cache."""
+def prepare(experiment: Experiment, tokenizer: Tokenizer | None = None) -> Corpus:
+    """Reads and tokenises the corpus of the experiment, or takes the result of an earlier run from the cache.
+
+    Args:
+        tokenizer: takes the place of the experiment's tokenizer, if given.
+    """
     corpus = corpora.open_corpus(experiment.data, cache_dir())
-    prepared = store.prepare(experiment, corpus, cache_dir(), display.track)
+    prepared = store.prepare(experiment, corpus, cache_dir(), display.track, tokenizer)
     return Corpus.of(prepared, corpus.fingerprint)
 
 
@@ -65,15 +70,6 @@ def tf_data_batches() -> BatchSource:
     from minigpt_jax.data import pipeline  # TensorFlow takes seconds to import, and may not be installed
 
     return pipeline.batches
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the installed packages that influence results."""
-    found = {"python": platform.python_version()}
-    for name in ("minigpt-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def check_experiment(experiment: Experiment) -> Experiment:
@@ -102,8 +98,8 @@ def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
         length = 1 + len(ids)
         if length > window:
             raise UserError(
-                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with [BOS], but the window holds {window}; "
-                "shorten it"
+                f"--sample.prompts {abbreviated(prompt)!r}: {length} tokens with the start token, but the window "
+                f"holds {window}; shorten it"
             )
         room = window + 1 - length  # the last new token is never read, so it needs no position
         if experiment.model.positions == "learned" and (settings.max_new_tokens or 0) > room:

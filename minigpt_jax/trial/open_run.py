@@ -22,9 +22,11 @@ from minigpt_jax.storage.run_dir import (
     write_tokenizer,
 )
 from minigpt_jax.storage.trackers import Trackers, open_trackers
+from minigpt_jax.storage.versions import versions
 from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress, TrainState
-from minigpt_jax.trial.environment import Corpus, versions
+from minigpt_jax.trial.environment import Corpus
+from minigpt_jax.trial.initial import ORIGIN
 
 
 @runtime_checkable
@@ -60,6 +62,7 @@ class OpenRun:
     all calls, and only the first one writes.
 
     Attributes:
+        experiment: the experiment, with the settings that follow from the tokenizer.
         progress: the counts of steps, tokens and seconds, which `train.loop.fit` updates.
         losses: the validation loss of each evaluated step since the start of the run; inf if it was not finite.
         valid: the sums of the latest evaluation, or None before the first one in this process.
@@ -71,9 +74,15 @@ class OpenRun:
     """
 
     def __init__(
-        self, experiment: Experiment, files: RunDir, corpus: Corpus, experiment_file: Path | None = None
+        self,
+        experiment: Experiment,
+        files: RunDir,
+        corpus: Corpus,
+        experiment_file: Path | None = None,
+        origin: dict[str, Any] | None = None,
     ) -> None:
-        self.experiment, self.files, self.corpus = experiment, files, corpus
+        self.experiment = experiment = corpus.settled(experiment)
+        self.files, self.corpus = files, corpus
         self.total_steps = corpus.total_steps(experiment)
         self.progress = Progress()
         self.losses: dict[int, float] = {}
@@ -86,18 +95,19 @@ class OpenRun:
         with contextlib.ExitStack() as stack:
             if processes.is_first():
                 stack.enter_context(lock(files))
-                self._describe(experiment_file)
+                self._describe(experiment_file, origin)
             self.checkpoints = Checkpoints(files.checkpoints, experiment.train.keep_checkpoints)
             stack.callback(self.checkpoints.close)
             self._open = stack.pop_all()
 
-    def _describe(self, experiment_file: Path | None) -> None:
+    def _describe(self, experiment_file: Path | None, origin: dict[str, Any] | None) -> None:
         """Writes the files of the run directory that do not depend on training."""
         files, prepared = self.files, self.corpus.prepared
         if files.checkpoints.is_dir() and any(path.name.isdecimal() for path in files.checkpoints.iterdir()):
             self.planned_steps = self.corpus.total_steps(files.experiment())
         check_same(files, self.experiment, self.corpus.fingerprints)
-        write_description(files, self.experiment, self.corpus.fingerprints, versions(), experiment_file)
+        fingerprints = self.corpus.fingerprints
+        write_description(files, self.experiment, fingerprints, versions(), experiment_file, **{ORIGIN: origin})
         write_tokenizer(files, prepared.tokenizer.save)
         for split in ("valid", "test"):
             with whole_file(files.rows(split)) as file:
@@ -188,6 +198,6 @@ def sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
         sampler=samplers.TopK(k=min(settings.k, len(lm.tokenizer)), temperature=settings.temperature),
         max_new_tokens=settings.max_new_tokens,
         seed=experiment.seed,
-        stop=[lm.end_id] if experiment.data.layout == "packed" else [],  # as the tutorial, which never stops at an end
+        stop=lm.end_ids if experiment.data.layout == "packed" else [],  # as the tutorial, which never stops at an end
     )
     return [output.full_text.strip() for output in outputs]

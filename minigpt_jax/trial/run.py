@@ -6,10 +6,11 @@ from pathlib import Path
 
 import jax
 
-from minigpt_jax import display, model
+from minigpt_jax import config, display, model
 from minigpt_jax.config import Experiment
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
+from minigpt_jax.generate import LanguageModel
 from minigpt_jax.parallel import processes
 from minigpt_jax.storage.run_dir import Resume, RunDir, check_resume, check_room, check_same
 from minigpt_jax.train import evaluate
@@ -17,7 +18,7 @@ from minigpt_jax.train.loop import Hook, NonFiniteLossError, Training, fit
 from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.program import DataParallel
 from minigpt_jax.train.state import Progress, TrainState
-from minigpt_jax.trial import environment
+from minigpt_jax.trial import environment, initial
 from minigpt_jax.trial.environment import Corpus
 from minigpt_jax.trial.open_run import OpenRun
 from minigpt_jax.trial.signals import stop_signals
@@ -49,6 +50,7 @@ def run(
     batches: BatchSource | None = None,
     resume: Resume = "auto",
     experiment_file: Path | None = None,
+    init_from: LanguageModel | None = None,
 ) -> Result:
     """Trains an experiment in a run directory, and resumes from its latest intact checkpoint if it has one.
 
@@ -61,6 +63,9 @@ def run(
         resume: "auto" resumes if there is a checkpoint, "always" refuses a run directory without a checkpoint, and
             "never" refuses one with a checkpoint.
         experiment_file: the file that defines the experiment, of which the run directory keeps a copy.
+        init_from: a trained model whose weights and tokenizer the run starts with, at step 0 and with a fresh
+            optimiser. `config.inherited(experiment, init_from.experiment)` gives an experiment that fits. A run that
+            resumes needs only its own directory.
 
     Raises:
         UserError: the experiment is invalid, cannot run on this machine, or does not match the run directory. This is
@@ -69,12 +74,19 @@ def run(
     experiment = environment.check_experiment(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     display.console.quiet = not processes.is_first()
-    with contextlib.closing(_open(experiment, files, prepared, resume, experiment_file)) as opened:
-        return _train(opened, batches or environment.tf_data_batches())
+    if init_from is not None:
+        config.check_inherited(experiment, init_from.experiment, "the initial model")
+    with contextlib.closing(_open(experiment, files, prepared, resume, experiment_file, init_from)) as opened:
+        return _train(opened, batches or environment.tf_data_batches(), init_from)
 
 
 def _open(
-    experiment: Experiment, files: RunDir, prepared: Prepared | None, resume: Resume, experiment_file: Path | None
+    experiment: Experiment,
+    files: RunDir,
+    prepared: Prepared | None,
+    resume: Resume,
+    experiment_file: Path | None,
+    init_from: LanguageModel | None,
 ) -> OpenRun:
     """Opens the run directory, in the first process before the others."""
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.parameter_shapes(experiment)))
@@ -84,7 +96,8 @@ def _open(
             check_room(files, 3 * weights * (2 + experiment.train.keep_checkpoints))
             check_resume(files, resume)
             check_same(files, experiment)
-        corpus = environment.prepare(experiment) if prepared is None else Corpus.of(prepared)
+        origin, tokenizer = initial.start_of(files, init_from)
+        corpus = environment.prepare(experiment, tokenizer) if prepared is None else Corpus.of(prepared)
         if prepared is None:
             sizes = {part: int(rows.bytes.sum()) for part, rows in corpus.prepared.splits.items()}
             display.console.print(
@@ -94,12 +107,12 @@ def _open(
         environment.check_samples(experiment, corpus.prepared.tokenizer)
         if not processes.is_first() and not files.config.exists():
             raise UserError(f"--run-dir {files.path}: must be on a disk that all processes share; name such a folder")
-        return OpenRun(experiment, files, corpus, experiment_file)
+        return OpenRun(experiment, files, corpus, experiment_file, origin)
 
     return processes.first_then_others(open_run)
 
 
-def _train(opened: OpenRun, source: BatchSource) -> Result:
+def _train(opened: OpenRun, source: BatchSource, init_from: LanguageModel | None) -> Result:
     experiment, corpus, total = opened.experiment, opened.corpus, opened.total_steps
     settings, rows = experiment.train, corpus.prepared.splits
     per_epoch = corpus.steps_per_epoch(experiment)
@@ -117,6 +130,9 @@ def _train(opened: OpenRun, source: BatchSource) -> Result:
         display.console.print(f"resuming from step {latest:,} of {opened.files.path}")
         if opened.planned_steps is not None:
             environment.warn_of_another_horizon(experiment, opened.planned_steps, total, latest)
+    elif init_from is not None:
+        state = initial.with_weights(state, init_from, experiment)
+        display.console.print(f"starting from the weights of {init_from!r}")
 
     def evaluate_now(training: Training) -> None:
         with display.status("evaluating"):
