@@ -21,6 +21,7 @@ from .generate import Generation as Generation
 from .generate import GenerationSettings as GenerationSettings
 from .generate import LanguageModel as LanguageModel
 from .generate import load as load
+from .interchange.export import export as export
 from .samplers import Beam as Beam
 from .samplers import Contrastive as Contrastive
 from .samplers import Greedy as Greedy

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import minigpt_jax
 from minigpt_jax import generate
-from minigpt_jax.config import BOS_ID, PAD_ID, code, dumps, flag_name
+from minigpt_jax.config import code, dumps, flag_name
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.interchange import safetensors_writer, stock
@@ -137,22 +137,27 @@ def _config(lm: LanguageModel, fit: Fit, dtype: Dtype) -> dict[str, Any]:
     return config
 
 
-def _token_ids(lm: LanguageModel) -> dict[str, int]:
-    return {"bos_token_id": BOS_ID, "eos_token_id": lm.end_id, "pad_token_id": PAD_ID}
+def _token_ids(lm: LanguageModel) -> dict[str, Any]:
+    special, ends = lm.tokenizer.special, list(lm.end_ids)
+    return {
+        "bos_token_id": special.start,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends,
+        "pad_token_id": special.line_end,
+    }
 
 
 def _generation_config(lm: LanguageModel) -> dict[str, Any]:
     """generation_config.json: the run's sampling, and the tokens that are never sampled here."""
-    sample, ids = lm.experiment.sample, _token_ids(lm)
-    config = {**ids, "do_sample": sample.temperature > 0}
+    sample = lm.experiment.sample
+    config = {**_token_ids(lm), "do_sample": sample.temperature > 0}
     if sample.temperature > 0:
         config |= {"temperature": sample.temperature, "top_k": sample.k}
     if sample.max_new_tokens is None:
         config["max_length"] = lm.model.sequence_length
     else:
         config["max_new_tokens"] = sample.max_new_tokens
-    never = {ids["pad_token_id"], ids["bos_token_id"], *range(len(lm.tokenizer), lm.model.vocabulary_size)}
-    config["suppress_tokens"] = sorted(never - {ids["eos_token_id"]})
+    never = {*lm.tokenizer.special.banned, *range(len(lm.tokenizer), lm.model.vocabulary_size)}
+    config["suppress_tokens"] = sorted(never - set(lm.end_ids))
     return config
 
 

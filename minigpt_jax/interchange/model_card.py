@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from minigpt_jax.config import BOS_ID, Experiment
+from minigpt_jax.config import Experiment
 from minigpt_jax.generate import LanguageModel
 
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
@@ -27,7 +27,7 @@ def model_card(
     experiment, config = lm.experiment, lm.experiment.model
     parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.weights))
     trust = ", trust_remote_code=True" if own_code else ""
-    end = lm.tokenizer.piece(lm.end_id) or lm.end_id
+    start, end = (lm.tokenizer.piece(token) or token for token in (lm.tokenizer.special.start, lm.end_id))
     weights = "the moving average of the weights" if experiment.optimizer.ema_decay is not None else "the weights"
     return f"""\
 ---
@@ -63,7 +63,7 @@ inputs = tokenizer("once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))
 ```
 
-The tokenizer puts `{lm.tokenizer.piece(BOS_ID)}` in front of a text, as in training. A text ends with `{end}`.
+The tokenizer puts `{start}` in front of a text, as in training. A text ends with `{end}`.
 """
 
 

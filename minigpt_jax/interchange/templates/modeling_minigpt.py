@@ -263,15 +263,14 @@ class MiniGPTForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """Logits [B, T, V]; `labels` [B, T] are the same tokens, which the loss shifts by one, and -100 for none.
 
-        Without an `attention_mask` [B, S] all tokens are seen but padding.
+        Without an `attention_mask` [B, S] all tokens are seen.
         """
         config, cache = self.config, cache if cache is not None else past_key_values
         if cache is None and use_cache:
             cache = DynamicCache()
         past = cache.get_seq_length() if cache is not None else 0
         if attention_mask is None:
-            pad = -1 if config.pad_token_id is None else config.pad_token_id
-            attention_mask = F.pad(input_ids != pad, (past, 0), value=True)
+            attention_mask = F.pad(torch.ones_like(input_ids), (past, 0), value=1)
         context = Context(cache, attention_mask.bool(), input_ids.shape[1])
 
         x = self.token_embedding(input_ids)
