@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from quick import optimisations
 from minigpt_jax import model
 from minigpt_jax.config import BOS_ID, DataConfig, Experiment, ModelConfig, SampleConfig, TokenizerConfig
 from minigpt_jax.generate import LanguageModel
+from minigpt_jax.interchange import huggingface
 from minigpt_jax.interchange.export import write
 from minigpt_jax.tokenizer import WordPiece
 
@@ -109,7 +111,7 @@ def logits(config: ModelConfig) -> np.ndarray:
 def exported(lm: LanguageModel, folder: Path, dtype: Any = "float32") -> tuple[str, Any]:
     """The name of the class, and the model as Transformers loads it."""
     folder.mkdir()
-    class_name, _, _ = write(lm, folder, dtype, folder.name, [])
+    class_name = write(lm, folder, dtype, folder.name, []).class_name
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(theirs).__name__ == class_name
     return class_name, theirs.eval()
@@ -227,3 +229,75 @@ def test_greedy_texts(name: str, layout: str, tmp_path: Path) -> None:
         ids = [BOS_ID, *lm.tokenizer.encode_batch([prompt])[0]]
         out = theirs.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12)
         assert out[0, len(ids) :].tolist() == generation.tokens
+
+
+@pytest.mark.parametrize("number", range(0, len(MODELS), 3))
+def test_way_back(number: int, tmp_path: Path) -> None:
+    """No model of these pairs fits a stock class, so that its arrays come back as they were."""
+    lm = language_model(MODELS[number])
+    done = write(lm, tmp_path, "float32", "folder", [])
+    experiment = huggingface.read_experiment(tmp_path)
+    back = huggingface.read_weights(tmp_path, experiment)
+    if done.class_name == "MiniGPTForCausalLM":
+        jax.tree.map(np.testing.assert_array_equal, back, lm.weights)
+    with optimisations(False):
+        again = model.logits(model.build(experiment), back, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(again, logits(MODELS[number]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2, two passes", "llama, norm of a tied embedding", "apertus, relu2, two passes", "opt", "everything"]
+)
+def test_way_back_of_folded_models(name: str, tmp_path: Path) -> None:
+    lm = language_model(STOCK[name][1])
+    write(lm, tmp_path, "float32", "folder", [])
+    experiment = huggingface.read_experiment(tmp_path)
+    back = huggingface.read_weights(tmp_path, experiment)
+    with optimisations(False):
+        again = model.logits(model.build(experiment), back, jnp.asarray(TOKENS))
+    np.testing.assert_allclose(again, logits(STOCK[name][1]), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama, tied, wide and grouped heads", "everything"])
+def test_batch_with_padding_and_beams(name: str, tmp_path: Path) -> None:
+    """Padding on the left changes nothing, and beam search reorders the cache: as without a cache."""
+    _, theirs = exported(language_model(STOCK[name][1]), tmp_path / "folder")
+    rows = [TOKENS[0, :9], TOKENS[1, :4]]
+    padded = np.stack([np.pad(row, (9 - len(row), 0)) for row in rows])
+    mask = np.stack([np.pad(np.ones_like(row), (9 - len(row), 0)) for row in rows])
+    inputs = {"attention_mask": torch.tensor(mask), "do_sample": False, "max_new_tokens": 8}
+    texts = theirs.generate(torch.tensor(padded), **inputs)[:, 9:]
+    for row, text in zip(rows, texts, strict=True):
+        alone = theirs.generate(torch.tensor(row[None]), do_sample=False, max_new_tokens=8)[0, len(row) :]
+        assert text[: len(alone)].tolist() == alone.tolist()
+    beams = [
+        theirs.generate(torch.tensor(padded), num_beams=3, use_cache=cache, **inputs).tolist()
+        for cache in (True, False)
+    ]
+    assert beams[0] == beams[1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gpt2", "everything"])
+def test_other_types(name: str, dtype: str, tmp_path: Path) -> None:
+    _, theirs = exported(language_model(STOCK[name][1]), tmp_path / "folder", dtype)
+    assert theirs.dtype == getattr(torch, dtype)
+    np.testing.assert_allclose(their_logits(theirs), logits(STOCK[name][1]), atol=1.0, rtol=0.1)
+    tokens = torch.tensor(TOKENS[:, :6])
+    assert theirs.generate(tokens, do_sample=False, max_new_tokens=5).shape == (2, 11)
+
+
+def test_generation_config(tmp_path: Path) -> None:
+    lm = language_model(BASE, "lines")
+    write(lm, tmp_path, "float32", "folder", [])
+    config = json.loads((tmp_path / "generation_config.json").read_text())
+    assert config == {
+        "bos_token_id": BOS_ID,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_k": 5,
+        "max_length": T,
+        "suppress_tokens": [BOS_ID, *range(len(PIECES), V)],
+    }

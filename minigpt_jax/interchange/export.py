@@ -6,22 +6,27 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import minigpt_jax
 from minigpt_jax import generate
-from minigpt_jax.config import code, dumps, flag_name
+from minigpt_jax.cache import cache_dir
+from minigpt_jax.config import Experiment, code, dumps, flag_name
+from minigpt_jax.config.options import names_code
+from minigpt_jax.corpora import open_corpus
+from minigpt_jax.data import store
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
-from minigpt_jax.interchange import safetensors_writer, stock
+from minigpt_jax.interchange import safetensors_writer, stock, tokenizer_files
 from minigpt_jax.interchange.architectures import MINIGPT
 from minigpt_jax.interchange.huggingface import CONFIG
-from minigpt_jax.interchange.model_card import model_card
+from minigpt_jax.interchange.model_card import Exported, model_card
 from minigpt_jax.interchange.safetensors_writer import Dtype
 from minigpt_jax.interchange.stock import Fit
 from minigpt_jax.interchange.weights import WEIGHTS, metadata
 from minigpt_jax.storage.checkpoint import Step
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.tokenizer import WordPiece
 
 Format = Literal["huggingface"]
 GENERATION_CONFIG = "generation_config.json"
@@ -31,24 +36,6 @@ _CARD = "README.md"
 _FILES = {CONFIG, WEIGHTS, GENERATION_CONFIG, _CARD, *_OWN_CODE, "tokenizer.json", "tokenizer_config.json"}
 _MARK = "minigpt_jax"
 """The key in the header of the weights by which a folder is known for an export."""
-
-
-class Exported(NamedTuple):
-    """What `export` wrote.
-
-    Attributes:
-        path: the folder.
-        class_name: the class of the model in Transformers.
-        reason: why it is that class, in words.
-        step: the step of the checkpoint.
-        size: the number of bytes of the weights.
-    """
-
-    path: Path
-    class_name: str
-    reason: str
-    step: int | None
-    size: int
 
 
 def export(
@@ -78,21 +65,15 @@ def export(
     _refuse_code(RunDir(run_dir))
     lm = generate.load(run_dir, step)
     with _whole_folder(target) as folder:
-        class_name, reason, size = write(lm, folder, dtype, target.name, read_metrics(RunDir(run_dir)))
-    return Exported(target, class_name, reason, lm.step, size)
+        return write(lm, folder, dtype, target.name, read_metrics(RunDir(run_dir)))
 
 
-def write(
-    lm: LanguageModel, folder: Path, dtype: Dtype, name: str, metrics: Iterable[Mapping[str, Any]]
-) -> tuple[str, str, int]:
+def write(lm: LanguageModel, folder: Path, dtype: Dtype, name: str, metrics: Iterable[Mapping[str, Any]]) -> Exported:
     """Writes a model into an empty folder; see `export`.
 
     Args:
         name: the name of the model.
         metrics: the lines of its run's metrics.jsonl.
-
-    Returns:
-        The class of the model, why it is that one, and the number of bytes of the weights.
     """
     fit, reason = _class(lm)
     tensors = ((name, shape, parts.join) for name, shape, parts in fit.tensors())
@@ -102,8 +83,13 @@ def write(
     own_code = fit.architecture is MINIGPT
     for file in _OWN_CODE if own_code else ():
         shutil.copyfile(_TEMPLATES / file, folder / file)
-    (folder / _CARD).write_text(model_card(lm, metrics, name, reason, own_code=own_code), "utf-8")
-    return fit.architecture.class_name, reason, size
+    theirs = tokenizer_files.write_tokenizer(lm.tokenizer, folder, lm.end_id, lm.model.sequence_length)
+    differing = None
+    if isinstance(lm.tokenizer, WordPiece) and (texts := _validation_texts(lm.experiment)):
+        differing = tokenizer_files.differing_lines(lm.tokenizer, theirs, texts)
+    done = Exported(fit.architecture.class_name, reason, lm.step, size, differing)
+    (folder / _CARD).write_text(model_card(lm, done, metrics, name, own_code=own_code), "utf-8")
+    return done
 
 
 def _class(lm: LanguageModel) -> tuple[Fit, str]:
@@ -159,6 +145,18 @@ def _generation_config(lm: LanguageModel) -> dict[str, Any]:
     never = {*lm.tokenizer.special.banned, *range(len(lm.tokenizer), lm.model.vocabulary_size)}
     config["suppress_tokens"] = sorted(never - set(lm.end_ids))
     return config
+
+
+def _validation_texts(experiment: Experiment) -> list[str]:
+    """The documents of the validation part, or none if the corpus is not on this machine."""
+    data, cache = experiment.data, cache_dir()
+    is_download = data.corpus == "simplebooks" and data.archive is None
+    if names_code(data.corpus) or (is_download and not (cache / "simplebooks").is_dir()):
+        return []
+    try:
+        return list(store.documents(open_corpus(data, cache), "valid", data.layout_of("valid"), data.min_bytes))
+    except (UserError, OSError):
+        return []
 
 
 def _refuse_code(run_dir: RunDir) -> None:

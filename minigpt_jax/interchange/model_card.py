@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -12,16 +12,35 @@ from minigpt_jax.generate import LanguageModel
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
+class Exported(NamedTuple):
+    """What `export` wrote.
+
+    Attributes:
+        class_name: the class of the model in Transformers.
+        reason: why it is that class, in words.
+        step: the step of the checkpoint.
+        size: the number of bytes of the weights.
+        differing: of a WordPiece tokenizer, how many documents of the validation part the exported tokenizer encodes
+            otherwise, and how many there are; None if the corpus is not at hand.
+    """
+
+    class_name: str
+    reason: str
+    step: int | None
+    size: int
+    differing: tuple[int, int] | None
+
+
 def model_card(
-    lm: LanguageModel, metrics: Iterable[Mapping[str, Any]], name: str, reason: str, *, own_code: bool
+    lm: LanguageModel, done: Exported, metrics: Iterable[Mapping[str, Any]], name: str, *, own_code: bool
 ) -> str:
     """The text of README.md.
 
     Args:
         lm: the model.
+        done: what was written.
         metrics: the lines of its run's metrics.jsonl.
         name: the name of the folder.
-        reason: why the model has its class.
         own_code: whether the folder carries the code of the class.
     """
     experiment, config = lm.experiment, lm.experiment.model
@@ -43,7 +62,7 @@ A small GPT, trained from scratch by minigpt_jax: {parameters:,} parameters, {co
 {config.width}, a vocabulary of {len(lm.tokenizer):,} pieces, a window of {lm.model.sequence_length} tokens. These are
 {weights} after {lm.step or 0:,} training steps.
 
-**Class.** {reason[0].upper()}{reason[1:]}.
+**Class.** {done.reason[0].upper()}{done.reason[1:]}.
 
 **Trained on** {_corpus(experiment)}.
 
@@ -63,8 +82,18 @@ inputs = tokenizer("once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))
 ```
 
-The tokenizer puts `{start}` in front of a text, as in training. A text ends with `{end}`.
+The tokenizer puts `{start}` in front of a text, as in training. A text ends with `{end}`.{_differing(done)}
 """
+
+
+def _differing(done: Exported) -> str:
+    if done.differing is None:
+        return ""
+    count, total = done.differing
+    return (
+        f" Of {total:,} documents of the validation part, tokenizer.json encodes {count:,} otherwise than in training, "
+        "where case is folded word by word."
+    )
 
 
 def _corpus(experiment: Experiment) -> str:

@@ -1,5 +1,6 @@
 """tokenizer.json and tokenizer_config.json of an exported folder, as `tokenizers` and Transformers read them."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _SINGLES = (
 )
 _IGNORED = r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\x{e0100}-\x{e01ef}]"
 _FIRST_STAND_IN = 0xE000  # of the private use area
+_MAX_WORD = 100  # a longer word is unknown
 
 
 def write_tokenizer(tokenizer: OurTokenizer, folder: Path, end_id: int, window: int) -> Tokenizer:
@@ -94,21 +96,18 @@ def converted(tokenizer: OurTokenizer) -> Tokenizer:
 def _wordpiece(pieces: Sequence[str], lowercase: bool) -> Tokenizer:
     """WordPiece, whose texts are folded before they are split, where WordPiece here folds each word by itself.
 
-    Folding makes several characters of some, punctuation among them: `…` becomes the one word `...` here. Where such a
-    word is a piece, a character of the private use area stands for it, from before the split until it is decoded.
-    Other such words, and those with characters that fold to spaces, are encoded otherwise.
+    Folding makes several characters of some punctuation: `…` becomes the one word `...` here, which `tokenizers` would
+    split. A character of the private use area stands for such a word, from before the split until it is decoded.
+    Words with other characters that fold to punctuation or spaces, such as `½`, may be encoded otherwise.
     """
-    stand_ins: dict[str, str] = {}
-    if lowercase:
-        unsplit = (piece for piece in pieces[len(RESERVED_PIECES) :] if len(piece) > 1 and is_single(piece[0]))
-        stand_ins = {piece: chr(_FIRST_STAND_IN + i) for i, piece in enumerate(unsplit) if piece[0] != "#"}
-    unknown = RESERVED_PIECES[UNK_ID]
+    stand_ins = _stand_ins() if lowercase else {}
     vocabulary = {stand_ins.get(piece, piece): token for token, piece in enumerate(pieces)}
-    theirs = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown, max_input_chars_per_word=100))
+    theirs = Tokenizer(
+        models.WordPiece(vocabulary, unk_token=RESERVED_PIECES[UNK_ID], max_input_chars_per_word=_MAX_WORD)
+    )
     steps: list[Any] = [normalizers.Replace(Regex(_BLANKS), " ")]
     if lowercase:
-        folds_to = {fold(char): char for char in map(chr, range(0x80, 0x10000)) if is_single(char)}
-        steps += [normalizers.Replace(folds_to[piece], one) for piece, one in stand_ins.items() if piece in folds_to]
+        steps += [normalizers.Replace(char, stand_ins[word]) for char, word in _unsplit().items()]
         steps += [normalizers.Replace(Regex(_IGNORED), ""), normalizers.NFKC(), normalizers.Lowercase()]
         steps += [normalizers.Replace("ß", "ss"), normalizers.Replace("ς", "σ"), normalizers.NFKC()]
     theirs.normalizer = normalizers.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
@@ -116,9 +115,21 @@ def _wordpiece(pieces: Sequence[str], lowercase: bool) -> Tokenizer:
     theirs.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex(singles), "isolated")]
     )
-    decoder: list[Any] = [decoders.Replace(one, piece) for piece, one in stand_ins.items()]
+    decoder: list[Any] = [decoders.Replace(one, word) for word, one in stand_ins.items() if one in vocabulary]
     theirs.decoder = decoders.Sequence([*decoder, decoders.WordPiece(prefix="##", cleanup=True)])  # pyright: ignore[reportAttributeAccessIssue]
     return theirs
+
+
+@functools.cache
+def _unsplit() -> dict[str, str]:
+    """The characters that are words of their own and fold to several characters, by what they fold to."""
+    folded = {char: fold(char) for char in map(chr, range(0x80, 0x10000)) if is_single(char)}
+    return {char: word for char, word in folded.items() if len(word) > 1}
+
+
+def _stand_ins() -> dict[str, str]:
+    """A character of the private use area for each word of several characters that one character folds to."""
+    return {word: chr(_FIRST_STAND_IN + i) for i, word in enumerate(dict.fromkeys(_unsplit().values()))}
 
 
 def _sentencepiece(tokenizer: SentencePiece) -> Tokenizer:
