@@ -271,10 +271,17 @@ def test_fingerprints_tell_behaviours_apart():
     assert WordPiece(SMALL).fingerprint == WordPiece(tuple(SMALL)).fingerprint
 
 
+def test_a_folder_of_an_earlier_version_opens(trained, tmp_path):
+    """Its settings were in tokenizer.json, which is a file for Hugging Face today."""
+    trained.save(tmp_path)
+    (tmp_path / "settings.json").rename(tmp_path / "tokenizer.json")
+    assert tokenizer.load(tmp_path).fingerprint == trained.fingerprint
+
+
 @pytest.mark.parametrize("damage", ["truncate", "other", "no pieces", "no settings", "bad settings"])
 def test_damaged_folders_are_refused(trained, tmp_path, damage):
     trained.save(tmp_path)
-    settings = tmp_path / "tokenizer.json"
+    settings = tmp_path / "settings.json"
     (pieces,) = set(tmp_path.iterdir()) - {settings}
     if damage == "truncate":
         pieces.write_bytes(pieces.read_bytes()[:1000])

@@ -27,7 +27,7 @@ def to_gpt2(experiment: Experiment, params: Any) -> GPT2LMHeadModel:
     assert not np.any(params["output_bias"]), "GPT-2 has no output bias"
     theirs = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=experiment.tokenizer.vocabulary_size,
+            vocab_size=experiment.tokenizer.rows,
             n_positions=experiment.data.sequence_length,
             n_embd=config.width,
             n_layer=config.num_layers,

@@ -31,7 +31,7 @@ Contenders = dict[str, Callable[[], Any]]
 
 def language_model(experiment: Experiment, params: Any) -> LanguageModel:
     """A model with these weights and an artificial vocabulary."""
-    size = experiment.tokenizer.vocabulary_size
+    size = experiment.tokenizer.rows
     pieces = [*RESERVED_PIECES, *(f"w{i}" for i in range(size - len(RESERVED_PIECES)))]
     return LanguageModel(experiment, WordPiece(pieces), jax.tree.map(jnp.asarray, params))
 

@@ -8,7 +8,7 @@ import tyro
 
 from minigpt_jax import cli, config
 from minigpt_jax.cli import jax_setup
-from minigpt_jax.cli.train import load_experiment
+from minigpt_jax.cli.train import load_experiment, with_own_size
 from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError, without_password
 from minigpt_jax.parallel import devices
@@ -71,6 +71,7 @@ def main(arguments: list[str]) -> int:
     defined = load_experiment(chosen.file)
     prog = f"minigpt sweep {chosen.file} … --"
     experiment = tyro.cli(Flags, args=config.current_flags(flags), prog=prog, default=Flags(defined)).experiment
+    experiment = with_own_size(experiment, flags)
 
     jax_setup.prepare()
     from minigpt_jax import report, sweep

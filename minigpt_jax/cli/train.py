@@ -1,11 +1,10 @@
 """`minigpt train FILE.py`: every field of the file's experiment is a flag."""
 
-import dataclasses
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -53,14 +52,13 @@ def main(arguments: list[str]) -> int:
         return tyro.cli(Arguments, args=config.current_flags(flags), prog=f"minigpt train {file}", default=default)
 
     chosen = parse(Arguments(defined))
-    if chosen.init_from is not None:
-        chosen = _inheriting(chosen, parse)
-    config.validate(chosen.experiment)  # `run` does so too, but only once JAX is imported
+    wanted = with_own_size(chosen.experiment, flags) if chosen.init_from is None else _inheriting(chosen, parse)
+    config.validate(wanted)  # `run` does so too, but only once JAX is imported
 
     jax_setup.prepare()
     from minigpt_jax.trial.run import run
 
-    experiment = config.code.load(chosen.experiment, [Path.cwd(), Path(file).parent])
+    experiment = config.code.load(wanted, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
         initial = None if chosen.init_from is None or _resumes(chosen) else _initial_model(chosen.init_from, experiment)
         result = run(experiment, chosen.run_dir, resume=chosen.resume, experiment_file=Path(file), init_from=initial)
@@ -77,8 +75,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _inheriting(chosen: Arguments, parse: Callable[[Arguments], Arguments]) -> Arguments:
-    """The arguments for training that starts from the model of `chosen.init_from`.
+def _inheriting(chosen: Arguments, parse: Callable[[Arguments], Arguments]) -> Experiment:
+    """The experiment of training that starts from the model of `chosen.init_from`.
 
     Raises:
         UserError: the folder has no model, a flag contradicts it, or the run directory has a run of another origin.
@@ -102,9 +100,9 @@ def _inheriting(chosen: Arguments, parse: Callable[[Arguments], Arguments]) -> A
             raise UserError(f"--init-from {path}: {error}") from error
     inherited = config.inherited(chosen.experiment, trained)
     # A flag may repeat what the model has, so the flags are compared by what they say, not by whether they are given.
-    chosen = parse(dataclasses.replace(chosen, experiment=inherited))
-    config.check_inherited(chosen.experiment, inherited, f"the model of --init-from {path}")
-    return chosen
+    experiment = parse(replace(chosen, experiment=inherited)).experiment
+    config.check_inherited(experiment, inherited, f"the model of --init-from {path}")
+    return experiment
 
 
 def _initial_model(path: Path, experiment: Experiment) -> "LanguageModel":
@@ -112,7 +110,7 @@ def _initial_model(path: Path, experiment: Experiment) -> "LanguageModel":
     from minigpt_jax.interchange import huggingface
 
     if huggingface.is_folder(path):
-        return huggingface.load(path)
+        return huggingface.load_huggingface(path)
     files = {code for option, code, _ in config.code.sums(experiment) if option.startswith("model.")}
     return generate.load(path, code=sorted(files))
 
@@ -127,6 +125,18 @@ def _resumes(chosen: Arguments) -> bool:
     from minigpt_jax.storage.run_dir import has_checkpoint
 
     return has_checkpoint(_run_dir(chosen))
+
+
+def with_own_size(experiment: Experiment, flags: Sequence[str]) -> Experiment:
+    """The experiment whose flags name another tokenizer, with the size of its vocabulary, if the tokenizer has its own.
+
+    The size that the experiment's file gives is that of the tokenizer that the file names.
+    """
+    given = {flag.partition("=")[0].replace("_", "-") for flag in flags}
+    others = {"--tokenizer.kind", "--tokenizer.file"} & given
+    if not experiment.tokenizer.sizes_itself or not others or "--tokenizer.vocabulary-size" in given:
+        return experiment
+    return replace(experiment, tokenizer=replace(experiment.tokenizer, vocabulary_size=None))
 
 
 def load_file(file: str) -> Experiment | Callable[[list[str]], int]:

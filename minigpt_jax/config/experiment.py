@@ -8,6 +8,7 @@ from minigpt_jax.config.options import Alias, accepts_aliases, option
 
 PAD_ID, UNK_ID, BOS_ID = 0, 1, 2
 RESERVED_PIECES = ("[PAD]", "[UNK]", "[BOS]")
+_PIECES, _BYTE_PIECES = 5000, len(RESERVED_PIECES) + 256
 
 
 @accepts_aliases
@@ -58,19 +59,40 @@ class DataConfig:
 class TokenizerConfig:
     """How text is cut into pieces."""
 
-    kind: Literal["wordpiece", "unigram", "bpe"] = option("wordpiece", caches=("tokenizer",))
-    """WordPiece, or SentencePiece by unigram or byte-pair encoding."""
-    vocabulary_size: int = option(5000, above=len(RESERVED_PIECES), caches=("tokenizer", "store"))
-    """Pieces to train, the reserved ones included, and rows of the embedding and the output layer."""
+    kind: Literal["wordpiece", "unigram", "bpe", "byte_bpe", "char", "byte", "huggingface"] = option(
+        "wordpiece", caches=("tokenizer",)
+    )
+    """WordPiece; SentencePiece by unigram or byte-pair encoding; byte-level BPE as GPT-2's; the characters of the
+    training text; bytes; or a tokenizer.json of your own, which --tokenizer.file alone implies."""
+    vocabulary_size: int | None = option(
+        None, above=len(RESERVED_PIECES), caches=("tokenizer", "store"), of_tokenizer=True
+    )
+    """Pieces to train, the reserved ones included, and rows of the embedding and the output layer. By default 5,000,
+    and for char, byte and huggingface as many as there are."""
     exact: bool = option(True, caches=("tokenizer",), newer=True)
     """Refuse a text that cannot fill the vocabulary, or has too many characters for it. Otherwise train the pieces that
     it gives, and spell its rarest characters in bytes (SentencePiece only)."""
     lowercase: bool = option(True, caches=("tokenizer",))
     """Fold case (WordPiece only; SentencePiece is lossless)."""
     file: Path | None = option(None, resumable=True, caches=("tokenizer",))  # fingerprinted too
-    """A vocabulary of your own: one piece a line, or a SentencePiece .model file."""
+    """A vocabulary of your own: one piece a line, a SentencePiece .model file, or a Hugging Face tokenizer.json."""
     start_id: int | None = option(None, at_least=0, of_tokenizer=True)
     """Id of the token before every text and between the documents of the packed layout; by default the tokenizer's."""
+
+    @property
+    def sizes_itself(self) -> bool:
+        """Whether there are as many pieces as the tokenizer turns out to have, unless `vocabulary_size` is given."""
+        return self.kind in ("char", "byte", "huggingface") or (self.file is not None and self.file.suffix == ".json")
+
+    @property
+    def size(self) -> int | None:
+        """`vocabulary_size`, or its default, which is None for a tokenizer that `sizes_itself`."""
+        return self.vocabulary_size or (None if self.sizes_itself else _PIECES)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding and the output layer: `size`, or a guess until the tokenizer is known."""
+        return self.size or (_BYTE_PIECES if self.kind in ("char", "byte") else _PIECES)
 
 
 @accepts_aliases

@@ -12,6 +12,7 @@ def validate(experiment: Experiment) -> None:
     check_fields(experiment)
     _check_names(experiment)
     _check_data(experiment)
+    _check_tokenizer(experiment)
     _check_model(experiment)
     _check_training(experiment)
 
@@ -70,6 +71,16 @@ def _check_data(experiment: Experiment) -> None:
         "model.isolate_documents",
         True,
         "in the lines layout a row is one document; add --model.no-isolate-documents, or take --data.layout packed",
+    )
+
+
+def _check_tokenizer(experiment: Experiment) -> None:
+    tokenizer = experiment.tokenizer
+    _require(
+        tokenizer.kind != "huggingface" or tokenizer.file is not None,
+        "tokenizer.kind",
+        "huggingface",
+        "needs --tokenizer.file, a tokenizer.json",
     )
 
 

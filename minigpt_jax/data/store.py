@@ -19,7 +19,7 @@ from minigpt_jax import display, files
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
-from minigpt_jax.config import DataConfig, Experiment, flatten, options
+from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, flatten, options
 from minigpt_jax.corpora import Corpus
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import CUT, Encoded, Layout, Rows, without_prefixes, zero_padded_lengths
@@ -88,9 +88,10 @@ def prepare(
     Raises:
         UserError: the corpus is too small for one row, or for the vocabulary.
     """
-    data, trained = experiment.data, tokenizer is None and experiment.tokenizer.file is None
+    data, trained = experiment.data, tokenizer is None and _is_trained(experiment.tokenizer)
     if tokenizer is None:
         tokenizer = _tokenizer(experiment, corpus, cache, track)
+    experiment = tokenizers.with_tokenizer(experiment, tokenizer)
     description = {
         "format": FORMAT,
         "corpus": corpus.fingerprint,
@@ -116,6 +117,7 @@ def keyed(experiment: Experiment, cache: Literal["tokenizer", "store"]) -> dict[
     caches are still found.
     """
     data, values = experiment.data, flatten(experiment)
+    values["tokenizer.vocabulary_size"] = experiment.tokenizer.size
     fields = {
         option.name: values[option.name]
         for option in options(experiment)
@@ -168,14 +170,19 @@ def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer,
         least = "" if layout == "packed" else f", as this run uses only lines of more than {data.min_bytes} bytes"
         raise UserError(f"{source}: there is no text to evaluate{least}; give more text")
     rows, sizes, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
-    dtype = np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1)
+    dtype = np.min_scalar_type(experiment.tokenizer.rows - 1)
     return Rows(rows.astype(dtype), sizes.astype(np.int32), lengths.astype(np.int32))
 
 
 def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track) -> Tokenizer:
     config = experiment.tokenizer
     if config.file is not None:
-        return tokenizers.from_file(config)
+        tokenizer = tokenizers.from_file(config)
+        if isinstance(tokenizer, tokenizers.HuggingFace):
+            display.console.print(f"--tokenizer.file {config.file}: {tokenizers.summary(tokenizer)}")
+        return tokenizer
+    if not _is_trained(config):
+        return tokenizers.byte()
     data, layout = experiment.data, experiment.data.layout_of("valid")
     description = {
         "format": FORMAT,
@@ -199,6 +206,11 @@ def _tokenizer(experiment: Experiment, corpus: Corpus, cache: Path, track: Track
                     json.dumps({**description, "fingerprint": tokenizer.fingerprint}, indent=2)
                 )
     return tokenizer
+
+
+def _is_trained(config: TokenizerConfig) -> bool:
+    """Whether the pieces depend on the training text."""
+    return config.file is None and config.kind != "byte"
 
 
 def _open_tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer | None:

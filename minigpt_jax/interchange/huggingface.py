@@ -17,6 +17,8 @@ from minigpt_jax.interchange.architectures import ARCHITECTURES
 from minigpt_jax.interchange.mapping import Architecture
 from minigpt_jax.interchange.weights import StoredTensor, stored_tensors
 from minigpt_jax.parallel import devices
+from minigpt_jax.tokenizer import HuggingFace
+from minigpt_jax.tokenizer.huggingface_file import from_bytes
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
@@ -30,7 +32,7 @@ def is_folder(path: str | Path) -> bool:
     return isinstance(settings, dict) and "model_type" in settings
 
 
-def load(folder: str | Path) -> LanguageModel:
+def load_huggingface(folder: str | Path) -> LanguageModel:
     """The model of a Hugging Face folder: config.json, safetensors and tokenizer.json.
 
     Raises:
@@ -38,11 +40,10 @@ def load(folder: str | Path) -> LanguageModel:
     """
     folder = Path(folder).expanduser()
     experiment = read_experiment(folder)
-    pieces = tokenizer.from_huggingface(folder / TOKENIZER)
-    if pieces.special.start >= experiment.tokenizer.vocabulary_size:
+    pieces = _read_tokenizer(folder / TOKENIZER, experiment.tokenizer.rows)
+    if pieces.adds_start:
         raise UserError(
-            f"{folder / CONFIG}: it names no token that begins or ends a text and has a row in the embedding; add its "
-            "id as bos_token_id"
+            f"{folder / CONFIG}: it names no token that begins or ends a text; add the id of one as bos_token_id"
         )
     keep_compiled_programs()
     weights = devices.put_replicated(read_weights(folder, experiment))
@@ -55,14 +56,14 @@ def read_experiment(folder: str | Path) -> Experiment:
     Raises:
         UserError: config.json is missing or damaged, or describes a model that a `ModelConfig` cannot.
     """
-    path = Path(folder).expanduser() / CONFIG
+    path = Path(folder).expanduser().absolute() / CONFIG
     architecture, settings = _read(path)
     try:
         described = architecture.model(settings)
         experiment = Experiment(
             _name(path.parent),
             data=DataConfig(layout="packed", document="file", sequence_length=described.sequence_length),
-            tokenizer=TokenizerConfig(vocabulary_size=described.vocabulary_size),
+            tokenizer=TokenizerConfig("huggingface", described.vocabulary_size, file=path.with_name(TOKENIZER)),
             model=described.config,
         )
         config.validate(experiment)
@@ -112,6 +113,24 @@ def read_weights(folder: str | Path, experiment: Experiment) -> dict[str, Any]:
             "take a folder of a language model alone"
         )
     return params
+
+
+def _read_tokenizer(file: Path, rows: int) -> HuggingFace:
+    """The tokenizer of a folder, without the tokens that were added to it and have no row in the embedding."""
+    found = tokenizer.from_huggingface(file)
+    if len(found) <= rows or found.adds_start:
+        return found
+    try:
+        value = json.loads(file.read_bytes())
+        value["added_tokens"] = [one for one in value["added_tokens"] if one["id"] < rows]
+        found = from_bytes(json.dumps(value, ensure_ascii=False).encode(), file.parent)
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{file}: its tokens past the {rows:,} rows of the embedding cannot be left out") from error
+    if len(found) > rows:
+        raise UserError(
+            f"{file} has {len(found):,} pieces, and the embedding {rows:,} rows; fetch the whole folder again"
+        )
+    return found
 
 
 def _read(path: Path) -> tuple[Architecture, Mapping[str, Any]]:

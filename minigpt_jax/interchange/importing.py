@@ -32,7 +32,7 @@ def import_folder(folder: str | Path, to: str | Path) -> RunDir:
     run_dir = RunDir(to)
     if run_dir.path.exists() and not (run_dir.path.is_dir() and not any(run_dir.path.iterdir())):
         raise UserError(f"--to {to}: there is something already; name a new folder")
-    lm = huggingface.load(folder)
+    lm = huggingface.load_huggingface(folder)
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lm.weights))
     try:
         check_room(run_dir, 2 * weights)

@@ -70,7 +70,7 @@ def own_fit(experiment: Experiment, params: Any) -> Fit:
 
 
 def _fit(architecture: Architecture, experiment: Experiment, arrays: Arrays) -> Fit:
-    vocabulary_size, window = experiment.tokenizer.vocabulary_size, experiment.data.sequence_length
+    vocabulary_size, window = experiment.tokenizer.rows, experiment.data.sequence_length
     settings = architecture.settings_of(Model(experiment.model, vocabulary_size, window))
     described = architecture.model(settings).config
     ours, theirs = _facts(experiment.model), _facts(described)

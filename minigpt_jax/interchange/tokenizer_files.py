@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from minigpt_jax.config import RESERVED_PIECES, UNK_ID, dumps
 from minigpt_jax.errors import UserError
-from minigpt_jax.tokenizer import SentencePiece, WordPiece
+from minigpt_jax.tokenizer import HuggingFace, SentencePiece, WordPiece
 from minigpt_jax.tokenizer import Tokenizer as OurTokenizer
 from minigpt_jax.tokenizer.characters import fold, is_single
 
@@ -44,18 +44,15 @@ def write_tokenizer(tokenizer: OurTokenizer, folder: Path, end_id: int, window: 
     special = tokenizer.special
     theirs = converted(tokenizer)
     start = tokenizer.piece(special.start) or RESERVED_PIECES[special.start]
-    named = {token: tokenizer.piece(token) for token in (*special.banned, *([UNK_ID] if is_own(tokenizer) else []))}
-    added = [AddedToken(piece, special=True, normalized=False) for _, piece in sorted(named.items()) if piece]
-    theirs.add_special_tokens(added)
+    known = {token.content for token in theirs.get_added_tokens_decoder().values()}
+    special_pieces = map(tokenizer.piece, (*special.banned, *([UNK_ID] if is_own(tokenizer) else [])))
+    added = [piece for piece in special_pieces if piece and piece not in known]
+    theirs.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in added])
     if theirs.token_to_id(start) != special.start:
         raise UserError(f"the tokenizer's start token has id {special.start}, which {TOKENIZER} cannot give it")
-    if theirs.encode("a").ids[:1] != [special.start]:
-        template: Any = processors.TemplateProcessing(
-            single=f"{start} $A", pair=f"{start} $A $B", special_tokens=[(start, special.start)]
-        )
-        theirs.post_processor = (
-            template if theirs.post_processor is None else processors.Sequence([theirs.post_processor, template])
-        )
+    theirs.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=[start, "$A"], pair=[start, "$A", "$B"], special_tokens=[(start, special.start)]
+    )
     theirs.save(str(folder / TOKENIZER))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -88,6 +85,11 @@ def is_own(tokenizer: OurTokenizer) -> bool:
 
 def converted(tokenizer: OurTokenizer) -> Tokenizer:
     """The tokenizer as `tokenizers` runs it, without what it puts around a text."""
+    if isinstance(tokenizer, HuggingFace):
+        theirs = Tokenizer.from_str(tokenizer.description)
+        theirs.no_truncation()
+        theirs.no_padding()
+        return theirs
     if isinstance(tokenizer, WordPiece):
         return _wordpiece([tokenizer.piece(token) or "" for token in range(len(tokenizer))], tokenizer.lowercase)
     return _sentencepiece(tokenizer)

@@ -32,7 +32,7 @@ def build(experiment: Experiment) -> "GPT":
     """The experiment's model. Its embedding has the configured number of rows, even if the vocabulary is smaller."""
     return GPT(
         experiment.model,
-        vocabulary_size=experiment.tokenizer.vocabulary_size,
+        vocabulary_size=experiment.tokenizer.rows,
         sequence_length=experiment.data.sequence_length,
         dtype=compute_dtype(experiment.model),
         start_id=experiment.tokenizer.start_id,

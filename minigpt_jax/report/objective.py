@@ -38,7 +38,8 @@ def caveats(experiments: Sequence[Experiment], same_corpus: bool = False) -> lis
         texts.add(tuple((f.name, getattr(data, f.name)) for f in dataclasses.fields(data) if f.name not in ignored))
         layout = data.layout_of("valid")
         parts.add((layout, data.min_bytes, data.sequence_length) if layout == "lines" else (layout,))
-        folding.add((tokenizer.kind, tokenizer.lowercase) if tokenizer.kind == "wordpiece" else ())
+        folds = {"wordpiece": (tokenizer.kind, tokenizer.lowercase), "huggingface": (tokenizer.kind, tokenizer.file)}
+        folding.add(folds.get(tokenizer.kind, ()))
     found = []
     if len(texts) > 1 and not same_corpus:
         found.append(
@@ -56,7 +57,8 @@ def caveats(experiments: Sequence[Experiment], same_corpus: bool = False) -> lis
         )
     if len(folding) > 1:
         found.append(
-            "WordPiece drops spacing, and also case if it is lowercase, so it has less to predict per byte of the "
-            "original text: its figure is too low compared with that of a tokenizer that keeps both."
+            "WordPiece drops spacing, and also case if it is lowercase, as a tokenizer.json may, so it has less to "
+            "predict per byte of the original text: its figure is too low compared with that of a tokenizer that keeps "
+            "both."
         )
     return found

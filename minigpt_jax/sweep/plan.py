@@ -1,7 +1,7 @@
 """The plan of a sweep: its experiment, axes, search and budget. All workers of the sweep agree on it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +65,10 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """The parts that must be equal for two commands to work on the same sweep. The number of trials may differ."""
+        tokenizer = self.experiment.tokenizer
+        tokenizer = replace(tokenizer, vocabulary_size=tokenizer.size)  # as earlier versions recorded it
         identity = {
-            "experiment": config.to_json(self.experiment),
+            "experiment": config.to_json(replace(self.experiment, tokenizer=tokenizer)),
             "axes": [axis.to_json() for axis in self.axes],
             "seeds": list(self.seeds),
             "search": self.search,

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-_FILE = "tokenizer.json"
+_FILE = "settings.json"
+_EARLIER = "tokenizer.json"
+"""The name in earlier versions. Today's file of this name is for Hugging Face."""
 
 
 def write_settings(folder: str | Path, **settings: Any) -> None:
@@ -14,4 +16,11 @@ def write_settings(folder: str | Path, **settings: Any) -> None:
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """Reads what `write_settings` wrote. Callers have to handle OSError and ValueError."""
-    return json.loads(Path(folder, _FILE).read_text(encoding="utf-8"))
+    path, earlier = Path(folder, _FILE), Path(folder, _EARLIER)
+    if not path.exists() and earlier.exists() and "fingerprint" in (settings := _read(earlier)):
+        return settings
+    return _read(path)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,12 +1,9 @@
 """The special tokens of a tokenizer: what begins a text, what ends it, and what no text consists of."""
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from minigpt_jax.config import BOS_ID, PAD_ID, Experiment
-
-if TYPE_CHECKING:
-    from minigpt_jax.tokenizer import Tokenizer
+from minigpt_jax.config import BOS_ID, PAD_ID
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,14 @@ class SpecialIds:
     text_ends: tuple[int, ...] = ()
     controls: tuple[int, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """The ids as plain JSON values, from which `from_json` makes them again."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "SpecialIds":
+        return cls(value["start"], value["line_end"], tuple(value["text_ends"]), tuple(value["controls"]))
+
     @property
     def banned(self) -> tuple[int, ...]:
         """The tokens that no text consists of. They are sampled only if the user asks for them."""
@@ -38,8 +43,3 @@ class SpecialIds:
 
 OWN = SpecialIds(start=BOS_ID, line_end=PAD_ID)
 """The special tokens of the tokenizers that are trained here."""
-
-
-def with_tokenizer(experiment: Experiment, tokenizer: "Tokenizer") -> Experiment:
-    """The experiment with the settings filled in that follow from its tokenizer."""
-    return replace(experiment, tokenizer=replace(experiment.tokenizer, start_id=tokenizer.special.start))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from minigpt_jax import model
-from minigpt_jax.config import Experiment, flag_name, flatten
+from minigpt_jax.config import Experiment, TokenizerConfig, flag_name, flatten
 from minigpt_jax.errors import UserError
 from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.train.step import CPU_TOKENS
@@ -46,6 +46,8 @@ def check_memory(experiment: Experiment, copies: int | None = None) -> None:
         return
     largest = max(parts, key=lambda part: part.size)
     values, usual = flatten(experiment), flatten(Experiment(name=""))
+    size = "tokenizer.vocabulary_size"
+    values[size], usual[size] = experiment.tokenizer.rows, TokenizerConfig().rows
     name = max(largest.fields, key=lambda field: values[field] / max(1, usual[field]))
     where = "on this machine" if on_cpu() else f"on a {jax.devices()[0].device_kind}"
     raise UserError(
@@ -65,7 +67,7 @@ def needed(experiment: Experiment) -> list[Part]:
         rows = 1  # `train_step` splits the batch into pieces, of one row at the least
     item = np.dtype(model.compute_dtype(config)).itemsize
     layers = config.num_layers * config.repeats
-    id_size = np.min_scalar_type(experiment.tokenizer.vocabulary_size - 1).itemsize
+    id_size = np.min_scalar_type(experiment.tokenizer.rows - 1).itemsize
     batch = settings.batch_size // jax.device_count() * (length + 1)
     grows = ("train.batch_size", "data.sequence_length")
     return [
@@ -87,7 +89,7 @@ def needed(experiment: Experiment) -> list[Part]:
 def matrices(experiment: Experiment) -> list[Part]:
     """The matrices of the model and their numbers of parameters, without biases, norms and blocks of the user's own."""
     config, length = experiment.model, experiment.data.sequence_length
-    width, layers, vocabulary = config.width, config.num_layers, experiment.tokenizer.vocabulary_size
+    width, layers, vocabulary = config.width, config.num_layers, experiment.tokenizer.rows
     if config.block != "transformer":  # the parameters of the user's block are unknown
         layers = 0
     heads = 2 * config.head_size * (config.num_heads + config.kv_heads)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import config, corpora, display
+from minigpt_jax import config, corpora, display, tokenizer
 from minigpt_jax.cache import cache_dir
 from minigpt_jax.config import Experiment
 from minigpt_jax.data import store
@@ -79,12 +79,19 @@ def check_experiment(experiment: Experiment) -> Experiment:
         UserError: the settings are invalid, or this machine's devices, memory or packages do not suffice for them.
     """
     config.validate(experiment)
-    experiment = config.code.load(experiment, [Path.cwd()])
+    experiment = _with_given_tokenizer(config.code.load(experiment, [Path.cwd()]))
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)
     check_trackers(experiment.train.trackers)
     return experiment
+
+
+def _with_given_tokenizer(experiment: Experiment) -> Experiment:
+    """The experiment with the settings that follow from its tokenizer, if that is known before the corpus is."""
+    if experiment.tokenizer.file is None:
+        return experiment
+    return with_tokenizer(experiment, tokenizer.from_file(experiment.tokenizer))
 
 
 def check_samples(experiment: Experiment, tokenizer: Tokenizer) -> None:
