@@ -11,9 +11,12 @@ from tiny_experiment import EXPERIMENT, changed
 
 import minigpt_jax
 from minigpt_jax import cli
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
 from minigpt_jax.interchange import huggingface, safetensors_writer
 from minigpt_jax.interchange.weights import stored_tensors
+from minigpt_jax.storage.run_dir import RunDir
+from minigpt_jax.train import evaluate
 
 FILES = {"config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.json"} | {
     "tokenizer_config.json"
@@ -53,6 +56,31 @@ def test_weights_are_those_that_are_sampled_from(run_dir: Path, tmp_path: Path) 
     )
     back = huggingface.read_weights(tmp_path / "folder", huggingface.read_experiment(tmp_path / "folder"))
     np.testing.assert_array_equal(back["output"]["kernel"], np.asarray(weights["output"]["kernel"]))
+
+
+def test_perplexity_is_that_of_transformers(run_dir: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="the extra huggingface is not installed")
+    transformers = pytest.importorskip("transformers", reason="the extra huggingface is not installed")
+    minigpt_jax.export(run_dir, tmp_path / "folder")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder", trust_remote_code=True).eval()
+    lm, rows = minigpt_jax.load(run_dir), Rows.load(RunDir(run_dir).rows("valid"))
+    tokens = torch.tensor(rows.rows.astype(np.int64))
+    with torch.no_grad():
+        logprobs = theirs(tokens[:, :-1]).logits.log_softmax(-1)
+    loss = -logprobs.gather(-1, tokens[:, 1:, None]).mean().item()
+    sums = evaluate.evaluate(lm.model, lm.weights, rows, 64)
+    assert np.exp(loss) == pytest.approx(sums.perplexity, rel=1e-4)
+
+
+def test_way_back(run_dir: Path, tmp_path: Path) -> None:
+    """The same ids, and the same texts of the same weights."""
+    minigpt_jax.export(run_dir, tmp_path / "folder")
+    lm, back = minigpt_jax.load(run_dir), minigpt_jax.load_huggingface(tmp_path / "folder")
+    prompts = ["once upon a time, a fox", "", "the end."]
+    assert back.tokenizer.encode_batch(prompts) == lm.tokenizer.encode_batch(prompts)
+    assert back.tokenizer.special.start == lm.tokenizer.special.start
+    ours, theirs = (one.generate(prompts, "random", max_new_tokens=8, seed=3) for one in (lm, back))
+    assert [one.tokens for one in theirs] == [one.tokens for one in ours]
 
 
 def test_step_and_type(run_dir: Path, tmp_path: Path) -> None:
