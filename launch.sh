@@ -16,6 +16,7 @@ commands:
   evaluate RUN_DIR [flags]   perplexity and bits per byte
   sweep FILE.py AXIS ...     trials over the fields of an experiment
   report RUN_DIR ...         tables and plots
+  export RUN_DIR --to PATH   a Hugging Face folder made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
   test [pytest arguments]    the tests
 

@@ -21,6 +21,7 @@ from .generate import Generation as Generation
 from .generate import GenerationSettings as GenerationSettings
 from .generate import LanguageModel as LanguageModel
 from .generate import load as load
+from .interchange.export import export as export
 from .interchange.huggingface import load_huggingface as load_huggingface
 from .samplers import Beam as Beam
 from .samplers import Contrastive as Contrastive

@@ -18,6 +18,7 @@ _CHECK_THEMSELVES = {
         for name in ("generate", "stream", "score", "_chunks")
     ),
     "minigpt_jax.generate.language_model._settings",
+    "minigpt_jax.interchange.export.export",
     "minigpt_jax.samplers.processors.checked",
     *(f"minigpt_jax.samplers.{name}" for name in ("start", "advance", "decode")),
 }

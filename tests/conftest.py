@@ -44,6 +44,11 @@ else:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["MINIGPT_CACHE"], ignore_errors=True)
 
+# The code that exported folders carry, which Transformers copies before it imports it.
+os.environ["HF_MODULES_CACHE"] = os.path.join(
+    os.environ["MINIGPT_CACHE"], "modules", os.environ.get("PYTEST_XDIST_WORKER", "main")
+)
+
 import checked  # noqa: E402  it imports JAX, for which the variables above have to be set
 import jax  # noqa: E402
 import pytest  # noqa: E402

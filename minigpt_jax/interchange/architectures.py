@@ -229,5 +229,59 @@ OPT = Architecture(
     ),
     (("word_embed_proj_dim", "hidden_size"),),
 )
-ARCHITECTURES = {one.model_type: one for one in (GPT2, LLAMA, QWEN2, QWEN3, ARCEE, APERTUS, STABLELM, STARCODER2, OPT)}
+STOCK = (GPT2, LLAMA, QWEN2, QWEN3, ARCEE, APERTUS, STABLELM, STARCODER2, OPT)
+"""The architectures that Transformers has a class for."""
+_POINTER_LAYERS = ("query", "key", "sentinel")
+MINIGPT = Architecture(
+    "minigpt",
+    "MiniGPTForCausalLM",
+    {},
+    (
+        *(one for one in _LLAMA_SIZES if one.field not in ("num_kv_heads", "head_width")),
+        Setting("num_kv_heads", "num_key_value_heads"),
+        Setting("head_width", "head_dim"),
+        _UNTIED,
+        *(
+            Setting(name, name)
+            for name in (
+                *("activation", "norm", "norm_position", "norm_epsilon", "positions", "rope_theta", "use_bias"),
+                *("qkv_bias", "norm_bias", "output_bias", "qk_norm", "head_gate", "embedding_norm", "convolution"),
+                *("pointer", "repeats", "logit_softcap"),
+            )
+        ),
+    ),
+    "",
+    (
+        _embedding("token_embedding", "token_embedding"),
+        _embedding("position_embedding", "position_embedding"),
+        *_block(
+            "blocks.{i}",
+            {
+                "attention_norm": "attention_norm",
+                "feed_forward_norm": "feed_forward_norm",
+                "attention.query_norm": "attention.query_norm",
+                "attention.key_norm": "attention.key_norm",
+            },
+            {
+                layer: layer
+                for layer in (
+                    *(f"attention.{part}" for part in ("query", "key", "value", "gate", "out")),
+                    *(f"feed_forward.{part}" for part in ("up", "gate", "down")),
+                )
+            },
+        ),
+        *(
+            Tensor(f"blocks.{{i}}.{branch}_convolution.taps", (f"block_{{i}}.{branch}_convolution.taps",))
+            for branch in ("attention", "feed_forward")
+        ),
+        *_norm("final_norm", "final_norm"),
+        Tensor("lm_head.bias", ("output.bias",)),
+        Tensor("output_bias", ("output_bias",)),
+        *(tensor for layer in _POINTER_LAYERS for tensor in _linear(f"pointer.{layer}", f"pointer.{layer}")),
+        *(tensor for layer in ("query_norm", "key_norm") for tensor in _norm(f"pointer.{layer}", f"pointer.{layer}")),
+        Tensor("pointer.sentinel_bias", ("pointer.sentinel_bias",)),
+    ),
+)
+"""Every `ModelConfig`, in a class whose code an exported folder carries."""
+ARCHITECTURES = {one.model_type: one for one in (*STOCK, MINIGPT)}
 """By the `model_type` of config.json."""

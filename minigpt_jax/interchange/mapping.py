@@ -3,6 +3,7 @@
 `architectures` has the tables. They can be read in both directions.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,6 +74,12 @@ class Tensor(NamedTuple):
         ends = np.cumsum([shape[-1] for shape in shapes])[:-1]
         return dict(zip(self.paths, np.split(tensor.T if self.transposed else tensor, ends, axis=-1), strict=True))
 
+    def tensor(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The tensor that holds these arrays, which are in the order of the paths; the rows that they lack are 0."""
+        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
+        joined = joined.T if self.transposed else joined
+        return np.pad(joined, [(self.extra_rows, 0), *[(0, 0)] * (joined.ndim - 1)]) if self.extra_rows else joined
+
 
 OUTPUT = Tensor("lm_head.weight", ("output.kernel",), transposed=True)
 """The output layer, unless it is the token embedding."""
@@ -137,6 +144,35 @@ class Architecture:
             fields["feed_forward"] = 4 * fields["width"]
         vocabulary_size, sequence_length = fields.pop("vocabulary_size"), fields.pop("sequence_length")
         return Model(ModelConfig(**fields), vocabulary_size, sequence_length)
+
+    def settings_of(self, model: Model) -> dict[str, Any]:
+        """The settings of config.json that describe a model, or one that is like it where the architecture has no such.
+
+        `model` of the settings is what they describe.
+        """
+        config = model.config
+        values = {
+            **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
+            "head_width": config.head_size,
+            "num_kv_heads": config.kv_heads,
+            **{f"{part}_bias": config.has_bias(part) for part in ("qkv", "norm", "output")},
+            "vocabulary_size": model.vocabulary_size,
+            "sequence_length": model.sequence_length,
+        }
+        settings = {}
+        for one in self.settings:
+            value = values[one.field]
+            if one.values is not None:
+                value = next((key for key, meant in one.values.items() if meant == value), next(iter(one.values)))
+            settings[one.key] = value
+        settings |= {one.key: one.allowed[0] for one in self.fixed}
+        settings |= {one: settings[other] for one, other in self.equal}
+        if self.rope is not None:
+            rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+            if _ROTARY_SHARE in self.rope:
+                rope[_ROTARY_SHARE] = settings[_ROTARY_SHARE] = 1.0
+            settings |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
+        return settings
 
     def named(self, layers: int) -> Iterator[Tensor]:
         """All tensors that a model of so many blocks may have, with their names and paths in full."""

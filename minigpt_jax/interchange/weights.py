@@ -52,6 +52,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def metadata(file: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file. Raises OSError or ValueError if it cannot be read as one."""
+    return _read_header(file)[1].get("__metadata__") or {}
+
+
 class _Damaged(ValueError):
     """What is wrong with a file."""
 
@@ -80,13 +85,19 @@ def _files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} has no {WEIGHTS} and no {INDEX}; fetch the whole folder")
 
 
-def _header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+def _read_header(file: Path) -> tuple[int, dict[str, Any]]:
+    """The length of the header, and the header."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
             raise _Damaged(f"it has {size:,} bytes, fewer than its header")
-        header: dict[str, Any] = json.loads(opened.read(length))
+        return length, json.loads(opened.read(length))
+
+
+def _header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+    size = file.stat().st_size
+    length, header = _read_header(file)
     header.pop("__metadata__", None)
     for name, about in header.items():
         start, end = about["data_offsets"]

@@ -52,6 +52,11 @@ class HuggingFace:
         return max(len(self._pieces), self.special.start + 1)
 
     @property
+    def description(self) -> str:
+        """The contents of the tokenizer.json."""
+        return self._description
+
+    @property
     def adds_start(self) -> bool:
         """Whether the start token is none of the description."""
         return self.special.start >= len(self._pieces)

@@ -75,6 +75,11 @@ class SentencePiece:
         """The SHA-256 of the model."""
         return hashlib.sha256(b"sentencepiece" + self._model).hexdigest()
 
+    @property
+    def model(self) -> bytes:
+        """The contents of the `.model` file."""
+        return self._model
+
     def piece(self, token: int) -> str | None:
         """The piece of an id, or None if the vocabulary has no piece with this id."""
         return self._processor.id_to_piece(token) if 0 <= token < len(self) else None

@@ -1,0 +1,207 @@
+"""A run as a folder that other tools read."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import minigpt_jax
+from minigpt_jax import generate
+from minigpt_jax.cache import cache_dir
+from minigpt_jax.config import Experiment, code, dumps, flag_name
+from minigpt_jax.config.options import names_code
+from minigpt_jax.corpora import open_corpus
+from minigpt_jax.data import store
+from minigpt_jax.errors import UserError
+from minigpt_jax.generate import LanguageModel
+from minigpt_jax.interchange import safetensors_writer, stock, tokenizer_files
+from minigpt_jax.interchange.architectures import MINIGPT
+from minigpt_jax.interchange.huggingface import CONFIG
+from minigpt_jax.interchange.model_card import Exported, model_card
+from minigpt_jax.interchange.safetensors_writer import Dtype
+from minigpt_jax.interchange.stock import Fit
+from minigpt_jax.interchange.weights import WEIGHTS, metadata
+from minigpt_jax.storage.checkpoint import Step
+from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.tokenizer import WordPiece
+
+Format = Literal["huggingface"]
+GENERATION_CONFIG = "generation_config.json"
+_TEMPLATES = Path(__file__).with_name("templates")
+_OWN_CODE = ("configuration_minigpt.py", "modeling_minigpt.py")
+_CARD = "README.md"
+_FILES = {CONFIG, WEIGHTS, GENERATION_CONFIG, _CARD, *_OWN_CODE, "tokenizer.json", "tokenizer_config.json"}
+_MARK = "minigpt_jax"
+"""The key in the header of the weights by which a folder is known for an export."""
+
+
+def export(
+    run_dir: str | Path, to: str | Path, format: Format = "huggingface", dtype: Dtype = "float32", step: Step = None
+) -> Exported:
+    """Writes the model of a run, with its tokenizer, into a folder that Hugging Face's Transformers loads.
+
+    The model's class is one of Transformers if one computes exactly the same function. Otherwise the folder carries the
+    code of the class, and `trust_remote_code=True` loads it. The weights are those that are sampled from: the moving
+    average if the run keeps one. The folder appears once it is complete; an earlier export in its place is replaced.
+
+    Args:
+        run_dir: a run directory.
+        to: the folder.
+        format: huggingface.
+        dtype: the type of the weights: float32, bfloat16 or float16.
+        step: the checkpoint: a step, or "best" for the lowest validation loss; the latest by default.
+
+    Raises:
+        UserError: the run or its checkpoint is missing or damaged, its model needs code of the user's own, an argument
+            is not allowed, the folder holds something else, or a weight is too large for the type.
+    """
+    for name, value, allowed in (("format", format, get_args(Format)), ("dtype", dtype, get_args(Dtype))):
+        if value not in allowed:
+            raise UserError(f"--{name} {value}: must be {' or '.join(allowed)}")
+    target = _target(to)
+    _refuse_code(RunDir(run_dir))
+    lm = generate.load(run_dir, step)
+    with _whole_folder(target) as folder:
+        return write(lm, folder, dtype, target.name, read_metrics(RunDir(run_dir)))
+
+
+def write(lm: LanguageModel, folder: Path, dtype: Dtype, name: str, metrics: Iterable[Mapping[str, Any]]) -> Exported:
+    """Writes a model into an empty folder; see `export`.
+
+    Args:
+        name: the name of the model.
+        metrics: the lines of its run's metrics.jsonl.
+    """
+    fit, reason = _class(lm)
+    tensors = ((name, shape, parts.join) for name, shape, parts in fit.tensors())
+    size = safetensors_writer.write(folder / WEIGHTS, tensors, dtype, {_MARK: minigpt_jax.__version__})
+    (folder / CONFIG).write_text(dumps(_config(lm, fit, dtype)), "utf-8")
+    (folder / GENERATION_CONFIG).write_text(dumps(_generation_config(lm)), "utf-8")
+    own_code = fit.architecture is MINIGPT
+    for file in _OWN_CODE if own_code else ():
+        shutil.copyfile(_TEMPLATES / file, folder / file)
+    theirs = tokenizer_files.write_tokenizer(lm.tokenizer, folder, lm.end_id, lm.model.sequence_length)
+    differing = None
+    if isinstance(lm.tokenizer, WordPiece) and (texts := _validation_texts(lm.experiment)):
+        differing = tokenizer_files.differing_lines(lm.tokenizer, theirs, texts)
+    done = Exported(fit.architecture.class_name, reason, lm.step, size, differing)
+    (folder / _CARD).write_text(model_card(lm, done, metrics, name, own_code=own_code), "utf-8")
+    return done
+
+
+def _class(lm: LanguageModel) -> tuple[Fit, str]:
+    """The class that holds the model, and why it is that one."""
+    nearest = stock.nearest_fits(lm.experiment, lm.weights)[0]
+    if not nearest.obstacles:
+        return nearest, f"{nearest.architecture.class_name} of Transformers computes exactly this model"
+    return stock.own_fit(lm.experiment, lm.weights), (
+        f"no class of Transformers computes this model: the nearest, {nearest.architecture.class_name}, does not have "
+        f"{', '.join(nearest.obstacles)}; the folder carries a class of its own, which trust_remote_code=True loads"
+    )
+
+
+def _config(lm: LanguageModel, fit: Fit, dtype: Dtype) -> dict[str, Any]:
+    """config.json."""
+    architecture = fit.architecture
+    config = {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_type,
+        **fit.settings,
+        **_token_ids(lm),
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its name before version 5 of Transformers
+    }
+    if architecture is MINIGPT:
+        configuration, modeling = (name.removesuffix(".py") for name in _OWN_CODE)
+        config["auto_map"] = {
+            "AutoConfig": f"{configuration}.MiniGPTConfig",
+            "AutoModelForCausalLM": f"{modeling}.{architecture.class_name}",
+        }
+    return config
+
+
+def _token_ids(lm: LanguageModel) -> dict[str, Any]:
+    special, ends = lm.tokenizer.special, list(lm.end_ids)
+    return {
+        "bos_token_id": special.start,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends,
+        "pad_token_id": special.line_end,
+    }
+
+
+def _generation_config(lm: LanguageModel) -> dict[str, Any]:
+    """generation_config.json: the run's sampling, and the tokens that are never sampled here."""
+    sample = lm.experiment.sample
+    config = {**_token_ids(lm), "do_sample": sample.temperature > 0}
+    if sample.temperature > 0:
+        config |= {"temperature": sample.temperature, "top_k": sample.k}
+    if sample.max_new_tokens is None:
+        config["max_length"] = lm.model.sequence_length
+    else:
+        config["max_new_tokens"] = sample.max_new_tokens
+    never = {*lm.tokenizer.special.banned, *range(len(lm.tokenizer), lm.model.vocabulary_size)}
+    config["suppress_tokens"] = sorted(never - set(lm.end_ids))
+    return config
+
+
+def _validation_texts(experiment: Experiment) -> list[str]:
+    """The documents of the validation part, or none if the corpus is not on this machine."""
+    data, cache = experiment.data, cache_dir()
+    is_download = data.corpus == "simplebooks" and data.archive is None
+    if names_code(data.corpus) or (is_download and not (cache / "simplebooks").is_dir()):
+        return []
+    try:
+        return list(store.documents(open_corpus(data, cache), "valid", data.layout_of("valid"), data.min_bytes))
+    except (UserError, OSError):
+        return []
+
+
+def _refuse_code(run_dir: RunDir) -> None:
+    for option, value in code.named(run_dir.experiment()):
+        if option.startswith("model."):
+            raise UserError(
+                f"{run_dir.path} has --{flag_name(option)} {value}, code of your own, which no other tool can run; "
+                "export a run whose model is this package's"
+            )
+
+
+def _target(to: str | Path) -> Path:
+    """The folder to write. Raises UserError if it cannot be made, or holds anything but an earlier export."""
+    target = Path(os.path.abspath(Path(to).expanduser()))
+    existing = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"--to {to}: {existing} is no folder; name another one")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"--to {to}: {existing} cannot be written; name another folder")
+    names = sorted(path.name for path in target.iterdir()) if existing == target else []
+    if names and not _is_export(target):
+        raise UserError(f"--to {to}: it holds {names[0]} and is no earlier export; name a new folder")
+    if foreign := [name for name in names if name not in _FILES]:
+        raise UserError(f"--to {to}: it holds {foreign[0]}, which no export wrote; name a new folder, or move that")
+    return target
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return _MARK in metadata(folder / WEIGHTS)
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside the target, which takes its place at the end, or is removed after an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, earlier = (target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial") for _ in range(2))
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            target.rename(earlier)
+        partial.rename(target)
+    finally:
+        for path in (partial, earlier):
+            shutil.rmtree(path, ignore_errors=True)
