@@ -13,6 +13,7 @@ usage='usage: ./launch.sh FILE.py [flags]          run an experiment, such as ex
 commands:
   train FILE.py [flags]      the same as FILE.py [flags]
   sample RUN_DIR [flags]     text from a checkpoint
+  compare RUN_DIR METHOD ... ways of sampling, judged beside human text
   evaluate RUN_DIR [flags]   perplexity and bits per byte
   sweep FILE.py AXIS ...     trials over the fields of an experiment
   report RUN_DIR ...         tables and plots
