@@ -201,7 +201,12 @@ def _whole_folder(target: Path) -> Iterator[Path]:
         yield partial
         if target.exists():
             target.rename(earlier)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if earlier.exists():
+                earlier.rename(target)
+            raise
     finally:
         for path in (partial, earlier):
             shutil.rmtree(path, ignore_errors=True)

@@ -114,8 +114,7 @@ class Attention(nn.Module):
         self.config = config
         width, heads, groups = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         self.query = nn.Linear(width, heads * config.head_dim, bias=config.qkv_bias)
-        self.key = nn.Linear(width, groups * config.head_dim, bias=config.qkv_bias)
-        self.value = nn.Linear(width, groups * config.head_dim, bias=config.qkv_bias)
+        self.key, self.value = (nn.Linear(width, groups * config.head_dim, bias=config.qkv_bias) for _ in range(2))
         self.out = nn.Linear(heads * config.head_dim, width, bias=config.use_bias)
         if config.qk_norm:
             self.query_norm, self.key_norm = Norm(config, config.head_dim), Norm(config, config.head_dim)
@@ -258,13 +257,9 @@ class MiniGPTForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache=None,
         output_hidden_states=None,
         logits_to_keep=0,
-        return_dict=None,
         **kwargs,
     ):
-        """Logits [B, T, V]; `labels` [B, T] are the same tokens, which the loss shifts by one, and -100 for none.
-
-        Without an `attention_mask` [B, S] all tokens are seen.
-        """
+        """Logits [B, T, V]. `labels` [B, T] are the same tokens, which the loss shifts by one, and -100 for none."""
         config, cache = self.config, cache if cache is not None else past_key_values
         if cache is None and use_cache:
             cache = DynamicCache()
@@ -289,10 +284,9 @@ class MiniGPTForCausalLM(PreTrainedModel, GenerationMixin):
         if config.pointer:
             logits = self.pointer(logits, hidden, input_ids, context, kept)
         loss = None if labels is None else self.loss_function(logits, labels, config.vocab_size)
-        out = CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=tuple(states) if output_hidden_states else None, **{CACHE: cache}
         )
-        return out if return_dict is None or return_dict else out.to_tuple()
 
     def output(self, hidden):
         """The output layer alone."""
