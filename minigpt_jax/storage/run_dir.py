@@ -203,13 +203,12 @@ def check_same(run_dir: RunDir, experiment: Experiment, fingerprints: dict[str, 
     if not run_dir.config.exists():
         return
     theirs, ours = flatten(run_dir.experiment()), flatten(experiment)
-    unknown = [option.name for option in options(experiment) if option.facts.of_tokenizer]
-    fixed = [option.name for option in options(experiment) if not option.facts.resumable]
+    unknown = {o.name for o in options(experiment) if o.facts.of_tokenizer and None in (ours[o.name], theirs[o.name])}
+    fixed = [o.name for o in options(experiment) if not o.facts.resumable and o.name not in unknown]
     differences = [
         f"--{flag_name(name)} is {ours[name]} here and {theirs[name]} there"
         for name in fixed
         if code.without_folder(ours[name]) != code.without_folder(theirs[name])
-        and not (name in unknown and None in (ours[name], theirs[name]))
     ]
     recorded = run_dir.description().get("code", {})
     differences += [
