@@ -14,10 +14,8 @@ import pytest
 
 from minigpt_jax.config import BOS_ID, DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data import store
-from minigpt_jax.data.rows import CUT, Rows
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
-from minigpt_jax.storage.run_dir import whole_file
-from minigpt_jax.tokenizer import SpecialIds
 
 WORDS = "the king was dead and so was his old dog who had never liked him much".split()
 
@@ -284,43 +282,6 @@ def test_a_corpus_too_small_for_a_row_is_refused(tmp_path: Path, settings: Exper
     assert not list((tmp_path / "stores").glob("*/meta.json"))
 
 
-def test_rows_in_order_visit_every_row_once_on_any_number_of_processes():
-    lengths = np.arange(11, dtype=np.int32) % 3 + 1
-    rows = Rows(np.arange(1, 34, dtype=np.uint8).reshape(11, 3), np.arange(11, dtype=np.int32), lengths)
-    alone = [batch.rows for batch in rows.in_order(4)]
-    assert [len(batch) for batch in alone] == [4, 4, 4]
-    np.testing.assert_array_equal(np.concatenate(alone)[:11], rows.rows)
-    assert not np.concatenate(alone)[11:].any()
-    halves = zip(rows.in_order(4, 0, 2), rows.in_order(4, 1, 2), strict=True)
-    for whole, (first, second) in zip(rows.in_order(4), halves, strict=True):
-        np.testing.assert_array_equal(whole.rows, np.concatenate([first.rows, second.rows]))
-        np.testing.assert_array_equal(whole.bytes, np.concatenate([first.bytes, second.bytes]))
-        np.testing.assert_array_equal(whole.length, np.concatenate([first.length, second.length]))
-    *_, last = rows.in_order(4)
-    assert last.length.tolist() == [3, 1, 2, 0]
-
-
-@pytest.mark.parametrize("floor", [None, 12.5])
-def test_rows_survive_the_run_directory(tmp_path: Path, floor: float | None):
-    lengths = np.array([3, 2], np.int32)
-    rows = Rows(np.arange(6, dtype=np.uint16).reshape(2, 3), np.array([4, 5], np.int32), lengths, floor)
-    with whole_file(tmp_path / "data" / "valid.npz") as file:
-        rows.save(file)
-    loaded = Rows.load(tmp_path / "data" / "valid.npz")
-    assert loaded.rows.dtype == np.uint16
-    np.testing.assert_array_equal(loaded.rows, rows.rows)
-    np.testing.assert_array_equal(loaded.bytes, rows.bytes)
-    np.testing.assert_array_equal(loaded.lengths, rows.lengths)
-    assert loaded.floor == floor
-
-
-def test_rows_without_lengths_are_padded_with_zeros(tmp_path: Path):
-    """Earlier versions saved no lengths, and their tokenizers had 0 for [PAD] alone."""
-    rows = np.array([[2, 5, 0, 0], [2, 5, 6, 7]], np.uint8)
-    np.savez(tmp_path / "valid.npz", rows=rows, bytes=np.array([1, 3], np.int32), floor=np.float64(np.nan))
-    assert Rows.load(tmp_path / "valid.npz").lengths.tolist() == [2, 4]
-
-
 @pytest.mark.parametrize("layout", ["lines", "packed"])
 def test_a_store_of_an_earlier_version_opens(tmp_path: Path, layout: Any):
     fresh = store.prepare(experiment(layout, 100), Tales(), tmp_path)
@@ -336,21 +297,6 @@ def test_a_store_of_an_earlier_version_opens(tmp_path: Path, layout: Any):
     for part, rows in fresh.splits.items():
         np.testing.assert_array_equal(again.splits[part].lengths, rows.lengths)
         assert layout == "packed" or len(set(rows.lengths)) > 1
-
-
-@pytest.mark.parametrize("layout", ["lines", "packed"])
-def test_special_tokens_are_the_tokenizers(layout: Any):
-    """Ids of which 0 is a word, the start 9 and the end 8, as in a vocabulary that was not made here."""
-    special = SpecialIds(start=9, line_end=8)
-    texts = [(np.array([0, 1, 0]), np.array([1, 2, 3]), 3), (np.array([0]), np.array([1]), 2)]
-    parts = list(CUT[layout](iter(texts), 5, special))
-    rows, sizes, lengths = (np.concatenate(column).tolist() for column in zip(*parts, strict=True))
-    if layout == "lines":
-        assert rows == [[9, 0, 1, 0, 8], [9, 0, 8, 8, 8]]
-        assert (sizes, lengths) == ([3, 1], [4, 2])
-    else:
-        assert [row[:length] for row, length in zip(rows, lengths, strict=True)] == [[9, 0, 1, 0, 9], [9, 0, 9]]
-        assert sizes == [3, 2]
 
 
 def test_a_layout_that_drops_most_of_the_text_says_so(tmp_path: Path, capsys: pytest.CaptureFixture):
