@@ -1,6 +1,6 @@
 """How fast a corpus is prepared, and in how much memory, beside Hugging Face `datasets` with the same tokenizer.
 
-./launch.sh experiments/benchmark_preparation.py                     # a gigabyte; 20 minutes on two cores
+./launch.sh experiments/benchmark_preparation.py                     # a gigabyte
 ./launch.sh experiments/benchmark_preparation.py --megabytes 50
 
 Text of several lines a document is generated, and prepared three times, each time in a process of its own: from records
