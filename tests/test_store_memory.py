@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 from test_store import Tales, experiment
 
-from minigpt_jax.corpora import sizes
-from minigpt_jax.data import store
+from minigpt_jax.corpora import document_bytes
+from minigpt_jax.data import encoding, store
 
 
 @pytest.mark.parametrize("length", [1, 7, 50, 1000])
 def test_chunks_of_documents_are_bounded_by_their_text(monkeypatch: pytest.MonkeyPatch, length: int):
-    monkeypatch.setattr(store, "CHARACTERS_A_CHUNK", 300)
-    monkeypatch.setattr(store, "DOCUMENTS_A_CHUNK", 40)
+    monkeypatch.setattr(encoding, "CHARACTERS_A_CHUNK", 300)
+    monkeypatch.setattr(encoding, "DOCUMENTS_A_CHUNK", 40)
     texts = [f"{number:03}" + "x" * length for number in range(200)]
-    chunks = list(store._chunks(iter(texts)))
+    chunks = list(encoding._chunks(iter(texts)))
     assert [text for chunk in chunks for text in chunk] == texts
     assert all(0 < len(chunk) <= 40 and sum(map(len, chunk[:-1])) < 300 for chunk in chunks)
 
@@ -22,8 +22,8 @@ def test_chunks_of_documents_are_bounded_by_their_text(monkeypatch: pytest.Monke
 class Sized(Tales):
     """A corpus that knows the sizes of its documents, as one of files does."""
 
-    def sizes(self, split: str):
-        return sizes(Tales(), split)
+    def document_bytes(self, split: str):
+        return document_bytes(Tales(), split)
 
 
 @pytest.mark.parametrize("layout", ["lines", "packed"])
