@@ -38,13 +38,13 @@ def main(arguments: list[str]) -> int:
 
     done = export(chosen.run_dir, chosen.to, chosen.format, chosen.dtype, chosen.step)
     lines = [
-        f"{done.class_name}: {done.reason}",
+        f"class {done.class_name}: {done.reason}",
         f"step {done.step or 0:,}, {done.size / 1e6:,.2f} MB of weights in {chosen.dtype}, in {chosen.to}",
-        "README.md in it is the model card: fill in the licence",
+        "its README.md is the model card; fill in the licence",
     ]
     if done.differing is not None:
         count, total = done.differing
-        lines.append(f"tokenizer.json encodes {count:,} of {total:,} validation documents otherwise than in training")
+        lines.append(f"tokenizer.json encodes {count:,} of {total:,} validation documents differently from training")
     for line in lines:
         display.console.print(display.printable(line))
     return 0

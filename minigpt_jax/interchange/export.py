@@ -96,9 +96,9 @@ def _class(lm: LanguageModel) -> tuple[Fit, str]:
     """The class that holds the model, and why it is that one."""
     nearest = stock.nearest_fits(lm.experiment, lm.weights)[0]
     if not nearest.obstacles:
-        return nearest, f"{nearest.architecture.class_name} of Transformers computes exactly this model"
+        return nearest, "a class of Transformers, which computes exactly this model"
     return stock.own_fit(lm.experiment, lm.weights), (
-        f"no class of Transformers computes this model: the nearest, {nearest.architecture.class_name}, does not have "
+        f"no class of Transformers computes this model: the nearest, {nearest.architecture.class_name}, lacks "
         f"{', '.join(nearest.obstacles)}; the folder carries a class of its own, which trust_remote_code=True loads"
     )
 

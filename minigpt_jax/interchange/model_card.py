@@ -62,7 +62,7 @@ A small GPT, trained from scratch by minigpt_jax: {parameters:,} parameters, {co
 {config.width}, a vocabulary of {len(lm.tokenizer):,} pieces, a window of {lm.model.sequence_length} tokens. These are
 {weights} after {lm.step or 0:,} training steps.
 
-**Class.** {done.reason[0].upper()}{done.reason[1:]}.
+**Class.** {done.class_name}: {done.reason}.
 
 **Trained on** {_corpus(experiment)}.
 
@@ -91,7 +91,7 @@ def _differing(done: Exported) -> str:
         return ""
     count, total = done.differing
     return (
-        f" Of {total:,} documents of the validation part, tokenizer.json encodes {count:,} otherwise than in training, "
+        f" Of {total:,} documents of the validation part, tokenizer.json encodes {count:,} differently from training, "
         "where case is folded word by word."
     )
 
