@@ -333,19 +333,3 @@ def test_help_texts_do_not_break_where_their_docstrings_do(capsys: pytest.Captur
     [line] = [line for line in capsys.readouterr().out.splitlines() if " --p " in line]
     assert "top_p, typical: " in line
     assert "that of the most probable token (0.1)" in line
-
-
-def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """As the README has it, with few steps; the text gives fewer pieces than the experiment asks for."""
-    text = tmp_path / "book.txt"
-    text.write_text("".join(f"The {i}th of the old kings was as dead as the {i + 1}th .\r\n" for i in range(400)))
-    file = next(path for path in EXPERIMENTS if path.name == "text.py")
-    small = ["--model.num-layers", 1, "--model.width", 32, "--train.steps", 4]
-    assert command(file, "--data.files", text, "--run-dir", tmp_path / "run", "--train.evaluate-every", 2, *small) == 0
-    line = r"^([\d,]+) bytes of text to train on · ([\d,]+) held .* ([\d,]+) for testing"
-    told = re.search(line, capsys.readouterr().out, re.MULTILINE)
-    assert told
-    ends = 2 * 400  # two bytes a line
-    assert sum(int(size.replace(",", "")) for size in told.groups()) == text.stat().st_size - ends
-    assert command("sample", tmp_path / "run", "--step", "best", "--prompt", "The 7th", "--max-new-tokens", 5) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("The 7th")

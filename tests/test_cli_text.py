@@ -74,3 +74,18 @@ def test_credentials_on_an_axis_of_a_sweep_are_never_written(
     said = refuse(capsys, "sweep", TEXT, "data.files=a.txt,https://ann:hunter2@host/a.txt")
     assert "hunter2" not in said
     assert not any(b"hunter2" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """As the README has it, with few steps; the text gives fewer pieces than the experiment asks for."""
+    text = tmp_path / "book.txt"
+    text.write_text("".join(f"The {i}th of the old kings was as dead as the {i + 1}th .\r\n" for i in range(400)))
+    small = ["--model.num-layers", 1, "--model.width", 32, "--train.steps", 4]
+    assert command(TEXT, "--data.files", text, "--run-dir", tmp_path / "run", "--train.evaluate-every", 2, *small) == 0
+    line = r"^([\d,]+) bytes of text to train on · ([\d,]+) held .* ([\d,]+) for testing"
+    told = re.search(line, capsys.readouterr().out, re.MULTILINE)
+    assert told
+    ends = 2 * 400  # two bytes a line
+    assert sum(int(size.replace(",", "")) for size in told.groups()) == text.stat().st_size - ends
+    assert command("sample", tmp_path / "run", "--step", "best", "--prompt", "The 7th", "--max-new-tokens", 5) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("The 7th")
