@@ -109,7 +109,7 @@ def test_the_readme_lists_the_architectures() -> None:
     text = " ".join((Path(__file__).parents[1] / "README.md").read_text().split())
     [listed] = re.findall(r"The architectures are (.*?)\.", text)
     names = {name.lower().replace("-", "") for name in re.split(", | and ", listed)}
-    assert names == set(ARCHITECTURES)
+    assert names == set(ARCHITECTURES) - {"minigpt"}  # that of exported folders with a class of their own
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
