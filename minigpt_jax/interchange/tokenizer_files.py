@@ -100,7 +100,7 @@ def _wordpiece(pieces: Sequence[str], lowercase: bool) -> Tokenizer:
 
     Folding makes several characters of some punctuation: `…` becomes the one word `...` here, which `tokenizers` would
     split. Where it is a piece, a character of the private use area stands for it, from before the split until it is
-    decoded. Words with other characters that fold to punctuation or spaces, such as `½`, may be encoded otherwise.
+    decoded. Words with other characters that fold to punctuation or spaces, such as `½`, may be encoded differently.
     """
     stand_ins = _stand_ins() if lowercase else {}
     vocabulary = {stand_ins.get(piece, piece): token for token, piece in enumerate(pieces)}

@@ -65,7 +65,8 @@ def table(verdicts: Sequence[Verdict]) -> Table:
     best = nearest(verdicts)
     note = (
         "Perplexity is that of the texts under the model. All measures count tokens. Distance is the mean, over the "
-        "measures, of the difference from human text, divided by that of the method which differs most."
+        "measures, of the difference from human text, divided by that of the method which differs most. MAUVE needs "
+        "hundreds of texts: with fewer it is close to 1 for every method."
     )
     return Table(columns, rows, frozenset() if best is None else frozenset([list(verdicts).index(best)]), note)
 
