@@ -100,6 +100,9 @@ def write_sweep(
                 "perplexity": math.exp(final) if known else None,
                 "bits_per_byte": final / 2 if known else None,
                 "step": 10 * points,
+                "parameters": 1000 * values["model.num_layers"],
+                "training_tokens": 5120 * points,
+                "training_flops": 6e3 * values["model.num_layers"] * 5120 * points,
                 "seconds": 2.5 * points,
                 "run_dir": f"trials/{trial}",
             }

@@ -114,7 +114,7 @@ def test_the_best_is_ranked_by_the_comparable_figure_and_over_seeds(
         rows = []
         for (configuration, seed), (loss, bits) in FIGURES.items():
             values = {axis.field: axis.values[configuration] for axis in plan.axes}
-            found = results.row(plan.trial(configuration, values, seed), "complete", Progress(), None)
+            found = results.row(plan.trial(configuration, values, seed), "complete", Progress(), None, None)
             rows.append(found | {"loss": loss, "bits_per_byte": bits})
         (plan.folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return sweep.Outcome(interrupted=False, rows=rows)

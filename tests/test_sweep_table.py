@@ -31,7 +31,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, plan: sweep.Plan, terminal: bool = Fa
         for i, sums in enumerate((GOOD, BAD)):
             trial = plan.trial(i, {axis.field: axis.values[i] for axis in plan.axes}, 0)
             table.step(trial, 3, 12, sums)
-            table.ended(results.row(trial, "complete", Progress(), sums), 12, 12)
+            table.ended(results.row(trial, "complete", Progress(), sums, None), 12, 12)
     return out.getvalue()
 
 

@@ -20,6 +20,8 @@ class Arguments:
     """Run directories, sweeps' folders, or folders of either, such as runs."""
     output: Path | None = None
     """Folder to write to; by default that of the run or the sweep, or runs/report for several runs."""
+    fit: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Of a sweep over sizes and numbers of steps, also fit a scaling law, L = E + A / N^alpha + B / D^beta."""
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +33,7 @@ def main(arguments: list[str]) -> int:
     from minigpt_jax import display, report
     from minigpt_jax.report import page
 
-    for written in report.report(chosen.run_dir, chosen.output):
+    for written in report.report(chosen.run_dir, chosen.output, chosen.fit):
         display.console.print(display.printable(f"{written.title} · {written.lead}"))
         page.show(written.table, display.console)
         display.console.print(display.printable(str(written.html)))

@@ -29,17 +29,18 @@ class Report:
     table: Table
 
 
-def report(paths: Sequence[str | Path], output: str | Path | None = None) -> list[Report]:
+def report(paths: Sequence[str | Path], output: str | Path | None = None, fit: bool = False) -> list[Report]:
     """Writes one report on all run directories together, and one on each sweep.
 
     Args:
         paths: run directories and folders of sweeps. A folder that is neither stands for the runs and sweeps in it.
         output: the folder to write to, if there is a single report. The default is the folder of the run or the sweep,
             and runs/report for several runs.
+        fit: whether the report of a sweep has a scaling law.
 
     Raises:
-        UserError: one of the paths is not a run or a sweep, or `output` cannot hold the reports. Nothing has been
-            written then.
+        UserError: one of the paths is not a run or a sweep, `output` cannot hold the reports, or a law cannot be
+            fitted. Nothing has been written in the first two cases.
     """
     if not paths:
         raise UserError("report needs a run directory: give one or more, such as runs/quickstart")
@@ -55,6 +56,8 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None) -> lis
         )
     if output is not None and output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: this is a file; give a folder")
+    if fit and not sweeps:
+        raise UserError("--fit: a scaling law is fitted to the configurations of a sweep; give one under runs/sweeps")
     written = []
     if plain:
         folder = output or (plain[0].files.path if len(plain) == 1 else SEVERAL_RUNS)
@@ -62,7 +65,7 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None) -> lis
         written.append(Report(page.write(built, folder), built.title, built.lead, run_page.summary(plain)))
     for one in sweeps:
         folder = output or one.folder
-        built = sweep_page.build(one, folder)
+        built = sweep_page.build(one, folder, fit)
         table = sweep_page.results(one, TERMINAL_ROWS)
         written.append(Report(page.write(built, folder), built.title, built.lead, table))
     return written

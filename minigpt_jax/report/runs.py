@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import re
 import sys
@@ -11,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from minigpt_jax import config, display, model
+from minigpt_jax import config, display
 from minigpt_jax.config import Experiment
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
 from minigpt_jax.report.objective import Figure
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.train import compute
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,9 @@ class Run:
         try:
             # The type does not matter here, and "auto" would open the accelerator, which may be busy training.
             float32 = dataclasses.replace(self.experiment.model, dtype="float32")
-            shapes = model.parameter_shapes(dataclasses.replace(self.experiment, model=float32))
+            return compute.parameters(dataclasses.replace(self.experiment, model=float32))
         except Exception:
             return None
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
     def curve(self, split: str, x: str = "step", y: str = "loss") -> tuple[list[float], list[float]]:
         """Two columns of metrics.jsonl. Lines in which one of them is missing or not finite are skipped."""

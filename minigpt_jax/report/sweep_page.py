@@ -6,7 +6,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 from minigpt_jax.errors import UserError
-from minigpt_jax.report import axes_plots, curves, objective, runs
+from minigpt_jax.report import axes_plots, curves, objective, runs, scaling
 from minigpt_jax.report.format import number, setting
 from minigpt_jax.report.importance import importances
 from minigpt_jax.report.page import Block, Column, Command, Links, Page, Plot, Plots, Sample, Section, Table, Text
@@ -19,8 +19,13 @@ HIGHLIGHTED = 3
 """The number of best configurations whose curves are drawn in colour."""
 
 
-def build(sweep: Sweep, folder: Path) -> Page:
-    """Builds the page. Its links are relative to `folder`."""
+def build(sweep: Sweep, folder: Path, fit: bool = False) -> Page:
+    """Builds the page. Its links are relative to `folder`. `fit` adds a scaling law.
+
+    Raises:
+        UserError: a law is asked for, and there are too few configurations of several sizes.
+    """
+    read = _runs(sweep, sweep.configurations)
     return Page(
         f"Sweep {sweep.name}",
         lead(sweep),
@@ -29,7 +34,8 @@ def build(sweep: Sweep, folder: Path) -> Page:
             for section in (
                 Section("Best configuration", best(sweep)),
                 Section("Results", [results(sweep, ROWS_SHOWN)] if sweep.configurations else []),
-                Section("Loss curves", loss_curves(sweep)),
+                Section("Loss curves", loss_curves(sweep, read)),
+                Section("Scale", scaling.blocks(sweep, read, fit)),
                 Section("Objective against each axis", against(sweep)),
                 Section("Importance of each axis", importance(sweep)),
                 Section("Run or resume this sweep", again(sweep)),
@@ -131,9 +137,8 @@ def results(sweep: Sweep, limit: int) -> Table:
     return Table(columns, rows, frozenset() if sweep.best is None else frozenset({0}), note)
 
 
-def loss_curves(sweep: Sweep) -> list[Block]:
+def loss_curves(sweep: Sweep, read: dict[str, runs.Run]) -> list[Block]:
     """Plots the curves of all trials, with those of the best configurations in colour."""
-    read = _runs(sweep, sweep.configurations)
     if not read:
         return []
     shown = []

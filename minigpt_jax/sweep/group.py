@@ -192,7 +192,7 @@ class TrialGroup:
     def _end(self, run: OpenRun, status: str) -> None:
         """Closes a trial and records its result. The last seed of a configuration also finishes the configuration."""
         run.close()
-        row = results.row(self.trial_of[run], status, run.progress, run.valid)
+        row = results.row(self.trial_of[run], status, run.progress, run.valid, run.experiment)
         record_end(self.study, row, self.listener, self.total)
 
     def _compact(self, training: Training) -> None:

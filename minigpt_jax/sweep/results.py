@@ -7,20 +7,25 @@ from typing import Any
 
 import filelock
 
+from minigpt_jax.config import Experiment
 from minigpt_jax.storage.run_dir import write_atomic
 from minigpt_jax.sweep import axes
 from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.sweep.study import Study
+from minigpt_jax.train import compute
 from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 
 
-def row(trial: Trial, status: str, progress: Progress, sums: LossSums | None) -> dict[str, Any]:
+def row(
+    trial: Trial, status: str, progress: Progress, sums: LossSums | None, experiment: Experiment | None
+) -> dict[str, Any]:
     """The row of results of a trial.
 
     Args:
         status: complete, pruned, diverged or failed.
         sums: the sums of its last evaluation, or None if it has none or its loss became infinite or NaN.
+        experiment: that of its run, whose vocabulary is known; None if it has not begun.
     """
     figures = (LossSums() if sums is None else sums).summary()
     return {
@@ -31,6 +36,9 @@ def row(trial: Trial, status: str, progress: Progress, sums: LossSums | None) ->
         "status": status,
         **{name: value if abs(value) < float("inf") else None for name, value in figures.items()},
         "step": progress.step,
+        "parameters": None if experiment is None else compute.parameters(experiment),
+        "training_tokens": progress.tokens,
+        "training_flops": None if experiment is None else compute.training_flops(experiment, progress.step),
         "seconds": round(progress.seconds, 3),
         "run_dir": str(trial.files.path.relative_to(trial.folder)),
     }

@@ -200,7 +200,7 @@ class _Worker:
     def _fail(self, trials: Iterable[Trial], reason: str) -> None:
         for trial in trials:
             self.table.say(f"trial {trial.id} failed: {reason}")
-            record_end(self.study, results.row(trial, "failed", Progress(), None), self.table, 0)
+            record_end(self.study, results.row(trial, "failed", Progress(), None, None), self.table, 0)
 
 
 def _whole_configurations(trials: Sequence[Trial], max_trials: int) -> list[Trial]:

@@ -1,0 +1,141 @@
+"""The part of a sweep's report on scale: loss against compute with its frontier, and a scaling law on request."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib.ticker
+import numpy as np
+from matplotlib.figure import Figure
+
+from minigpt_jax.report import law, style
+from minigpt_jax.report.format import number
+from minigpt_jax.report.law import Fitted
+from minigpt_jax.report.page import Block, Column, Plot, Plots, Table, Text
+from minigpt_jax.report.results import Row, Sweep
+from minigpt_jax.report.runs import Run, is_finite
+
+
+class Point(NamedTuple):
+    """A validation of a trial."""
+
+    flops: float
+    loss: float
+
+
+class Model(NamedTuple):
+    """A trained configuration: parameters, training tokens, and the mean loss over its seeds."""
+
+    parameters: float
+    tokens: float
+    loss: float
+
+
+def blocks(sweep: Sweep, read: Mapping[str, Run], fitted: bool) -> list[Block]:
+    """The plots and tables, or nothing if the losses cannot be compared or the rows name no compute.
+
+    Args:
+        read: the runs of the trials by their ids.
+        fitted: whether to fit a scaling law.
+
+    Raises:
+        UserError: a law is asked for, and there are too few configurations of several sizes.
+    """
+    curves = _curves(sweep.rows, read) if sweep.figure == "loss" else []
+    shown: list[Block] = []
+    if curves:
+        note = (
+            "Compute is that of the matrix products of training, padding included. The frontier joins the lowest loss "
+            "for each compute. A trial whose learning rate still has to fall is above what it could reach there."
+        )
+        shown += [Plots([Plot("loss-by-compute", "Loss against compute", _against_compute(curves))]), Text(note)]
+    if fitted:
+        shown += _law(sweep, read)
+    return shown
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The points with a lower loss than all that took no more compute, by rising compute."""
+    ordered = sorted(points)
+    lowest = itertools.accumulate(ordered, lambda best, one: one if one.loss < best.loss else best)
+    return list(dict.fromkeys(lowest))
+
+
+def models(sweep: Sweep) -> list[Model]:
+    """The complete configurations whose rows name their parameters and tokens."""
+    found = []
+    for one in sweep.configurations:
+        rows = [row for row in one.complete if is_finite(row.get("parameters"), row.get("training_tokens"))]
+        if rows and one.loss is not None:
+            found.append(Model(rows[0]["parameters"], rows[0]["training_tokens"], one.loss))
+    return found
+
+
+def _curves(rows: Sequence[Row], read: Mapping[str, Run]) -> list[list[Point]]:
+    """The validations of each trial. Its compute grows evenly with its steps."""
+    curves = []
+    for row in rows:
+        run, flops, step = read.get(str(row.get("trial"))), row.get("training_flops"), row.get("step")
+        if run is None or not is_finite(flops, step) or not (flops and step):
+            continue
+        steps, losses = run.curve("valid")
+        curves.append([Point(flops * at / step, loss) for at, loss in zip(steps, losses, strict=True)])
+    return [curve for curve in curves if curve]
+
+
+def _against_compute(curves: Sequence[Sequence[Point]]) -> Figure:
+    with style.drawing():
+        figure, axes = style.panel("Loss against compute", "floating-point operations", "valid loss (nats per token)")
+        for curve in curves:
+            flops, losses = zip(*curve, strict=True)
+            axes.plot(flops, losses, color=style.MUTED, linewidth=0.8, marker="o", markersize=2, zorder=1.5)
+        best = frontier(list(itertools.chain.from_iterable(curves)))
+        flops, losses = zip(*best, strict=True)
+        axes.plot(flops, losses, color=style.ACCENT, marker="o", label="frontier", zorder=2.5)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:.0e}"))
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        style.loss_axis(axes, [point.loss for curve in curves for point in curve])
+        axes.legend(loc="best")
+    return figure
+
+
+def _law(sweep: Sweep, read: Mapping[str, Run]) -> list[Block]:
+    """The fitted constants, and the losses that the law gives against the measured ones."""
+    found = models(sweep)
+    sizes, tokens, losses = np.array(found, float).reshape(-1, 3).T
+    fitted = law.fit(sizes, tokens, losses)
+    floors = [floor for run in read.values() if (floor := run.floor("loss")) is not None]
+    predicted = fitted.law.loss(sizes, tokens)
+    plot = Plot("fitted-by-measured", "Losses by the law", _fitted_by_measured(losses, predicted))
+    return [Text(_formula(fitted, len(found))), _constants(fitted, floors[0] if floors else None), Plots([plot])]
+
+
+def _formula(fitted: Fitted, count: int) -> str:
+    alpha, beta = fitted.law.alpha, fitted.law.beta
+    return (
+        f"The law L = E + A / N^alpha + B / D^beta, fitted to {count} configurations: N parameters, D training tokens. "
+        f"By it, with C times the compute, the best number of parameters grows as C^{beta / (alpha + beta):.2f}, and "
+        f"that of tokens as C^{alpha / (alpha + beta):.2f}."
+    )
+
+
+def _constants(fitted: Fitted, floor: float | None) -> Table:
+    rows = [
+        [name, f"{getattr(fitted.law, name):.4g}", "–".join(f"{end:.4g}" for end in fitted.intervals[name])]
+        for name in fitted.law._fields
+    ]
+    note = "Intervals come from fits to samples of the configurations with replacement."
+    if floor is not None:
+        note += f" The true entropy of the text is {number(floor, 4)} nats per token, which E estimates."
+    return Table([Column("constant", figures=False), Column("value"), Column("95% interval")], rows, note=note)
+
+
+def _fitted_by_measured(measured: np.ndarray, predicted: np.ndarray) -> Figure:
+    with style.drawing():
+        figure, axes = style.panel("Losses by the law", "measured loss", "loss by the law")
+        ends = [min(*measured, *predicted), max(*measured, *predicted)]
+        axes.plot(ends, ends, color=style.MUTED, linewidth=0.8, linestyle="--", label="equal")
+        axes.plot(measured, predicted, color=style.ACCENT, marker="o", linestyle="", label="configuration")
+        axes.legend(loc="best")
+    return figure

@@ -1,0 +1,94 @@
+"""The part of a sweep's report on scale: compute, the frontier, and the law."""
+
+import itertools
+import json
+from pathlib import Path
+
+import fake_sweep
+import numpy as np
+import pytest
+from pages import Page
+
+from minigpt_jax.cli import main
+from minigpt_jax.report import report, results, scaling
+from minigpt_jax.report.law import Law
+from minigpt_jax.report.scaling import Point
+
+TRUE = Law(0.4, 60.0, 2e3, 0.5, 0.6)
+AXES = [{"field": "model.width", "values": [16, 32, 64, 128]}, {"field": "train.steps", "values": [100, 400, 1600]}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sweep over sizes and steps whose losses follow a law."""
+    path = tmp_path / "scale"
+    path.mkdir()
+    points = itertools.product(*[axis["values"] for axis in AXES])
+    rows = []
+    for number, (width, steps) in enumerate(points):
+        parameters, tokens = 100 * width**2, 2048 * steps
+        loss = float(TRUE.loss(np.array([parameters]), np.array([tokens]))[0])
+        trial = f"{number}-seed-0"
+        fake_sweep.write_run(path / "trials" / trial, final=loss)
+        rows.append(
+            {"configuration": number, "trial": trial, "seed": 0, "model.width": width, "train.steps": steps}
+            | {"status": "complete", "loss": loss, "perplexity": np.exp(loss), "bits_per_byte": loss / 2}
+            | {
+                "step": 60,
+                "parameters": parameters,
+                "training_tokens": tokens,
+                "training_flops": 6.0 * parameters * tokens,
+            }
+        )
+    (path / "sweep.json").write_text(json.dumps({"name": "scale", "axes": AXES, "search": "grid"}))
+    (path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_page_has_the_law_that_the_losses_follow(folder: Path):
+    [written] = report([folder], fit=True)
+    page = Page(written.html)
+    [table] = [table for table in page.tables if table[0][0] == "constant"]
+    found = {row[0]: float(row[1]) for row in table[1:]}
+    np.testing.assert_allclose([found[name] for name in TRUE._fields], TRUE, rtol=5e-3)
+
+
+def test_without_being_asked_there_is_the_frontier_alone(folder: Path):
+    [written] = report([folder])
+    text = written.html.read_text()
+    assert "Loss against compute" in text
+    assert "95% interval" not in text
+
+
+def test_a_law_of_too_few_models_is_told_in_a_line(folder: Path, capsys: pytest.CaptureFixture[str]):
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    (folder / "results.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    assert main(["report", str(folder), "--fit"]) == 2
+    assert "there are 3, of 1 and 3" in capsys.readouterr().err
+
+
+def test_a_law_needs_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    fake_sweep.write_run(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run"), "--fit"]) == 2
+    assert "--fit" in capsys.readouterr().err
+
+
+def test_the_frontier_has_each_point_that_no_cheaper_one_beats():
+    rng = np.random.default_rng(0)
+    points = [Point(float(flops), float(loss)) for flops, loss in rng.integers(1, 30, (60, 2))]
+    expected = {p for p in points if not any(q.flops <= p.flops and q.loss <= p.loss and q != p for q in points)}
+    found = scaling.frontier(points)
+    assert set(found) == expected
+    assert found == sorted(found)
+
+
+def test_compute_grows_with_the_steps_of_a_trial(folder: Path):
+    sweep = results.read(folder)
+    from minigpt_jax.report import runs
+
+    read = {row["trial"]: runs.read(folder / "trials" / row["trial"]) for row in sweep.rows}
+    curves = scaling._curves(sweep.rows, read)
+    assert len(curves) == 12
+    for row, curve in zip(sweep.rows, curves, strict=True):
+        assert [point.flops for point in curve] == pytest.approx([row["training_flops"] * i / 6 for i in range(1, 7)])
+        assert curve[-1].loss == row["loss"]
