@@ -53,6 +53,14 @@ def test_the_page_has_the_law_that_the_losses_follow(folder: Path):
     np.testing.assert_allclose([found[name] for name in TRUE._fields], TRUE, rtol=5e-3)
 
 
+def test_the_best_configuration_of_each_size_and_length_counts(folder: Path):
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    worse = [{**row, "configuration": row["configuration"] + 50, "loss": row["loss"] + 1.0} for row in rows]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*worse, *rows]))
+    found = scaling.models(results.read(folder))
+    assert sorted(found) == sorted((row["parameters"], row["training_tokens"], row["loss"]) for row in rows)
+
+
 def test_without_being_asked_there_is_the_frontier_alone(folder: Path):
     [written] = report([folder])
     text = written.html.read_text()

@@ -62,13 +62,17 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def models(sweep: Sweep) -> list[Model]:
-    """The complete configurations whose rows name their parameters and tokens."""
-    found = []
-    for one in sweep.configurations:
+    """The best complete configuration of each number of parameters and of training tokens.
+
+    So a sweep may also vary what both do not depend on, such as the learning rate.
+    """
+    found: dict[tuple[float, float], Model] = {}
+    for one in sweep.configurations:  # best first
         rows = [row for row in one.complete if is_finite(row.get("parameters"), row.get("training_tokens"))]
         if rows and one.loss is not None:
-            found.append(Model(rows[0]["parameters"], rows[0]["training_tokens"], one.loss))
-    return found
+            size, tokens = rows[0]["parameters"], rows[0]["training_tokens"]
+            found.setdefault((size, tokens), Model(size, tokens, one.loss))
+    return list(found.values())
 
 
 def _curves(rows: Sequence[Row], read: Mapping[str, Run]) -> list[list[Point]]:
@@ -114,7 +118,8 @@ def _law(sweep: Sweep, read: Mapping[str, Run]) -> list[Block]:
 def _formula(fitted: Fitted, count: int) -> str:
     alpha, beta = fitted.law.alpha, fitted.law.beta
     return (
-        f"The law L = E + A / N^alpha + B / D^beta, fitted to {count} configurations: N parameters, D training tokens. "
+        f"The law L = E + A / N^alpha + B / D^beta, fitted to {count} models: the best configuration for each number N "
+        "of parameters and D of training tokens. "
         f"By it, with C times the compute, the best number of parameters grows as C^{beta / (alpha + beta):.2f}, and "
         f"that of tokens as C^{alpha / (alpha + beta):.2f}."
     )
