@@ -19,6 +19,7 @@ commands:
   report RUN_DIR ...         tables and plots
   export RUN_DIR --to PATH   a Hugging Face folder made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
+  lm_eval [arguments]        lm-evaluation-harness, with runs as its model minigpt
   test [pytest arguments]    the tests
 
 FILE.py --help lists the flags of an experiment, COMMAND --help those of a command. Relative paths start at the current
@@ -202,6 +203,7 @@ esac
 case $1 in # the extras of pyproject.toml that a command needs
   test) needed='dev kerashub mauve' ;;
   compare) needed=mauve ;;
+  lm_eval) needed=harness ;;
   *) needed='' ;;
 esac
 for argument in "$@"; do

@@ -14,12 +14,11 @@ import numpy as np
 from minigpt_jax import model, samplers, tokenizer
 from minigpt_jax.cache import keep_compiled_programs
 from minigpt_jax.config import Experiment
-from minigpt_jax.data.batch import Batch
 from minigpt_jax.errors import UserError
-from minigpt_jax.generate import requests
+from minigpt_jax.generate import continuations, requests
 from minigpt_jax.generate.generation import Generation, generations
 from minigpt_jax.generate.methods import as_sampler
-from minigpt_jax.generate.programs import programs, scorer
+from minigpt_jax.generate.programs import programs
 from minigpt_jax.generate.settings import GenerationSettings, check_row_ids, signature_of_settings
 from minigpt_jax.generate.texts import (
     StopScanner,
@@ -32,7 +31,7 @@ from minigpt_jax.generate.texts import (
 )
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Sampler
-from minigpt_jax.samplers.buckets import power_bucket, row_bucket
+from minigpt_jax.samplers.buckets import power_bucket
 from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_code import trusted_experiment
 from minigpt_jax.storage.run_dir import RunDir
@@ -214,14 +213,8 @@ class LanguageModel:
                     f"the text {abbreviated(text)!r} has {len(tokens) - 1} tokens, and the window holds {window}; "
                     "shorten it"
                 )
-        width = power_bucket(max(map(len, ids), default=1) - 1, 8, window)
-        rows = np.full((row_bucket(len(ids), devices.local_devices()), width + 1), self.tokenizer.special.line_end)
-        length = np.zeros(len(rows), np.int32)
-        for i, tokens in enumerate(ids):
-            rows[i, : len(tokens)], length[i] = tokens, len(tokens)
-        batch = Batch(rows.astype(np.int32), np.zeros_like(length), length)
-        logprobs_B = devices.join_rows(scorer(self.model)(self.weights, devices.split_rows(batch)))  # pyright: ignore[reportArgumentType]
-        return [float(value) for value in logprobs_B[: len(texts)]]
+        found = dict(continuations.scores(self, [(tokens[:1], tokens[1:]) for tokens in ids]))
+        return [found[i].logprob for i in range(len(ids))]
 
     def compare(
         self,

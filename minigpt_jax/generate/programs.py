@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from minigpt_jax import model, samplers
-from minigpt_jax.data.batch import Batch
 from minigpt_jax.model import GPT
 from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
@@ -83,14 +82,22 @@ def _without_ynnpack() -> dict[str, Any]:
 
 
 @functools.lru_cache(16)
-def scorer(gpt: GPT) -> Any:
-    """The program (weights, batch) -> log-probability of each row's labels, in nats [B]."""
+def continuation_scorer(gpt: GPT) -> Any:
+    """The program (weights, tokens [B, T+1], start [B], length [B]) -> log-probabilities [B] and [B] whether greedy.
 
-    def score(weights: Any, batch: Batch) -> Any:
-        nats_BT = metrics.cross_entropy(model.logits(gpt, weights, batch.features), batch.labels)
-        return -jnp.sum(nats_BT, axis=1, where=batch.is_label)
+    Both are of tokens number `start` to `length`: their log-probability in nats, and whether each is the most probable
+    one in its place.
+    """
 
-    return devices.compile_rows(score, (None, 0))
+    def score(weights: Any, tokens_BU: Any, start_B: Any, length_B: Any) -> Any:
+        labels_BT = tokens_BU[:, 1:]
+        asked_BT = _asked(labels_BT, start_B, length_B)
+        logits_BTV = model.logits(gpt, weights, tokens_BU[:, :-1])
+        nats_BT = metrics.cross_entropy(logits_BTV, labels_BT)
+        is_first_BT = jnp.argmax(logits_BTV, axis=-1) == labels_BT
+        return -jnp.sum(nats_BT, axis=1, where=asked_BT), jnp.all(is_first_BT, axis=1, where=asked_BT)
+
+    return devices.compile_rows(score, (None, 0, 0, 0))
 
 
 @functools.lru_cache(16)
@@ -103,8 +110,7 @@ def judge(gpt: GPT) -> Any:
 
     def judged(weights: Any, tokens_BU: Any, start_B: Any, length_B: Any) -> Any:
         tokens_BT, labels_BT = tokens_BU[:, :-1], tokens_BU[:, 1:]
-        place_1T = 1 + jnp.arange(labels_BT.shape[1])[None]
-        asked_BT = (start_B[:, None] <= place_1T) & (place_1T < length_B[:, None])
+        asked_BT = _asked(labels_BT, start_B, length_B)
         nats_BT = metrics.cross_entropy(model.logits(gpt, weights, tokens_BT), labels_BT)
         hidden_BTD = model.hidden(gpt, weights, tokens_BT)
         last_B = jnp.minimum(length_B, tokens_BT.shape[1]) - 1
@@ -112,6 +118,12 @@ def judge(gpt: GPT) -> Any:
         return jnp.sum(nats_BT, axis=1, where=asked_BT), features_BD
 
     return devices.compile_rows(judged, (None, 0, 0, 0))
+
+
+def _asked(labels_BT: Any, start_B: Any, length_B: Any) -> Any:
+    """Whether each label is one of the tokens number `start` to `length` of its row, of which it lacks the first."""
+    place_1T = 1 + jnp.arange(labels_BT.shape[1])[None]
+    return (start_B[:, None] <= place_1T) & (place_1T < length_B[:, None])
 
 
 def _prefill(apply: Any, slots: int, tokens_BT: Any, length_B: Any) -> Any:

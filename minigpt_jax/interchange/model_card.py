@@ -45,7 +45,7 @@ def model_card(
     """
     experiment, config = lm.experiment, lm.experiment.model
     parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.weights))
-    trust = ", trust_remote_code=True" if own_code else ""
+    trust, harness_trust = (", trust_remote_code=True", ",trust_remote_code=True") if own_code else ("", "")
     start, end = (lm.tokenizer.piece(token) or token for token in (lm.tokenizer.special.start, lm.end_id))
     weights = "the moving average of the weights" if experiment.optimizer.ema_decay is not None else "the weights"
     return f"""\
@@ -71,6 +71,8 @@ A small GPT, trained from scratch by minigpt_jax: {parameters:,} parameters, {co
 ## Figures
 
 {_figures(metrics, lm.step)}
+{_protocol(lm, start)}
+
 ## Use
 
 ```python
@@ -83,6 +85,15 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_spec
 ```
 
 The tokenizer puts `{start}` in front of a text, as in training. A text ends with `{end}`.{_differing(done)}
+
+[lm-evaluation-harness](https://github.com/EleutherAI/lm-evaluation-harness) judges the model by its tasks:
+
+```console
+$ lm_eval --model hf --model_args pretrained={name}{harness_trust} --tasks arc_easy
+```
+
+For perplexity tasks, such as wikitext, append `,add_bos_token=False` to `--model_args`. Otherwise the harness puts
+`{start}` before a text twice and scores the second one.
 """
 
 
@@ -109,6 +120,22 @@ def _corpus(experiment: Experiment) -> str:
     if data.layout == "packed":
         return f"{documents}, all of the text, cut into windows of {data.sequence_length} tokens"
     return f"{documents}: the first {data.sequence_length} tokens of each document of more than {data.min_bytes} bytes"
+
+
+def _protocol(lm: LanguageModel, start: Any) -> str:
+    """How the validation and test figures can be computed again."""
+    length = lm.model.sequence_length
+    text = "Perplexity of the validation and test parts is exp(total negative log-likelihood / number of labels). "
+    if lm.experiment.data.layout_of("valid") == "lines":
+        return text + (
+            f"A row is `{start}` and the first {length} tokens of a document, and is a context of its own. All tokens "
+            f"but `{start}` are labels."
+        )
+    return text + (
+        f"The documents are joined to one sequence, with `{start}` before the first and after each one, and cut into "
+        f"rows of {length + 1} tokens that overlap by one. A row is a context of its own, and all of its tokens but "
+        "the first are labels."
+    )
 
 
 def _figures(metrics: Iterable[Mapping[str, Any]], step: int | None) -> str:
