@@ -17,7 +17,7 @@ commands:
   evaluate RUN_DIR [flags]   perplexity and bits per byte
   sweep FILE.py AXIS ...     trials over the fields of an experiment
   report RUN_DIR ...         tables and plots
-  export RUN_DIR --to PATH   a Hugging Face folder made of a run
+  export RUN_DIR --to PATH   a Hugging Face folder, or a GGUF file for llama.cpp, made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
   lm_eval [arguments]        lm-evaluation-harness, with runs as its model minigpt
   test [pytest arguments]    the tests
@@ -201,9 +201,10 @@ case ${1:-} in
   *.py) set -- train "$@" ;;
 esac
 case $1 in # the extras of pyproject.toml that a command needs
-  test) needed='dev kerashub mauve' ;;
+  test) needed='dev kerashub mauve gguf' ;;
   compare) needed=mauve ;;
   lm_eval) needed=harness ;;
+  export) [[ " $* " == *[\ =]gguf\ * ]] && needed=gguf || needed='' ;;
   *) needed='' ;;
 esac
 for argument in "$@"; do

@@ -204,7 +204,7 @@ def test_environment_grows_by_what_is_needed(checkout: Checkout) -> None:
     checkout.have("uv", "python3", "nvidia-smi")  # as from a login node to one with GPUs
     checkout.run("x.py", FAKE_GPU="580.65.06, 9.0")
     checkout.run("x.py")
-    assert checkout.installations() == ["uv .", "uv .[dev,kerashub,mauve]", "uv .[dev,kerashub,mauve,cuda13]"]
+    assert checkout.installations() == ["uv .", "uv .[dev,kerashub,mauve,gguf]", "uv .[dev,kerashub,mauve,gguf,cuda13]"]
 
 
 @pytest.mark.parametrize("address", ["https://host/a.txt", "s3://bucket/*.parquet", "--data.files=gs://bucket/texts"])
@@ -213,6 +213,14 @@ def test_addresses_bring_the_packages_that_read_them(checkout: Checkout, address
     for _ in range(2):
         checkout.run("x.py", "--data.files", "a.txt", address, address)
     assert checkout.installations() == ["uv .", "uv .[remote]"]
+
+
+@pytest.mark.parametrize("asked", [["--format", "gguf"], ["--format=gguf", "--to", "a.gguf"]])
+def test_export_brings_the_package_that_writes_gguf(checkout: Checkout, asked: list[str]) -> None:
+    checkout.run("export", "runs/gguf/a", "--to", "a")
+    for _ in range(2):
+        checkout.run("export", "runs/a", *asked)
+    assert checkout.installations() == ["uv .", "uv .[gguf]"]
 
 
 def test_tests_are_the_checkouts(checkout: Checkout) -> None:

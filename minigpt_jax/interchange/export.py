@@ -1,4 +1,4 @@
-"""A run as a folder that other tools read."""
+"""A run as a folder or a file that other tools read."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from minigpt_jax.corpora import open_corpus
 from minigpt_jax.data import store
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
-from minigpt_jax.interchange import safetensors_writer, stock, tokenizer_files
+from minigpt_jax.interchange import gguf_writer, safetensors_writer, stock, tokenizer_files
 from minigpt_jax.interchange.architectures import MINIGPT
 from minigpt_jax.interchange.huggingface import CONFIG
 from minigpt_jax.interchange.model_card import Exported, model_card
@@ -28,7 +28,7 @@ from minigpt_jax.storage.checkpoint import Step
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
 from minigpt_jax.tokenizer import WordPiece
 
-Format = Literal["huggingface"]
+Format = Literal["huggingface", "gguf"]
 GENERATION_CONFIG = "generation_config.json"
 _TEMPLATES = Path(__file__).with_name("templates")
 _OWN_CODE = ("configuration_minigpt.py", "modeling_minigpt.py")
@@ -41,31 +41,41 @@ _MARK = "minigpt_jax"
 def export(
     run_dir: str | Path, to: str | Path, format: Format = "huggingface", dtype: Dtype = "float32", step: Step = None
 ) -> Exported:
-    """Writes the model of a run, with its tokenizer, into a folder that Hugging Face's Transformers loads.
+    """Writes the model of a run, with its tokenizer, for other tools.
 
-    The model's class is one of Transformers if one computes exactly the same function. Otherwise the folder carries the
-    code of the class, and `trust_remote_code=True` loads it. The weights are those that are sampled from: the moving
-    average if the run keeps one. The folder appears once it is complete; an earlier export in its place is replaced.
+    By default it is a folder that Hugging Face's Transformers loads. The model's class is one of Transformers if one
+    computes exactly the same function. Otherwise the folder carries the code of the class, and `trust_remote_code=True`
+    loads it. With "gguf" it is a file for llama.cpp, which has to have an architecture that computes exactly the same
+    function.
+
+    The weights are those that are sampled from: the moving average if the run keeps one. The folder or file appears
+    once it is complete; an earlier export in its place is replaced.
 
     Args:
         run_dir: a run directory.
-        to: the folder.
-        format: huggingface.
-        dtype: the type of the weights: float32, bfloat16 or float16.
+        to: the folder, or the file, whose name ends in .gguf.
+        format: huggingface or gguf.
+        dtype: the type of the weights: float32, bfloat16 or float16. In a GGUF file vectors are always float32.
         step: the checkpoint: a step, or "best" for the lowest validation loss; the latest by default.
 
     Raises:
         UserError: the run or its checkpoint is missing or damaged, its model needs code of the user's own, an argument
-            is not allowed, the folder holds something else, or a weight is too large for the type.
+            is not allowed, there is something else in the place of the export, a weight is too large for the type, or
+            llama.cpp has no such architecture or tokenizer.
     """
     for name, value, allowed in (("format", format, get_args(Format)), ("dtype", dtype, get_args(Dtype))):
         if value not in allowed:
             raise UserError(f"--{name} {value}: must be {' or '.join(allowed)}")
-    target = _target(to)
+    if format == "gguf":
+        gguf_writer.check_installed()
+    target = _target_file(to) if format == "gguf" else _target(to)
     _refuse_code(RunDir(run_dir))
     lm = generate.load(run_dir, step)
-    with _whole_folder(target) as folder:
-        return write(lm, folder, dtype, target.name, read_metrics(RunDir(run_dir)))
+    with _whole(target) as partial:
+        if format == "gguf":
+            return gguf_writer.write(lm, partial, dtype, target.stem)
+        partial.mkdir()
+        return write(lm, partial, dtype, target.name, read_metrics(RunDir(run_dir)))
 
 
 def write(lm: LanguageModel, folder: Path, dtype: Dtype, name: str, metrics: Iterable[Mapping[str, Any]]) -> Exported:
@@ -171,17 +181,40 @@ def _refuse_code(run_dir: RunDir) -> None:
 def _target(to: str | Path) -> Path:
     """The folder to write. Raises UserError if it cannot be made, or holds anything but an earlier export."""
     target = Path(os.path.abspath(Path(to).expanduser()))
-    existing = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    existing = _existing(target, to)
+    if target.suffix == ".gguf":
+        raise UserError(f"--to {to}: it names a GGUF file, and --format huggingface writes a folder; add --format gguf")
     if not existing.is_dir():
         raise UserError(f"--to {to}: {existing} is no folder; name another one")
-    if not os.access(existing, os.W_OK):
-        raise UserError(f"--to {to}: {existing} cannot be written; name another folder")
     names = sorted(path.name for path in target.iterdir()) if existing == target else []
     if names and not _is_export(target):
         raise UserError(f"--to {to}: it holds {names[0]} and is no earlier export; name a new folder")
     if foreign := [name for name in names if name not in _FILES]:
         raise UserError(f"--to {to}: it holds {foreign[0]}, which no export wrote; name a new folder, or move that")
     return target
+
+
+def _target_file(to: str | Path) -> Path:
+    """The file to write. Raises UserError if it cannot be made, or is anything but an earlier export."""
+    target = Path(os.path.abspath(Path(to).expanduser()))
+    existing = _existing(target, to)
+    if target.is_dir():
+        raise UserError(f"--to {to}: it is a folder, and a GGUF is a file; give --to {Path(to) / 'model.gguf'}")
+    if target.suffix != ".gguf":
+        raise UserError(f"--to {to}: the name of a GGUF file ends in .gguf; give --to {to}.gguf")
+    if existing == target and not (target.is_file() and gguf_writer.is_export(target)):
+        raise UserError(f"--to {to}: it is no earlier export; name another file")
+    if existing != target and not existing.is_dir():
+        raise UserError(f"--to {to}: {existing} is no folder; name another one")
+    return target
+
+
+def _existing(target: Path, to: str | Path) -> Path:
+    """The target or the nearest folder above it that exists. Raises UserError if it cannot be written."""
+    existing = next(path for path in (target, *target.parents) if os.path.lexists(path))
+    if existing.is_dir() and not os.access(existing, os.W_OK):
+        raise UserError(f"--to {to}: {existing} cannot be written; name another folder")
+    return existing
 
 
 def _is_export(folder: Path) -> bool:
@@ -192,14 +225,13 @@ def _is_export(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, which takes its place at the end, or is removed after an error."""
+def _whole(target: Path) -> Iterator[Path]:
+    """A path beside the target, for a folder or a file that takes its place at the end or is removed after an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, earlier = (target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial") for _ in range(2))
-    partial.mkdir()
     try:
         yield partial
-        if target.exists():
+        if target.is_dir():  # a file is replaced at once
             target.rename(earlier)
         try:
             partial.rename(target)
@@ -209,4 +241,7 @@ def _whole_folder(target: Path) -> Iterator[Path]:
             raise
     finally:
         for path in (partial, earlier):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -16,19 +16,21 @@ class Exported(NamedTuple):
     """What `export` wrote.
 
     Attributes:
-        class_name: the class of the model in Transformers.
-        reason: why it is that class, in words.
+        class_name: the class of the model in Transformers, or its architecture in llama.cpp.
+        reason: why it is that one, in words.
         step: the step of the checkpoint.
         size: the number of bytes of the weights.
         differing: of a WordPiece tokenizer, how many documents of the validation part the exported tokenizer encodes
             otherwise, and how many there are; None if the corpus is not at hand.
+        tokenizer: of a GGUF file, how its vocabulary encodes texts, in words.
     """
 
     class_name: str
     reason: str
     step: int | None
     size: int
-    differing: tuple[int, int] | None
+    differing: tuple[int, int] | None = None
+    tokenizer: str = ""
 
 
 def model_card(

@@ -35,13 +35,12 @@ def write(
     Raises:
         UserError: a number is too large for the type.
     """
-    code, kind = _TYPES[dtype]
     tensors = list(tensors)
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name, shape, _ in tensors:
-        start, end = end, end + math.prod(shape) * np.dtype(kind).itemsize
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": (start, end)}
+        start, end = end, end + size_of(shape, dtype)
+        header[name] = {"dtype": _TYPES[dtype][0], "shape": shape, "data_offsets": (start, end)}
     written = json.dumps(header, separators=(",", ":")).encode()
     written += b" " * (-len(written) % _ALIGNMENT)
     with path.open("xb") as file:
@@ -50,12 +49,22 @@ def write(
         for name, shape, read in tensors:
             array = read()
             assert array.shape == shape, f"{name} is {array.shape}, and its header says {shape}"
-            with np.errstate(over="ignore"):
-                cast = np.ascontiguousarray(array, kind)  # a transposed view would be written untransposed
-            if not np.isfinite(cast.astype(np.float32)).all() and np.isfinite(array).all():
-                raise UserError(
-                    f"--dtype {dtype}: {name} has values up to {np.abs(array).max():.3g}, which it cannot hold; take "
-                    "--dtype bfloat16"
-                )
-            file.write(cast.tobytes())
+            file.write(cast(name, array, dtype).tobytes())
     return end
+
+
+def size_of(shape: tuple[int, ...], dtype: Dtype) -> int:
+    """The number of bytes of a tensor."""
+    return math.prod(shape) * np.dtype(_TYPES[dtype][1]).itemsize
+
+
+def cast(name: str, array: np.ndarray, dtype: Dtype) -> np.ndarray:
+    """A tensor in another type, contiguous. Raises UserError if a number is too large for the type."""
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(array, _TYPES[dtype][1])  # a transposed view would be written untransposed
+    if not np.isfinite(result.astype(np.float32)).all() and np.isfinite(array).all():
+        raise UserError(
+            f"--dtype {dtype}: {name} has values up to {np.abs(array).max():.3g}, which it cannot hold; take "
+            "--dtype bfloat16"
+        )
+    return result

@@ -1,7 +1,7 @@
 """Which class of Transformers can hold a model, and the model's weights as that class has them."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ class Fit(NamedTuple):
         arrays: the parameters from which `tensors` makes those of that model.
         obstacles: the fields that the architecture cannot express, with their values. If there are any, the model is
             another one.
+        needed: the flags of the nearest model that the architecture expresses, one for each obstacle.
     """
 
     architecture: Architecture
@@ -34,6 +35,7 @@ class Fit(NamedTuple):
     experiment: Experiment
     arrays: Arrays
     obstacles: tuple[str, ...]
+    needed: tuple[str, ...]
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...], "Parts"]]:
         """The name and the shape of each tensor, and the parts that `Parts.join` makes it of."""
@@ -58,10 +60,10 @@ class Parts(NamedTuple):
         return self.tensor.tensor([_array(self.fit.arrays.get(path), shape, head_size) for path, shape in paths])
 
 
-def nearest_fits(experiment: Experiment, params: Any) -> list[Fit]:
-    """How each class of Transformers would hold a model, those with the fewest obstacles first."""
+def nearest_fits(experiment: Experiment, params: Any, architectures: Iterable[Architecture] = STOCK) -> list[Fit]:
+    """How each of the architectures would hold a model, those with the fewest obstacles first."""
     folded, arrays = _folded(experiment, _flat(params))
-    return sorted((_fit(one, folded, arrays) for one in STOCK), key=lambda fit: len(fit.obstacles))
+    return sorted((_fit(one, folded, arrays) for one in architectures), key=lambda fit: len(fit.obstacles))
 
 
 def own_fit(experiment: Experiment, params: Any) -> Fit:
@@ -81,15 +83,26 @@ def _fit(architecture: Architecture, experiment: Experiment, arrays: Arrays) -> 
         and not (name in _BIASES and theirs[name])  # the missing biases are written as 0
         and not (name == "num_kv_heads" and theirs[name] == theirs["num_heads"])  # each is repeated for its group
     }
-    if architecture is not MINIGPT and experiment.model.width % experiment.model.num_heads:
-        obstacles["num_heads"] = f"{ours['num_heads']}, which does not divide the width of {ours['width']}"
+    needed = {name: theirs[name] for name in obstacles}
+    width, heads = experiment.model.width, experiment.model.num_heads
+    if architecture is not MINIGPT and width % heads:
+        obstacles["num_heads"] = f"{heads}, which does not divide the width of {width}"
+        needed["num_heads"] = next(number for number in range(heads + 1, width + 1) if width % number == 0)
     return Fit(
         architecture,
         settings,
         dataclasses.replace(experiment, model=described),
         arrays,
         tuple(f"--model.{flag_name(name)} {value}" for name, value in obstacles.items()),
+        tuple(_flag(name, value) for name, value in needed.items()),
     )
+
+
+def _flag(name: str, value: Any) -> str:
+    """The flag that gives a field of the model a value."""
+    if isinstance(getattr(ModelConfig, name), bool):  # not None, as of biases that follow another field
+        return f"--model.{flag_name(name if value else f'no_{name}')}"
+    return f"--model.{flag_name(name)} {value}"
 
 
 def _facts(config: ModelConfig) -> dict[str, Any]:
