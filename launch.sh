@@ -20,6 +20,7 @@ commands:
   export RUN_DIR --to PATH   a Hugging Face folder, or a GGUF file for llama.cpp, made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
   lm_eval [arguments]        lm-evaluation-harness, with runs as its model minigpt
+  serve RUN_DIR ...          an OpenAI-compatible endpoint
   test [pytest arguments]    the tests
 
 FILE.py --help lists the flags of an experiment, COMMAND --help those of a command. Relative paths start at the current
@@ -201,10 +202,11 @@ case ${1:-} in
   *.py) set -- train "$@" ;;
 esac
 case $1 in # the extras of pyproject.toml that a command needs
-  test) needed='dev kerashub mauve gguf' ;;
+  test) needed='dev kerashub mauve gguf serve' ;;
   compare) needed=mauve ;;
   lm_eval) needed=harness ;;
   export) [[ " $* " == *[\ =]gguf\ * ]] && needed=gguf || needed='' ;;
+  serve) needed=serve ;;
   *) needed='' ;;
 esac
 for argument in "$@"; do

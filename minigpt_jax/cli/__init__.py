@@ -13,7 +13,7 @@ from minigpt_jax.errors import UserError, printable
 from minigpt_jax.trial import signals
 from minigpt_jax.trial.signals import INTERRUPTED
 
-COMMANDS = ("train", "sample", "compare", "evaluate", "sweep", "report", "export", "import", "lm_eval")
+COMMANDS = ("train", "sample", "compare", "evaluate", "sweep", "report", "export", "import", "serve", "lm_eval")
 USAGE = """\
 usage: minigpt COMMAND ...
 
@@ -23,9 +23,10 @@ usage: minigpt COMMAND ...
   evaluate RUN_DIR [flags]   perplexity and bits per byte
   sweep FILE.py AXIS ...     trials over an experiment's fields
   report RUN_DIR ...         tables and plots, of runs or of a sweep
-  export RUN_DIR --to PATH   a Hugging Face folder made of a run
+  export RUN_DIR --to PATH   a Hugging Face folder, or a GGUF file for llama.cpp, made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
   lm_eval [arguments]        lm-evaluation-harness, with runs as its model minigpt
+  serve RUN_DIR ...          an OpenAI-compatible endpoint
 
 Each command, and each FILE.py, lists its flags with --help.
 """

@@ -59,6 +59,7 @@ from minigpt_jax.samplers.methods import (
     Typical,
     create_all,
 )
+from minigpt_jax.samplers.per_row import per_row
 from minigpt_jax.samplers.processors import checked
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "create_all",
     "decode",
     "halt",
+    "per_row",
     "request",
     "result",
     "start",

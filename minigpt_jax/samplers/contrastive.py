@@ -67,8 +67,9 @@ def _pick(step: Step, sampler: Any, request: Request, state: State, extra: Seque
     alike_BKS = jnp.einsum("bkd,bsd->bks", hidden_BKD, state.hidden, precision=lax.Precision.HIGHEST)
     known_BS = jnp.arange(state.hidden.shape[1])[None] < (request.length + state.step)[:, None]
     alike_BK = jnp.max(alike_BKS, axis=2, where=known_BS[:, None], initial=-1.0)
-    score_BK = (1 - sampler.alpha) * jnp.exp(values_BK - norm_B1) - sampler.alpha * alike_BK
-    candidate_BK = (jnp.arange(width) < sampler.k)[None] & (values_BK > -jnp.inf)
+    k_B1, alpha_B1 = (jnp.reshape(setting, (-1, 1)) for setting in (sampler.k, sampler.alpha))  # [1, 1] if all share it
+    score_BK = (1 - alpha_B1) * jnp.exp(values_BK - norm_B1) - alpha_B1 * alike_BK
+    candidate_BK = (jnp.arange(width)[None] < k_B1) & (values_BK > -jnp.inf)
     chosen_B = jnp.argmax(jnp.where(candidate_BK, score_BK, -jnp.inf), axis=1)
 
     row_B = jnp.arange(rows)
