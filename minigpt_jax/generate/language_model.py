@@ -39,14 +39,16 @@ from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.tokenizer import Tokenizer, with_tokenizer
 
 if TYPE_CHECKING:
+    from minigpt_jax.generate.beam_tree import BeamTree
     from minigpt_jax.generate.held_out import HeldOut
+    from minigpt_jax.generate.inspection import Inspected
     from minigpt_jax.generate.verdict import Verdict
 
 CHUNK_TOKENS = 8
 """New tokens between two looks at the text, where it is streamed or searched for stop strings."""
 
 
-class _Stepped(NamedTuple):
+class Stepped(NamedTuple):
     """The form of a model that is sampled from."""
 
     model: model.GPT
@@ -84,6 +86,7 @@ class LanguageModel:
 
     Attributes:
         path: the folder that the model was loaded from, or None.
+        stepped: the form of the model and its weights that is sampled from.
         end_ids: the labels that stand for the end of a document in training; give them as `stop` to let a text end.
     """
 
@@ -122,7 +125,7 @@ class LanguageModel:
     @weights.setter
     def weights(self, weights: Any) -> None:
         self._weights = weights
-        self._stepped = _Stepped(*model.untied(self.model, weights))
+        self.stepped = Stepped(*model.untied(self.model, weights))
 
     @signature_of_settings
     def generate(
@@ -206,7 +209,7 @@ class LanguageModel:
         Raises UserError for a text that does not fit in the window.
         """
         texts = as_texts(texts, "texts")
-        ids = self._ids(texts)
+        ids = self.prompt_ids(texts)
         window = self.model.sequence_length
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > window + 1:
@@ -236,7 +239,29 @@ class LanguageModel:
 
         return verdict.compare(self, methods, prompts, max_new_tokens, seed, progress)
 
-    def _ids(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
+    def inspect(
+        self,
+        prompt: str | list[int],
+        tokens: Sequence[int],
+        sampler: Sampler | str | None = None,
+        settings: GenerationSettings | None = None,
+        count: int = 10,
+    ) -> "list[Inspected]":
+        """What the method chose from at each of the tokens that it generated; see `generate.inspection.inspect`."""
+        from minigpt_jax.generate import inspection
+
+        method, asked = as_sampler(sampler), settings or GenerationSettings()
+        return inspection.inspect(self, prompt, tokens, method, asked, count)
+
+    def beam_tree(
+        self, prompt: str | list[int], sampler: Sampler | str = "beam", settings: GenerationSettings | None = None
+    ) -> "BeamTree":
+        """The surviving and the dropped hypotheses of a beam search; see `generate.beam_tree.beam_tree`."""
+        from minigpt_jax.generate import beam_tree
+
+        return beam_tree.beam_tree(self, prompt, as_sampler(sampler), settings or GenerationSettings())
+
+    def prompt_ids(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
         """The ids of each text, the start token first.
 
         Raises:
@@ -266,14 +291,14 @@ class LanguageModel:
                 f"--stop: {sampler.name} takes token ids and no strings, whose end it cannot see in its loop"
             )
         processors, top_logprobs = self._static(settings)
-        ids = self._ids(prompts)
+        ids = self.prompt_ids(prompts)
         texts = [one if isinstance(one, str) else self.tokenizer.decode(one) for one in prompts]
         rows = requests.rows(texts, ids, check_row_ids(row_ids, len(prompts)), sampler, settings, self.model)
         sizes = requests.sizes(rows, self.model.sequence_length)
         request = devices.split_rows(requests.request(rows, sizes, self.tokenizer, self.model.vocabulary_size))
         structure = jax.tree.structure(sampler)
-        compiled = programs(self._stepped.model, sizes.slots, sizes.room, structure, processors, top_logprobs)  # pyright: ignore[reportArgumentType]
-        weights = self._stepped.weights
+        compiled = programs(self.stepped.model, sizes.slots, sizes.room, structure, processors, top_logprobs)  # pyright: ignore[reportArgumentType]
+        weights = self.stepped.weights
         scanners = [
             StopScanner(strings, self.tokenizer.decode, row.settings.min_new_tokens) if strings else None
             for row in rows
