@@ -7,7 +7,7 @@ from minigpt_jax import tokenizer
 from minigpt_jax.generate.split_text import TextSplitter, text_after
 from minigpt_jax.tokenizer import WordPiece
 
-WORDS = WordPiece([*PIECES, "don", "'", "t", '"', "said", ","])
+WORDS = WordPiece([*PIECES, "don", "'", '"', "said", ","])
 
 
 def words(text):
