@@ -98,5 +98,5 @@ def test_the_texts_of_a_path_are_the_text(lm):
 def test_only_beam_search_has_a_tree(lm):
     with pytest.raises(UserError, match="greedy has no hypotheses"):
         lm.beam_tree("a", samplers.Greedy())
-    with pytest.raises(UserError, match="--stop: beam search"):
+    with pytest.raises(UserError, match="--stop: beam takes token ids"):
         lm.beam_tree("a", settings=GenerationSettings(stop="b"))

@@ -6,6 +6,7 @@ requests        prompts and settings as the rows of a program
 programs        the compiled programs
 texts           what the host does with text
 generation      a sampled text
+text_stream     a text piece by piece as it grows
 language_model  a model with its tokenizer and weights
 comparison      one prompt under several methods
 """

@@ -68,8 +68,6 @@ def beam_tree(lm: "LanguageModel", prompt: str | list[int], sampler: Sampler, se
     """
     if not sampler.ranks:
         raise UserError(f"{sampler.name} has no hypotheses to draw as a tree; take beam search")
-    if settings.stop_strings:
-        raise UserError("--stop: beam search takes token ids and no strings, whose end it cannot see in its loop")
     returned = getattr(sampler, "num_beams", sampler.width)
     prepared = one_row.prepare(lm, prompt, sampler, settings.replace(num_return_sequences=returned))
     row, before = prepared.row, prepared.row.ids[1:]

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 
 from minigpt_jax.generate.requests import Row
 from minigpt_jax.generate.texts import StopScanner, stop_overlap
-from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Output, TopTokens
 from minigpt_jax.tokenizer import Tokenizer
 
@@ -64,9 +62,9 @@ def generations(
 ) -> tuple[list[Generation], np.ndarray]:
     """The texts of a program's output, each cut where a stop begins, and which rows a stop string has ended.
 
-    `scanners` has one for each row that stop strings may end, and None for the others.
+    `output` is on the host, and may have more rows. `scanners` has one for each row that stop strings may end, and None
+    for the others.
     """
-    output = jax.tree.map(np.asarray, devices.join_rows(output))
     decode = tokenizer.decode
     generations, found = [], np.zeros(len(rows), bool)
     for b, (row, scanner) in enumerate(zip(rows, scanners, strict=True)):

@@ -78,7 +78,8 @@ def inspect(
     for token in tokens:
         if not 0 <= token < lm.model.vocabulary_size:
             raise UserError(f"tokens: there is no token {token}; ids go from 0 to {lm.model.vocabulary_size - 1:,}")
-    asked = settings.replace(max_new_tokens=len(tokens), num_return_sequences=1)
+    # Stop strings end a text, but do not change what may be drawn.
+    asked = settings.replace(max_new_tokens=len(tokens), num_return_sequences=1, stop=settings.stop_sequences)
     row, sizes, request, gpt, weights, processors = one_row.prepare(lm, prompt, sampler, asked)
     given_BM = np.zeros((sizes.rows, sizes.room), np.int32)
     given_BM[0, : len(tokens)] = tokens
@@ -91,7 +92,9 @@ def inspect(
     elif found.value is not None:
         chances = np.exp(found.value)
     if sampler.ranks:
-        kept = _extended(beam_tree(lm, prompt, sampler, settings).nodes, tokens, found.tokens)
+        kept = _extended(
+            beam_tree(lm, prompt, sampler, settings.replace(stop=settings.stop_sequences)).nodes, tokens, found.tokens
+        )
     before = row.ids[1:]
 
     def candidate(at: int, n: int) -> Candidate:

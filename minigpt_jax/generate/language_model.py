@@ -1,7 +1,6 @@
 """A model with its tokenizer and weights: texts in, texts or log-probabilities out."""
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,15 +20,8 @@ from minigpt_jax.generate.generation import Generation, generations
 from minigpt_jax.generate.methods import as_sampler
 from minigpt_jax.generate.programs import programs, scorer
 from minigpt_jax.generate.settings import GenerationSettings, check_row_ids, signature_of_settings
-from minigpt_jax.generate.texts import (
-    StopScanner,
-    abbreviated,
-    as_prompts,
-    as_texts,
-    settled,
-    stop_overlap,
-    without_partial_stop,
-)
+from minigpt_jax.generate.text_stream import TextStream
+from minigpt_jax.generate.texts import StopScanner, abbreviated, as_prompts, as_texts
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.samplers.buckets import power_bucket, row_bucket
@@ -53,6 +45,15 @@ class Stepped(NamedTuple):
 
     model: model.GPT
     weights: Any
+
+
+class Plan(NamedTuple):
+    """What a call of `generate` runs."""
+
+    rows: list[requests.Row]
+    processors: tuple[samplers.Processor, ...]
+    top_logprobs: int
+    """Most probable tokens that the program records; at least as many as any row asks for."""
 
 
 def load(
@@ -86,7 +87,7 @@ class LanguageModel:
 
     Attributes:
         path: the folder that the model was loaded from, or None.
-        stepped: the form of the model and its weights that is sampled from.
+        stepped: the model and weights in the form that is sampled from.
         end_ids: the labels that stand for the end of a document in training; give them as `stop` to let a text end.
     """
 
@@ -189,19 +190,11 @@ class LanguageModel:
             raise UserError(f"prompt: must be one string to be streamed, not {type(prompt).__name__}")
         if asked.num_return_sequences != 1:
             raise UserError("--num-return-sequences: one text is streamed at a time; take generate for several")
-        prompt_ids = self.tokenizer.encode_batch([prompt])[0] if full else []
-        yielded = ""
+        prompt_ids = self.tokenizer.encode_batch([prompt])[0] if full else None
+        text = TextStream(self.tokenizer, asked, prompt_ids)
         for [generation], final in _mark_last(self._chunks([prompt], method, [asked], row_ids, streamed=True)):
-            text = generation.full_text if full else generation.text
-            if not final:
-                tokens = generation.tokens
-                if held := stop_overlap(tokens, asked.stop_sequences):
-                    text = self.tokenizer.decode(prompt_ids + tokens[: len(tokens) - held])
-                text = settled(without_partial_stop(text, asked.stop_strings))
-            # Later tokens may still change the spacing before them; yield only what extends what has been yielded.
-            if text.startswith(yielded) and len(text) > len(yielded):
-                yield text[len(yielded) :]
-                yielded = text
+            if piece := text.piece(generation, final):
+                yield piece
 
     def score(self, texts: str | Iterable[str]) -> list[float]:
         """The log-probability of each text, in nats, its end not included; one string gives a list of one.
@@ -209,7 +202,7 @@ class LanguageModel:
         Raises UserError for a text that does not fit in the window.
         """
         texts = as_texts(texts, "texts")
-        ids = self.prompt_ids(texts)
+        ids = self._ids(texts)
         window = self.model.sequence_length
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > window + 1:
@@ -261,7 +254,7 @@ class LanguageModel:
 
         return beam_tree.beam_tree(self, prompt, as_sampler(sampler), settings or GenerationSettings())
 
-    def prompt_ids(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
         """The ids of each text, the start token first.
 
         Raises:
@@ -285,26 +278,15 @@ class LanguageModel:
         if not prompts:
             yield []
             return
-        sampler.validate(len(self.tokenizer))
-        if any(one.stop_strings for one in settings) and not sampler.streams:
-            raise UserError(
-                f"--stop: {sampler.name} takes token ids and no strings, whose end it cannot see in its loop"
-            )
-        processors, top_logprobs = self._static(settings)
-        ids = self.prompt_ids(prompts)
-        texts = [one if isinstance(one, str) else self.tokenizer.decode(one) for one in prompts]
-        rows = requests.rows(texts, ids, check_row_ids(row_ids, len(prompts)), sampler, settings, self.model)
+        plan = self.plan(prompts, sampler, settings, row_ids)
+        rows = plan.rows
         sizes = requests.sizes(rows, self.model.sequence_length)
         request = devices.split_rows(requests.request(rows, sizes, self.tokenizer, self.model.vocabulary_size))
         structure = jax.tree.structure(sampler)
-        compiled = programs(self.stepped.model, sizes.slots, sizes.room, structure, processors, top_logprobs)  # pyright: ignore[reportArgumentType]
+        compiled = programs(self.stepped.model, sizes.slots, sizes.room, structure, plan.processors, plan.top_logprobs)  # pyright: ignore[reportArgumentType]
         weights = self.stepped.weights
-        scanners = [
-            StopScanner(strings, self.tokenizer.decode, row.settings.min_new_tokens) if strings else None
-            for row in rows
-            for strings in [row.settings.stop_strings]
-        ]
-        finish = functools.partial(generations, self.tokenizer, rows, scanners)
+        scanners = [StopScanner.of(row.settings, self.tokenizer.decode) for row in rows]
+        finish = lambda output: generations(self.tokenizer, rows, scanners, devices.join_rows(output))  # noqa: E731
         if not streamed and not any(scanners):
             yield finish(compiled.whole(weights, request, sampler))[0]
             return
@@ -317,6 +299,29 @@ class LanguageModel:
             done[: len(rows)] = stopped
             if not devices.join_rows(state.running)[~done].any():
                 return
+
+    def plan(
+        self,
+        prompts: Sequence[str | list[int]],
+        sampler: Sampler,
+        settings: Sequence[GenerationSettings],
+        row_ids: Iterable[int] | None = None,
+    ) -> Plan:
+        """What `generate` runs for these prompts, each with settings of its own. Nothing is compiled or run here.
+
+        Raises:
+            UserError: as `generate` does.
+        """
+        sampler.validate(len(self.tokenizer))
+        if any(one.stop_strings for one in settings) and not sampler.streams:
+            raise UserError(
+                f"--stop: {sampler.name} takes token ids and no strings, whose end it cannot see in its loop"
+            )
+        processors, top_logprobs = self._static(settings)
+        ids = self._ids(prompts)
+        texts = [one if isinstance(one, str) else self.tokenizer.decode(one) for one in prompts]
+        rows = requests.rows(texts, ids, check_row_ids(row_ids, len(prompts)), sampler, settings, self.model)
+        return Plan(rows, processors, top_logprobs)
 
     def _static(self, settings: Sequence[GenerationSettings]) -> tuple[tuple[samplers.Processor, ...], int]:
         """What a compiled program depends on: the processors, and a bucket for the number of most probable tokens."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minigpt_jax.generate import requests
 from minigpt_jax.generate.settings import GenerationSettings
 from minigpt_jax.parallel import devices
-from minigpt_jax.samplers import Processor, Request, Sampler, checked
+from minigpt_jax.samplers import Processor, Request, Sampler
 
 if TYPE_CHECKING:
     from minigpt_jax.generate.language_model import LanguageModel
@@ -29,9 +29,7 @@ def prepare(lm: "LanguageModel", prompt: str | list[int], sampler: Sampler, sett
     Raises:
         UserError: a setting that is not allowed, or a prompt that leaves no room in the window.
     """
-    sampler.validate(len(lm.tokenizer))
-    [ids], text = lm.prompt_ids([prompt]), prompt if isinstance(prompt, str) else lm.tokenizer.decode(prompt)
-    row = requests.rows([text], [ids], [0], sampler, [settings], lm.model)[0]
-    sizes = requests.sizes([row], lm.model.sequence_length)
-    request = devices.split_rows(requests.request([row], sizes, lm.tokenizer, lm.model.vocabulary_size))
-    return OneRow(row, sizes, request, *lm.stepped, checked(settings.processors))
+    plan = lm.plan([prompt], sampler, [settings])
+    sizes = requests.sizes(plan.rows[:1], lm.model.sequence_length)
+    request = requests.request(plan.rows[:1], sizes, lm.tokenizer, lm.model.vocabulary_size)
+    return OneRow(plan.rows[0], sizes, devices.split_rows(request), *lm.stepped, plan.processors)

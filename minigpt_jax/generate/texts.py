@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigpt_jax.errors import UserError
+from minigpt_jax.generate.settings import GenerationSettings
 
 Decode = Callable[[list[int]], str]
 
@@ -59,6 +60,12 @@ class StopScanner:
         self._early: int | None = None
         self.tokens: int | None = None
         self.text = ""
+
+    @classmethod
+    def of(cls, settings: GenerationSettings, decode: Decode) -> "StopScanner | None":
+        """The scanner of a row with these settings; None if no string ends it."""
+        strings = settings.stop_strings
+        return cls(strings, decode, settings.min_new_tokens) if strings else None
 
     def scan(self, tokens: Sequence[int]) -> bool:
         """Scans the new ones of the tokens so far; True once a stop string is complete."""

@@ -60,6 +60,7 @@ from minigpt_jax.samplers.methods import (
     Typical,
     create_all,
 )
+from minigpt_jax.samplers.per_row import per_row
 from minigpt_jax.samplers.processors import checked
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "decode",
     "halt",
     "inspect",
+    "per_row",
     "request",
     "result",
     "start",

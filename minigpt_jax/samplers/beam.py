@@ -131,7 +131,8 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
     """Appends a token to every live hypothesis. The caller then computes the logits after it."""
     rows, width = state.total.shape
     step_B1, length_B1 = state.step[:, None], state.step[:, None] + 1
-    allowed_K = jnp.arange(width) < sampler.num_beams
+    num_beams_B1, length_penalty_B1 = _column(sampler.num_beams), _column(sampler.length_penalty)
+    allowed_BK = jnp.broadcast_to(jnp.arange(width)[None] < num_beams_B1, state.total.shape)
 
     # The best tokens of each hypothesis: enough to leave K of them without those that complete a stop sequence.
     wide = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), request)
@@ -166,10 +167,10 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
                 top_RN,
             ),
         )
-        return jnp.where(allowed_K[None], total_BK, -jnp.inf), parent_BK, texts, _take(stops_BN, candidate_BK)
+        return jnp.where(allowed_BK, total_BK, -jnp.inf), parent_BK, texts, _take(stops_BN, candidate_BK)
 
     def finished(total_BK: Array, texts: Texts, length_B1: Array, stopped_BK: Array) -> Finished:
-        score_BK = total_BK / length_divisor(length_B1, sampler.length_penalty)
+        score_BK = total_BK / length_divisor(length_B1, length_penalty_B1)
         return Finished(score_BK, texts, jnp.broadcast_to(length_B1, score_BK.shape), stopped_BK)
 
     ranked_BK, _, texts, stopped_BK = best(total_BN)
@@ -179,16 +180,16 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
     limited = finished(jnp.where(at_limit_B[:, None], total_BK, -jnp.inf), texts, length_B1, unstopped_BK)
     # If all tokens of all hypotheses are banned, the live ones finish as they are.
     stuck_B = (total_BK.max(axis=1) == -jnp.inf) & (stopping.score.max(axis=1) == -jnp.inf) & (state.step > 0)
-    stuck_BK = jnp.where(stuck_B[:, None] & allowed_K[None], state.total, -jnp.inf)
+    stuck_BK = jnp.where(stuck_B[:, None] & allowed_BK, state.total, -jnp.inf)
     stuck = finished(stuck_BK, state.texts, step_B1, jnp.zeros(stuck_BK.shape, bool))
-    kept = _merge(allowed_K, state.finished, stopping, limited, stuck)
+    kept = _merge(allowed_BK, state.finished, stopping, limited, stuck)
 
     # Sums only fall, and the divisor is monotonic in the length, so the best possible score is at one of the two ends.
     shortest_B, longest_B = (
-        length_divisor(length_B, sampler.length_penalty) for length_B in (length_B1[:, 0] + 1, request.limit)
+        length_divisor(length_B, length_penalty_B1[:, 0]) for length_B in (length_B1[:, 0] + 1, request.limit)
     )
     hope_B = jnp.maximum(total_BK.max(axis=1) / shortest_B, total_BK.max(axis=1) / longest_B)
-    worst_B = jnp.min(kept.score, axis=1, where=allowed_K[None], initial=jnp.inf)
+    worst_B = jnp.min(kept.score, axis=1, where=allowed_BK, initial=jnp.inf)
     parent_R = (row_B1 * width + parent_BK).reshape(-1)
     return State(
         logits=model_RV,
@@ -201,12 +202,17 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
     )
 
 
-def _merge(allowed_K: Array, *groups: Finished) -> Finished:
+def _merge(allowed_BK: Array, *groups: Finished) -> Finished:
     """The best of several groups of finished hypotheses. Of equal ones, those of earlier groups come first."""
     pool = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *groups)
-    score_BK, index_BK = lax.top_k(pool.score, allowed_K.size)
+    score_BK, index_BK = lax.top_k(pool.score, allowed_BK.shape[1])
     best = jax.tree.map(lambda leaf: _take(leaf, index_BK), pool)
-    return dataclasses.replace(best, score=jnp.where(allowed_K[None], score_BK, -jnp.inf))
+    return dataclasses.replace(best, score=jnp.where(allowed_BK, score_BK, -jnp.inf))
+
+
+def _column(setting: Any) -> Array:
+    """A setting as [B, 1] if rows have values of their own, or else as [1, 1]."""
+    return jnp.reshape(setting, (-1, 1))
 
 
 def _take(x: Array, index_BK: Array) -> Array:

@@ -113,8 +113,9 @@ def score(
     alike_BKS = jnp.einsum("bkd,bsd->bks", hidden, context, precision=lax.Precision.HIGHEST)
     known_BS = jnp.arange(context.shape[1])[None] < known[:, None]
     alike_BK = jnp.max(alike_BKS, axis=2, where=known_BS[:, None], initial=-1.0)
-    score_BK = (1 - sampler.alpha) * candidates.probability - sampler.alpha * alike_BK
-    allowed_BK = (jnp.arange(hidden.shape[1]) < sampler.k)[None] & (candidates.logits > -jnp.inf)
+    k_B1, alpha_B1 = (jnp.reshape(setting, (-1, 1)) for setting in (sampler.k, sampler.alpha))  # [1, 1] if all share it
+    score_BK = (1 - alpha_B1) * candidates.probability - alpha_B1 * alike_BK
+    allowed_BK = (jnp.arange(hidden.shape[1])[None] < k_B1) & (candidates.logits > -jnp.inf)
     return jnp.where(allowed_BK, score_BK, -jnp.inf)
 
 

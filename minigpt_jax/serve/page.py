@@ -66,9 +66,7 @@ def routes(engines: Mapping[str, "Engine"]) -> list[BaseRoute]:
         engine, body, asked = await _parse(request, engines)
         tokens = page_requests.token_ids(body, "tokens")
         async with looking:
-            found = await asyncio.to_thread(
-                engine.lm.inspect, asked.prompt, tokens, asked.sampler, asked.settings.replace(stop=_ids_only(asked))
-            )
+            found = await asyncio.to_thread(engine.lm.inspect, asked.prompt, tokens, asked.sampler, asked.settings)
         return JSONResponse({"positions": plain(found), "vocabulary": len(engine.lm.tokenizer)})
 
     async def beam(request: Request) -> Response:
@@ -137,11 +135,6 @@ async def _lines(engine: "Engine", ticket: "Ticket", asked: Asked) -> AsyncItera
         yield _line({"error": _error(error)})
     finally:
         ticket.cancel()
-
-
-def _ids_only(asked: Asked) -> list[Any]:
-    """The stops that change what may be drawn: strings do not."""
-    return [stop for stop in asked.settings.stop if not isinstance(stop, str)]
 
 
 def _model(name: str, engine: "Engine") -> dict[str, Any]:

@@ -57,8 +57,7 @@ def parse(body: Mapping[str, Any], lm: LanguageModel) -> Asked:
     settings = GenerationSettings(**{name: value for name, value in given.items() if value is not None})
     if _field(body, "stop_at_end", bool, False):
         settings = settings.replace(stop=[*settings.stop, *lm.end_ids])
-    ids = lm.prompt_ids([prompt])[0][1:]
-    lm.prompt_ids([branch])  # raises for ids that are not in the vocabulary
+    ids = lm.tokenizer.encode_batch([prompt])[0]
     return Asked([*ids, *branch], branch, _sampler(body), settings)
 
 

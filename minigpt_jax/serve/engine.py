@@ -1,0 +1,234 @@
+"""The engine of a model: one background thread that owns JAX and samples all requests' texts, in pools."""
+
+import asyncio
+import concurrent.futures
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import jax
+
+from minigpt_jax import samplers
+from minigpt_jax.errors import UserError
+from minigpt_jax.generate import GenerationSettings, LanguageModel, requests
+from minigpt_jax.generate.generation import Generation
+from minigpt_jax.generate.methods import as_sampler
+from minigpt_jax.generate.texts import StopScanner, as_prompts
+from minigpt_jax.samplers import Sampler
+from minigpt_jax.samplers.methods import Greedy, MinP, Random, TopK, TopP, Typical
+from minigpt_jax.serve.pool import SIZES, Entry, Pool
+from minigpt_jax.serve.programs import Compiler, Kind
+from minigpt_jax.serve.ticket import Job, Ticket
+
+MAX_WAITING = 256
+"""Texts that may wait for a row."""
+MAX_TEXTS = 128
+"""Texts of one request."""
+_IDLE_POOLS = 4
+"""Idle pools that keep their memory on the device."""
+_LEAST_WIDTH, _WIDTH_STEP = 32, 4
+
+T = TypeVar("T")
+
+
+class QueueFullError(Exception):
+    """More texts wait than the engine takes; the request may be sent again later."""
+
+
+class EngineError(Exception):
+    """The engine failed at a request, by no fault of the request."""
+
+
+class Engine:
+    """Samples from one model for many callers at once.
+
+    Args:
+        lm: the model.
+        name: the name by which requests refer to it.
+        max_new_tokens: the most new tokens of a text; the size of the window by default.
+        sizes: numbers of rows of a batch, in increasing order.
+        max_waiting: the most texts that may wait for a row.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        name: str,
+        max_new_tokens: int | None = None,
+        sizes: tuple[int, ...] = SIZES,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        self.name, self.lm = name, lm
+        self.room = max_new_tokens or lm.model.sequence_length
+        self._sizes, self._max_waiting = sizes, max_waiting
+        self._wake = threading.Event()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._pools: dict[Any, Pool] = {}
+        self._posted = 0
+        """Texts on their way to a pool."""
+        self._lock = threading.Lock()
+        self._closing = False
+        self._compiler = Compiler(ready=self._wake.set)
+        self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def step(self) -> int | None:
+        """The checkpoint that new requests sample from."""
+        return self.lm.step
+
+    def submit(
+        self,
+        prompts: str | Iterable[str | Sequence[int]],
+        sampler: Sampler | str | None = None,
+        settings: GenerationSettings | None = None,
+        *,
+        row_ids: Iterable[int] | None = None,
+        streamed: bool = False,
+    ) -> Ticket:
+        """Starts to sample the texts that `LanguageModel.generate` returns for the same arguments.
+
+        To be called in an event loop. It returns at once.
+
+        Args:
+            streamed: whether the ticket has updates while the texts grow.
+
+        Raises:
+            UserError: as `generate` does, and for more or longer texts than the engine takes.
+            QueueFullError: too many texts wait already.
+        """
+        lm, method, given = self.lm, as_sampler(sampler), as_prompts(prompts)
+        asked = settings or GenerationSettings()
+        plan = lm.plan(given, method, [asked] * len(given), row_ids)
+        if len(plan.rows) > MAX_TEXTS:
+            raise UserError(f"--num-return-sequences: {len(plan.rows)} texts at once; ask for {MAX_TEXTS} at most")
+        if (longest := max((row.limit for row in plan.rows), default=0)) > self.room:
+            raise UserError(f"--max-new-tokens {longest}: this server generates {self.room} at most for one text")
+        if self._closing:
+            raise QueueFullError("the server is shutting down")
+        if (waiting := self.waiting()) + len(plan.rows) > self._max_waiting:
+            raise QueueFullError(f"{waiting} texts are waiting already; try again later")
+        own = samplers.per_row([_shared(method)])
+        ticket = Ticket(streamed, self._wake.set)
+        window = lm.model.sequence_length
+        entries = []
+        for row in plan.rows:
+            job = Job(ticket, row, StopScanner.of(row.settings, lm.tokenizer.decode))
+            job.generations = [Generation(row.prompt, "", row.prompt, [], [], "length", 0.0)] * row.returned
+            entries.append(Entry(job, own, _width(len(row.ids), window)))
+            ticket.jobs.append(job)
+        if not entries:
+            ticket.publish()
+            return ticket
+        request = requests.request(
+            plan.rows[:1], requests.Sizes(1, window, self.room, window), lm.tokenizer, lm.model.vocabulary_size
+        )  # raises UserError for what only the vocabulary shows
+        kind = Kind(
+            gpt=lm.stepped.model,
+            room=self.room,
+            sampler=jax.tree.structure(own),
+            stops=request.stops.shape[1:],
+            processors=plan.processors,
+            top_logprobs=plan.top_logprobs,
+            streams=method.streams,
+        )
+        with self._lock:
+            self._posted += len(entries)
+        self._post(lambda: self._enter(lm, kind, ticket, entries))
+        return ticket
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function that uses JAX, which the engine's thread calls between two chunks."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except Exception as error:
+                    future.set_exception(error)
+
+        self._post(run)
+        return await asyncio.wrap_future(future)
+
+    def waiting(self) -> int:
+        """The number of texts that wait for a row."""
+        return self._posted + sum(len(pool.waiting) for pool in list(self._pools.values()))
+
+    def compiling(self) -> bool:
+        """Whether programs are being compiled."""
+        return not self._compiler.idle()
+
+    def close(self) -> None:
+        """Finishes the texts that have been asked for, and ends the threads."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        self._compiler.close()
+
+    # ---- In the engine's thread ----
+
+    def _post(self, task: Callable[[], None]) -> None:
+        self._inbox.append(task)
+        self._wake.set()
+
+    def _enter(self, lm: LanguageModel, kind: Kind, ticket: Ticket, entries: list[Entry]) -> None:
+        """Queues a request's texts in their pool."""
+        key = (id(lm), kind)
+        with self._lock:
+            self._posted -= len(entries)
+        try:
+            if key not in self._pools:
+                self._pools[key] = Pool(lm, kind, entries[0], self._compiler, self._sizes)
+            self._pools[key].waiting += entries
+        except Exception as error:
+            self._fail([ticket], error)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            while self._inbox:
+                self._inbox.popleft()()
+            busy = False
+            for key, pool in list(self._pools.items()):
+                try:
+                    busy |= pool.turn()
+                except Exception as error:
+                    del self._pools[key]
+                    self._fail({job.ticket for job in pool.jobs()}, error)
+            self._tidy()
+            if not busy and not self._inbox:
+                if self._closing and all(pool.idle for pool in self._pools.values()):
+                    return
+                self._wake.wait()
+
+    def _tidy(self) -> None:
+        """Drops what is no longer needed."""
+        idle = [key for key, pool in self._pools.items() if pool.idle]
+        for key in idle:
+            if self._pools[key].lm is not self.lm:  # of a checkpoint that has been replaced
+                del self._pools[key]
+        for key in idle[:-_IDLE_POOLS]:
+            if key in self._pools:
+                self._pools[key].release()
+
+    def _fail(self, tickets: Iterable[Ticket], error: Exception) -> None:
+        told = error if isinstance(error, UserError) else EngineError(f"{type(error).__name__}: {error}")
+        for ticket in tickets:
+            ticket.fail(told)
+
+
+def _shared(method: Sampler) -> Sampler:
+    """The sampler in the form that most others of its kind have, so that they share a batch. It picks the same."""
+    if isinstance(method, Greedy):
+        return Random(temperature=0.0)
+    return method.as_random() if isinstance(method, TopK | TopP | MinP | Typical) else method
+
+
+def _width(length: int, window: int) -> int:
+    """The width in which a prompt runs through the model."""
+    width = _LEAST_WIDTH
+    while width < length:
+        width *= _WIDTH_STEP
+    return min(width, window)
