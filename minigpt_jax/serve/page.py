@@ -8,9 +8,10 @@ import asyncio
 import dataclasses
 import json
 import mimetypes
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -18,29 +19,31 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from minigpt_jax.errors import UserError
+from minigpt_jax.generate import LanguageModel
 from minigpt_jax.generate.split_text import TextSplitter
 from minigpt_jax.report import page as report_page
-from minigpt_jax.report import run_page, runs, style
+from minigpt_jax.report import run_page, style
+from minigpt_jax.report import runs as report_runs
 from minigpt_jax.report.page import Links
 from minigpt_jax.serve import page_requests
+from minigpt_jax.serve.engine import Engine, EngineError
 from minigpt_jax.serve.page_requests import Asked, plain
-
-if TYPE_CHECKING:
-    from minigpt_jax.serve.engine import Engine, Ticket
+from minigpt_jax.serve.runs import Runs
+from minigpt_jax.serve.security import read_json
+from minigpt_jax.serve.ticket import Ticket
 
 STATIC = Path(__file__).parent / "static"
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
 """The content security policy of a run's report, whose plots and tables carry their own style. It runs no script."""
+_REPORTS = 8
+"""Reports that are kept for the frames that show them."""
 
 
-def routes(engines: Mapping[str, "Engine"]) -> list[BaseRoute]:
-    """The routes of the page.
-
-    Args:
-        engines: those of the served models, by the models' names.
-    """
+def routes(runs: Runs) -> list[BaseRoute]:
+    """The routes of the page for these models."""
     mimetypes.add_type("text/javascript", ".js")  # some systems call it plain text, which browsers refuse to run
     looking = asyncio.Semaphore(1)  # what looks into a text computes beside the engines, one request at a time
+    reports: dict[str, str] = {}
 
     async def index(_: Request) -> Response:
         return FileResponse(STATIC / "index.html")
@@ -51,44 +54,68 @@ def routes(engines: Mapping[str, "Engine"]) -> list[BaseRoute]:
     async def models(_: Request) -> Response:
         return JSONResponse(
             {
-                "models": [_model(name, engine) for name, engine in engines.items()],
+                "models": [_model(engine) for engine in runs.engines.values()],
                 "methods": page_requests.offered_methods(),
                 "settings": page_requests.offered_settings(),
             }
         )
 
-    async def sample(request: Request) -> Response:
-        engine, _, asked = await _parse(request, engines)
+    async def sample(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
+        asked = page_requests.parse(body, lm)
         ticket = engine.submit([asked.prompt], asked.sampler, asked.settings, streamed=asked.sampler.streams)
-        return StreamingResponse(_lines(engine, ticket, asked), media_type="application/x-ndjson")
+        return StreamingResponse(_lines(lm, ticket, asked), media_type="application/x-ndjson")
 
-    async def inspect(request: Request) -> Response:
-        engine, body, asked = await _parse(request, engines)
-        tokens = page_requests.token_ids(body, "tokens")
+    async def inspect(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
+        asked, tokens = page_requests.parse(body, lm), page_requests.token_ids(body, "tokens")
         async with looking:
-            found = await asyncio.to_thread(engine.lm.inspect, asked.prompt, tokens, asked.sampler, asked.settings)
-        return JSONResponse({"positions": plain(found), "vocabulary": len(engine.lm.tokenizer)})
+            found = await asyncio.to_thread(lm.inspect, asked.prompt, tokens, asked.sampler, asked.settings)
+        return JSONResponse({"positions": plain(found), "vocabulary": len(lm.tokenizer), "step": lm.step})
 
-    async def beam(request: Request) -> Response:
-        engine, _, asked = await _parse(request, engines)
+    async def beam(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
+        asked = page_requests.parse(body, lm)
         async with looking:
-            tree = await asyncio.to_thread(engine.lm.beam_tree, asked.prompt, asked.sampler, asked.settings)
+            tree = await asyncio.to_thread(lm.beam_tree, asked.prompt, asked.sampler, asked.settings)
         return JSONResponse(plain(tree))
 
+    async def make_report(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
+        # A frame cannot send the server's key, so the report gets an address that nobody can guess.
+        name = secrets.token_urlsafe(16)
+        reports[name] = await asyncio.to_thread(_report, engine)
+        for old in list(reports)[:-_REPORTS]:
+            del reports[old]
+        return JSONResponse({"address": f"/reports/{name}"})
+
     async def report(request: Request) -> Response:
-        engine = _engine(request.path_params["name"], engines)
-        html = await asyncio.to_thread(_report, engine)
+        html = reports.get(request.path_params["name"])
+        if html is None:
+            return HTMLResponse("<p>This report is no longer kept; open the page again.</p>", status_code=404)
         return HTMLResponse(html, headers={"Content-Security-Policy": REPORT_POLICY})
+
+    def answer(endpoint: Callable[[Engine, LanguageModel, dict[str, Any]], Awaitable[Response]]) -> Any:
+        """The endpoint for the model that a body names. Mistakes are told with the setting that they are about."""
+
+        async def answered(request: Request) -> Response:
+            body = await read_json(request)
+            try:
+                if not isinstance(body, dict):
+                    raise UserError("the body must be a JSON object")
+                engine = runs.engine(body.get("model"))
+                return await endpoint(engine, engine.lm, body)  # a newer checkpoint may come while it answers
+            except UserError as error:
+                return JSONResponse({"error": _error(error)}, status_code=400)
+
+        return answered
 
     return [
         Route("/", index),
         Route("/static/palette.css", palette),
         Mount("/static", StaticFiles(directory=STATIC)),
         Route("/api/models", models),
-        Route("/api/sample", _told(sample), methods=["POST"]),
-        Route("/api/inspect", _told(inspect), methods=["POST"]),
-        Route("/api/beam", _told(beam), methods=["POST"]),
-        Route("/runs/{name}/report", _told(report)),
+        Route("/api/sample", answer(sample), methods=["POST"]),
+        Route("/api/inspect", answer(inspect), methods=["POST"]),
+        Route("/api/beam", answer(beam), methods=["POST"]),
+        Route("/api/report", answer(make_report), methods=["POST"]),
+        Route("/reports/{name}", report),
     ]
 
 
@@ -101,25 +128,17 @@ def palette_css() -> str:
     return f":root {{ {variables(0)} }}\n@media (prefers-color-scheme: dark) {{\n  :root {{ {variables(1)} }}\n}}\n"
 
 
-async def _lines(engine: "Engine", ticket: "Ticket", asked: Asked) -> AsyncIterator[str]:
+async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterator[str]:
     """The growing text, a JSON object a line: what has changed from token number `from` on.
 
-    The tokens begin with those of the branch. The last line has `finish_reason`.
+    The tokens begin with those of the branch. The last line has `finish_reason`, or `error`.
     """
     count = len(asked.prompt) - len(asked.branch)
-    splitter = TextSplitter(engine.lm.tokenizer.decode, asked.prompt[:count])
+    splitter = TextSplitter(lm.tokenizer.decode, asked.prompt[:count])
     head, pieces = splitter.split(asked.branch)
-    yield _line(
-        {
-            "prompt_text": head,
-            "from": 0,
-            "tokens": asked.branch,
-            "pieces": pieces,
-            "step": engine.step,
-            "prompt_ids": asked.prompt[:count],
-        }
-    )
+    first = {"prompt_text": head, "prompt_ids": asked.prompt[:count], "step": lm.step}
     try:
+        yield _line({**first, "from": 0, "tokens": asked.branch, "pieces": pieces})
         async for update in ticket:
             best = update.generations[0]
             tokens = [*asked.branch, *best.tokens]
@@ -131,64 +150,35 @@ async def _lines(engine: "Engine", ticket: "Ticket", asked: Asked) -> AsyncItera
             if update.done:
                 line["finish_reason"] = best.finish_reason
             yield _line(line)
-    except UserError as error:  # it has been found out only now
+    except (UserError, EngineError) as error:  # it has been found out only now
         yield _line({"error": _error(error)})
     finally:
         ticket.cancel()
 
 
-def _model(name: str, engine: "Engine") -> dict[str, Any]:
+def _model(engine: Engine) -> dict[str, Any]:
     lm = engine.lm
     return {
-        "name": name,
+        "name": engine.name,
         "step": lm.step,
-        "path": str(lm.path),
+        "path": None if lm.path is None else str(lm.path),
         "vocabulary": len(lm.tokenizer),
         "window": lm.model.sequence_length,
         "end_ids": list(lm.end_ids),
     }
 
 
-def _report(engine: "Engine") -> str:
+def _report(engine: Engine) -> str:
     """The page that `minigpt report` makes of the run, without the links to files, which are not served."""
     folder = engine.lm.path
     if folder is None:
-        raise UserError(f"{engine.name} was not loaded from a run directory, so that it has no curves")
-    built = run_page.build([runs.read(folder)], folder)
+        raise UserError(f"{engine.name} was not loaded from a run directory, so there are no curves")
+    built = run_page.build([report_runs.read(folder)], folder)
     shown = [one for one in built.sections if not any(isinstance(block, Links) for block in one.blocks)]
     return report_page.html(dataclasses.replace(built, sections=shown))
 
 
-async def _parse(request: Request, engines: Mapping[str, "Engine"]) -> tuple["Engine", dict[str, Any], Asked]:
-    try:
-        body = await request.json()
-    except ValueError as error:
-        raise UserError("the request is no JSON") from error
-    if not isinstance(body, dict):
-        raise UserError("the request must be a JSON object")
-    engine = _engine(body.get("model"), engines)
-    return engine, body, page_requests.parse(body, engine.lm)
-
-
-def _engine(name: Any, engines: Mapping[str, "Engine"]) -> "Engine":
-    if not isinstance(name, str) or name not in engines:
-        raise UserError(f"there is no model {name} here: models are {', '.join(engines)}")
-    return engines[name]
-
-
-def _told(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint, with mistakes of the user told as JSON, and the setting that they are about."""
-
-    async def told(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except UserError as error:
-            return JSONResponse({"error": _error(error)}, status_code=400)
-
-    return told
-
-
-def _error(error: UserError) -> dict[str, Any]:
+def _error(error: Exception) -> dict[str, Any]:
     return {"message": str(error), "field": page_requests.field_of(str(error))}
 
 

@@ -58,6 +58,10 @@ def parse(body: Mapping[str, Any], lm: LanguageModel) -> Asked:
     if _field(body, "stop_at_end", bool, False):
         settings = settings.replace(stop=[*settings.stop, *lm.end_ids])
     ids = lm.tokenizer.encode_batch([prompt])[0]
+    if branch and lm.model.config.positions == "learned" and settings.max_new_tokens is not None:
+        # A branch makes the text longer than the prompt alone would; it ends with the positions.
+        room = lm.model.sequence_length - len(ids) - len(branch)
+        settings = settings.replace(max_new_tokens=max(1, min(settings.max_new_tokens, room)))
     return Asked([*ids, *branch], branch, _sampler(body), settings)
 
 

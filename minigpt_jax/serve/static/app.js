@@ -21,10 +21,15 @@ const page = {
     page.state.columns.splice(page.columns.indexOf(column), 1);
     closeTree();
     build();
-    column.page.changed();
+    page.changed();
   },
   sampleOne: (column) => sample([column]),
   showTree: (column) => showTree(column),
+  /** The checkpoint that a text came from, which may be newer than the page. */
+  sawStep(step) {
+    page.offer.models.find((one) => one.name === page.state.model).step = step;
+    showFacts();
+  },
 };
 let shared = null;
 let written = "";
@@ -81,6 +86,10 @@ function build() {
     writeLink();
   });
   $("shared").replaceChildren(...shared.elements);
+  showFacts();
+}
+
+function showFacts() {
   const model = page.offer.models.find((one) => one.name === page.state.model);
   $("facts").textContent = `${model.step === null ? "" : `step ${number(model.step)} · `}`
     + `${number(model.vocabulary)} tokens · window of ${number(model.window)}`;
@@ -125,7 +134,7 @@ async function showTree(column) {
   area.hidden = false;
   area.replaceChildren(el("p", { className: "note" }, "Searching …"));
   try {
-    const found = await post("/api/beam", column.body());
+    const found = await post("/api/beam", column.sampled ?? column.body());
     if (page.columns[page.state.tree] === column) drawTree(area, found, closeTree);
   } catch (error) {
     area.replaceChildren(el("p", { className: "error" }, error.message));
@@ -147,16 +156,26 @@ function showTab(name) {
     $(`view-${one}`).hidden = !chosen;
   }
   if (name === "report") {
-    const address = `/runs/${encodeURIComponent(page.state.model)}/report`;
-    if ($("view-report").dataset.address !== address) {
-      $("view-report").dataset.address = address;
-      $("view-report").replaceChildren(el("iframe", { src: address, title: `The report of ${page.state.model}` }));
-    }
+    showReport();
   }
   writeLink();
 }
 
+/** Shows the report of the run, made anew each time: the run may be in training. */
+async function showReport() {
+  const { model } = page.state;
+  const area = $("view-report");
+  area.replaceChildren(el("p", { className: "note" }, "Drawing …"));
+  try {
+    const { address } = await post("/api/report", { model });
+    if (page.state.model === model) area.replaceChildren(el("iframe", { src: address, title: `The report of ${model}` }));
+  } catch (error) {
+    area.replaceChildren(el("p", { className: "error" }, error.message));
+  }
+}
+
 function writeLink() {
+  page.columns.forEach((column) => column.markStale());
   const text = encode(page.state);
   if (text === written) return;
   written = text;

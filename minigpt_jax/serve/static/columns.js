@@ -15,9 +15,9 @@ export class Column {
     this.page = page;
     this.state = state;
     this.stopper = null;
+    this.sampled = null; // what the text was asked for by
     this.found = []; // what the server says of each position of the text
     this.asking = null;
-    this.finished = false;
     this.element = el("article", { className: "column" });
     this.build();
   }
@@ -70,14 +70,14 @@ export class Column {
   }
 
   /** What the server is asked for. */
-  body(branch = this.branch) {
+  body() {
     const { state } = this.page;
     return {
       model: state.model,
       prompt: state.prompt,
-      branch,
+      branch: this.branch,
       method: this.state.method,
-      method_settings: this.state.settings,
+      method_settings: { ...this.state.settings },
       settings: { ...state.settings, seed: state.seed },
       stop_at_end: state.stopAtEnd,
     };
@@ -102,12 +102,19 @@ export class Column {
 
   reset() {
     this.cancel();
+    this.sampled = null;
     this.found = [];
-    this.finished = false;
     this.tokens.clear();
     this.said.textContent = "";
     this.fields.clear();
     tell(this.error, null);
+  }
+
+  /** Marks a text that other settings would change. */
+  markStale() {
+    const stale = this.sampled !== null && JSON.stringify(this.sampled) !== JSON.stringify(this.body());
+    this.element.classList.toggle("stale", stale);
+    this.element.title = stale ? "The settings have changed since this text was sampled." : "";
   }
 
   cancel() {
@@ -119,22 +126,27 @@ export class Column {
   async sample() {
     this.reset();
     const stopper = (this.stopper = new AbortController());
+    this.sampled = this.body();
+    this.markStale();
     const branch = this.branch.length;
     const began = performance.now();
     this.said.textContent = this.method.streams ? "Sampling …" : `Searching … ${this.method.name} shows its text at the end.`;
     this.element.classList.add("busy");
     let reason = null;
     try {
-      await stream("/api/sample", this.body(), stopper.signal, (line) => {
+      await stream("/api/sample", this.sampled, stopper.signal, (line) => {
         if (stopper !== this.stopper) return;
         if (line.error) throw new Refused(line.error.message, line.error.field);
+        if (line.step !== undefined) {
+          this.step = line.step;
+          this.page.sawStep(line.step);
+        }
         this.tokens.update(line, branch);
         reason = line.finish_reason ?? null;
         if (!reason && this.method.streams && this.tokens.ids.length > branch) {
           this.said.textContent = `${number(this.tokens.ids.length - branch)} tokens …`;
         }
       });
-      this.finished = true;
       this.said.textContent = this.summary(reason, (performance.now() - began) / 1000);
       if (branch) this.learn();
     } catch (error) {
@@ -178,10 +190,9 @@ export class Column {
 
   /** What was possible at a position. */
   async look(at) {
-    const branch = this.branch;
     const tokens = this.tokens.ids.slice();
     if (!this.found[at]) {
-      this.asking ??= this.inspect(branch, tokens).finally(() => (this.asking = null));
+      this.asking ??= this.inspect(this.sampled, tokens).finally(() => (this.asking = null));
       await this.asking;
     }
     if (!this.found[at]) return this.look(at); // the text has grown meanwhile
@@ -193,16 +204,17 @@ export class Column {
     };
   }
 
-  async inspect(branch, tokens) {
-    const asked = [];
+  async inspect(sampled, tokens) {
+    const { branch } = sampled;
     // The tokens of a branch were chosen after the prompt; what follows was sampled after both.
-    if (branch.length && !this.found.length) asked.push(post("/api/inspect", { ...this.body([]), tokens: branch }));
-    if (tokens.length > branch.length) {
-      asked.push(post("/api/inspect", { ...this.body(branch), tokens: tokens.slice(branch.length) }));
-    }
-    const answers = await Promise.all(asked);
-    this.found = [...this.found.slice(0, answers.length > asked.length ? 0 : branch.length), ...answers.flatMap((one) => one.positions)];
-    this.vocabulary = answers.at(-1).vocabulary;
+    const parts = [[[], branch], [branch, tokens.slice(branch.length)]].filter(([, part]) => part.length);
+    const answers = await Promise.all(
+      parts.map(([before, part]) => post("/api/inspect", { ...sampled, branch: before, tokens: part })));
+    if (this.sampled !== sampled) throw new Refused("The text has changed meanwhile.");
+    const { step } = answers[0];
+    if (step !== this.step) throw new Refused(`The model is at step ${number(step)} by now. Sample again.`);
+    this.found = answers.flatMap((one) => one.positions);
+    this.vocabulary = answers[0].vocabulary;
   }
 
   /** Goes on from a token in place of the one at a position. */

@@ -60,6 +60,7 @@ export function asJson(job) {
     seed: job.seed,
   };
   if (stop) body.stop = stop;
+  if (job.stopAtEnd) body.stop_token_ids = job.model.end_ids;
   return `${JSON.stringify(body, null, 2)}\n`;
 }
 

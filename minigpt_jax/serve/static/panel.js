@@ -117,6 +117,9 @@ export class Panel {
     const top = below + height > innerHeight && box.top - 6 - height > 0 ? box.top - 6 - height : below;
     this.element.style.setProperty("--left", `${Math.max(8, Math.min(box.left, innerWidth - width - 8))}px`);
     this.element.style.setProperty("--top", `${Math.max(8, Math.min(top, innerHeight - height - 8))}px`);
+    // As a sheet at the bottom it may cover the token.
+    const sheet = this.element.getBoundingClientRect();
+    if (sheet.bottom >= innerHeight && sheet.top > 0) scrollBy(0, Math.max(0, box.bottom + 12 - sheet.top));
   }
 }
 

@@ -21,6 +21,7 @@ export class Tokens {
     this.pieces = [];
     this.logprobs = [];
     this.spans = [];
+    this.gaps = []; // the spaces before the tokens, which stay without a shade
     this.listener = listener;
     this.focused = 0;
     this.prompt = el("span", { className: "prompt" });
@@ -43,23 +44,25 @@ export class Tokens {
   update({ prompt_text, prompt_ids, from, tokens, pieces, logprobs }, branch = 0) {
     if (prompt_text !== undefined) [this.prompt.textContent, this.promptIds] = [prompt_text, prompt_ids];
     for (const list of [this.ids, this.pieces, this.logprobs]) list.length = from;
-    this.spans.splice(from).forEach((span) => span.remove());
+    for (const node of [...this.spans.splice(from), ...this.gaps.splice(from)]) node.remove();
     tokens.forEach((id, i) => {
       this.ids.push(id);
       this.pieces.push(pieces[i]);
       this.logprobs.push(logprobs?.[i] ?? null);
       const at = from + i;
+      const gap = document.createTextNode(/^\s+(?=\S)/.exec(pieces[i])?.[0] ?? "");
       const span = el("span", {
         className: at === branch - 1 ? "token turn" : at < branch ? "token given" : "token",
         role: "button",
         tabIndex: at === this.focused ? 0 : -1,
         data: { at },
         aria: { haspopup: "dialog" },
-      }, pieces[i] || "∅");
+      }, pieces[i].slice(gap.length) || "∅");
       if (!pieces[i]) span.classList.add("silent");
       this.spans.push(span);
+      this.gaps.push(gap);
       this.describe(at);
-      this.body.append(span);
+      this.body.append(gap, span);
     });
     if (this.focused >= this.spans.length) this.focused = 0;
     if (this.spans.length) this.spans[this.focused].tabIndex = 0;
