@@ -25,8 +25,8 @@ usage: minigpt COMMAND ...
   report RUN_DIR ...         tables and plots, of runs or of a sweep
   export RUN_DIR --to PATH   a Hugging Face folder, or a GGUF file for llama.cpp, made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
-  lm_eval [arguments]        lm-evaluation-harness, with runs as its model minigpt
   serve RUN_DIR ...          an OpenAI-compatible endpoint
+  lm_eval [arguments]        lm-evaluation-harness, with runs as its model minigpt
 
 Each command, and each FILE.py, lists its flags with --help.
 """

@@ -30,7 +30,9 @@ from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.tokenizer import Tokenizer, with_tokenizer
 
 if TYPE_CHECKING:
+    from minigpt_jax.generate.beam_tree import BeamTree
     from minigpt_jax.generate.held_out import HeldOut
+    from minigpt_jax.generate.inspection import Inspected
     from minigpt_jax.generate.verdict import Verdict
 
 CHUNK_TOKENS = 8
@@ -222,6 +224,28 @@ class LanguageModel:
         from minigpt_jax.generate import verdict
 
         return verdict.compare(self, methods, prompts, max_new_tokens, seed, progress)
+
+    def inspect(
+        self,
+        prompt: str | list[int],
+        tokens: Sequence[int],
+        sampler: Sampler | str | None = None,
+        settings: GenerationSettings | None = None,
+        count: int = 10,
+    ) -> "list[Inspected]":
+        """What the method chose from at each of the tokens that it generated; see `generate.inspection.inspect`."""
+        from minigpt_jax.generate import inspection
+
+        method, asked = as_sampler(sampler), settings or GenerationSettings()
+        return inspection.inspect(self, prompt, tokens, method, asked, count)
+
+    def beam_tree(
+        self, prompt: str | list[int], sampler: Sampler | str = "beam", settings: GenerationSettings | None = None
+    ) -> "BeamTree":
+        """The surviving and the dropped hypotheses of a beam search; see `generate.beam_tree.beam_tree`."""
+        from minigpt_jax.generate import beam_tree
+
+        return beam_tree.beam_tree(self, prompt, as_sampler(sampler), settings or GenerationSettings())
 
     def ids(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
         """The ids of each text, the start token first.

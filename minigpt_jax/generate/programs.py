@@ -81,6 +81,22 @@ def _without_ynnpack() -> dict[str, Any]:
     return options
 
 
+@functools.lru_cache(64)
+def inspector(gpt: GPT, slots: int, sampler: Any, processors: tuple[Processor, ...] = (), count: int = 10) -> Any:
+    """The program (weights, request, sampler, new tokens [B, M]) -> `samplers.Inspection` of `count` candidates.
+
+    The other arguments are those of `programs`.
+    """
+    del sampler
+
+    def inspect(weights: Any, request: Request, sampler: Sampler, tokens_BM: Any) -> samplers.Inspection:
+        apply = functools.partial(gpt.apply, {"params": weights})
+        prefill, step = functools.partial(_prefill, apply, slots), functools.partial(apply, method="step")
+        return samplers.inspect(prefill, step, sampler, request, tokens_BM, count, processors=processors)
+
+    return devices.compile_rows(inspect, (None, 0, None, 0), options=compiler_options())
+
+
 @functools.lru_cache(16)
 def continuation_scorer(gpt: GPT) -> Any:
     """The program (weights, tokens [B, T+1], start [B], length [B]) -> log-probabilities [B] and [B] whether greedy.

@@ -6,7 +6,7 @@ they follow the reader's light or dark scheme. The Markdown page shows the same 
 
 import errno
 import functools
-import html
+import html as html_escapes
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,6 +162,11 @@ def write(page: Page, folder: Path) -> Path:
     return folder / "report.html"
 
 
+def html(page: Page) -> str:
+    """The page as HTML that needs no other file."""
+    return display.printable(_render("page.html.j2", page))
+
+
 def show(table: Table, console: rich.console.Console) -> None:
     """Prints the table. Minor columns are omitted if the terminal is too narrow, but never in a file."""
     whole = _rich(table, table.columns)
@@ -212,7 +217,7 @@ def _templates() -> jinja2.Environment:
 def _markdown(text: str) -> str:
     """Escapes text so that Markdown shows it literally, on one line, also in a cell of a table."""
     text = re.sub(r"([\\`*\[\]|~#]|(?<!\w)_|_(?!\w))", r"\\\1", text)
-    return " ".join(html.escape(text, quote=False).split())
+    return " ".join(html_escapes.escape(text, quote=False).split())
 
 
 def _fenced(text: str, language: str = "text") -> str:

@@ -37,6 +37,7 @@ from jaxtyping import Array, Bool, Int
 from minigpt_jax.errors import UserError
 from minigpt_jax.samplers import beam, contrastive, loop
 from minigpt_jax.samplers.base import Sampler
+from minigpt_jax.samplers.inspection import Inspection, inspect
 from minigpt_jax.samplers.interface import (
     Output,
     Prefill,
@@ -67,6 +68,7 @@ __all__ = [
     "Beam",
     "Contrastive",
     "Greedy",
+    "Inspection",
     "MinP",
     "Output",
     "Prefill",
@@ -86,6 +88,7 @@ __all__ = [
     "create_all",
     "decode",
     "halt",
+    "inspect",
     "per_row",
     "request",
     "result",

@@ -73,6 +73,14 @@ class Sampler:
         """
         raise UserError(f"the sampler {self.name} picks no token: give its class a method pick(self, logits, key)")
 
+    def distribution(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"] | None:
+        """The log-probability by which `pick` draws each token; -inf for a token that it never draws.
+
+        It explains a method, as in `inspection`, and sampling does not need it. None means that the method does not
+        say.
+        """
+        return None
+
     def validate(self, vocabulary_size: int) -> None:
         """Checks the settings before anything is compiled.
 

@@ -13,12 +13,12 @@ M maximum number of new tokens, S = T + M positions of a history, D width.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from minigpt_jax.ops import kv_cache
 from minigpt_jax.samplers import loop, processors, selection
@@ -34,11 +34,20 @@ class State(loop.State):
     """The hidden state at each token, normalised to length 1."""
 
 
+class Candidates(NamedTuple):
+    """The tokens that a row chooses from, best first."""
+
+    tokens: Int[Array, "B K"]
+    logits: Float[Array, "B K"]
+    """After penalties, bias and processors."""
+    probability: Float[Array, "B K"]
+
+
 def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int, top_logprobs: int) -> State:
     """Runs the model over the prompts. No token is picked yet."""
     logits_BV, hidden_BTD, cache = prefill(request.tokens, request.length)
     blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens, top_logprobs)
-    return State(**vars(blank), hidden=jnp.pad(_unit(hidden_BTD), ((0, 0), (0, max_new_tokens), (0, 0))))
+    return State(**vars(blank), hidden=jnp.pad(unit(hidden_BTD), ((0, 0), (0, max_new_tokens), (0, 0))))
 
 
 def advance(
@@ -55,27 +64,20 @@ result = loop.result
 def _pick(step: Step, sampler: Any, request: Request, state: State, extra: Sequence[Processor]) -> State:
     rows, width = state.tokens.shape[0], sampler.width
     controlled_BV = processors.control(request, state.logits, state.tokens, state.step, extra)
-    norm_B1 = jax.nn.logsumexp(jnp.maximum(controlled_BV, state.logits), axis=1, keepdims=True)
-    values_BK, tokens_BK = selection.top(controlled_BV, width)
+    candidates = propose(controlled_BV, state.logits, width)
 
     # The step of every candidate. Rows that have ended stay within their limit.
     position_B = request.length + jnp.clip(state.step, 0, jnp.maximum(request.limit - 1, 0))
     position_R = jnp.repeat(position_B, width)
-    logits_RV, hidden_RD, cache = step(tokens_BK.reshape(-1), state.cache, position_R)
-    hidden_BKD = _unit(hidden_RD).reshape(rows, width, -1)
-
-    alike_BKS = jnp.einsum("bkd,bsd->bks", hidden_BKD, state.hidden, precision=lax.Precision.HIGHEST)
-    known_BS = jnp.arange(state.hidden.shape[1])[None] < (request.length + state.step)[:, None]
-    alike_BK = jnp.max(alike_BKS, axis=2, where=known_BS[:, None], initial=-1.0)
-    k_B1, alpha_B1 = (jnp.reshape(setting, (-1, 1)) for setting in (sampler.k, sampler.alpha))  # [1, 1] if all share it
-    score_BK = (1 - alpha_B1) * jnp.exp(values_BK - norm_B1) - alpha_B1 * alike_BK
-    candidate_BK = (jnp.arange(width)[None] < k_B1) & (values_BK > -jnp.inf)
-    chosen_B = jnp.argmax(jnp.where(candidate_BK, score_BK, -jnp.inf), axis=1)
+    logits_RV, hidden_RD, cache = step(candidates.tokens.reshape(-1), state.cache, position_R)
+    hidden_BKD = unit(hidden_RD).reshape(rows, width, -1)
+    score_BK = score(sampler, candidates, hidden_BKD, state.hidden, request.length + state.step)
+    chosen_B = jnp.argmax(score_BK, axis=1)
 
     row_B = jnp.arange(rows)
     chosen_R = jnp.repeat(row_B * width + chosen_B, width)
     return dataclasses.replace(
-        loop.append(request, state, tokens_BK[row_B, chosen_B], values_BK[row_B, chosen_B] > -jnp.inf),
+        loop.append(request, state, candidates.tokens[row_B, chosen_B], candidates.logits[row_B, chosen_B] > -jnp.inf),
         # All rows of a group have the same context, so only the new token is copied to the others.
         cache=kv_cache.adopt(cache, chosen_R, position_R),
         logits=logits_RV[chosen_R[::width]].astype(jnp.float32),
@@ -83,7 +85,41 @@ def _pick(step: Step, sampler: Any, request: Request, state: State, extra: Seque
     )
 
 
-def _unit(hidden: Array) -> Array:
+def propose(controlled: Float[Array, "B V"], logits: Float[Array, "B V"], width: int) -> Candidates:
+    """The `width` most probable tokens.
+
+    Args:
+        controlled: the logits after penalties, bias and processors.
+        logits: the model's own.
+    """
+    norm_B1 = jax.nn.logsumexp(jnp.maximum(controlled, logits), axis=1, keepdims=True)
+    values_BK, tokens_BK = selection.top(controlled, width)
+    return Candidates(tokens_BK, values_BK, jnp.exp(values_BK - norm_B1))
+
+
+def score(
+    sampler: Any,
+    candidates: Candidates,
+    hidden: Float[Array, "B K D"],
+    context: Float[Array, "B S D"],
+    known: Int[Array, "B"],
+) -> Float[Array, "B K"]:
+    """The score of each candidate; -inf beyond the first k, and for banned tokens.
+
+    Args:
+        hidden: the hidden state at each candidate, of length 1.
+        context: those of the text so far, of which the first `known` of each row are valid.
+    """
+    alike_BKS = jnp.einsum("bkd,bsd->bks", hidden, context, precision=lax.Precision.HIGHEST)
+    known_BS = jnp.arange(context.shape[1])[None] < known[:, None]
+    alike_BK = jnp.max(alike_BKS, axis=2, where=known_BS[:, None], initial=-1.0)
+    k_B1, alpha_B1 = (jnp.reshape(setting, (-1, 1)) for setting in (sampler.k, sampler.alpha))  # [1, 1] if all share it
+    score_BK = (1 - alpha_B1) * candidates.probability - alpha_B1 * alike_BK
+    allowed_BK = (jnp.arange(hidden.shape[1])[None] < k_B1) & (candidates.logits > -jnp.inf)
+    return jnp.where(allowed_BK, score_BK, -jnp.inf)
+
+
+def unit(hidden: Array) -> Array:
     """Vectors of length 1, in float32, so that products are cosines."""
     hidden = hidden.astype(jnp.float32)
     return hidden * lax.rsqrt(jnp.maximum(jnp.sum(hidden**2, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
@@ -24,6 +26,10 @@ class Greedy(Sampler):
 
     def pick(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
         return selection.argmax(logits)
+
+    def distribution(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        best_B1 = selection.argmax(logits)[:, None]
+        return jnp.where(jnp.arange(logits.shape[1])[None] == best_B1, 0.0, -jnp.inf)
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,25 @@ class Random(Sampler):
 
     def pick(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
         def truncate(logits: Array) -> tuple[Array, selection.TokenFilter | None]:
-            return truncation.truncate(logits, self.top_k, self.top_p, self.min_p, self.typical_p)
+            return truncation.truncate(logits, *self._filters)
 
         def drawn(logits: Array) -> Array:
-            scaled = (logits - logits.max(axis=1, keepdims=True)) / self.temperature
-            return selection.draw(scaled, key, truncate)
+            return selection.draw(self._scaled(logits), key, truncate)
 
         return lax.cond(self.temperature > 0, drawn, selection.argmax, logits)
+
+    def distribution(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        def drawn(logits: Array) -> Array:
+            return jax.nn.log_softmax(truncation.truncate_all(self._scaled(logits), *self._filters))
+
+        return lax.cond(self.temperature > 0, drawn, Greedy().distribution, logits)
+
+    @property
+    def _filters(self) -> tuple[Any, ...]:
+        return self.top_k, self.top_p, self.min_p, self.typical_p
+
+    def _scaled(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        return (logits - logits.max(axis=1, keepdims=True)) / self.temperature
 
     def validate(self, vocabulary_size: int) -> None:
         _check_temperature(self.temperature)
@@ -78,6 +96,9 @@ class _Filtered(Sampler):
 
     def pick(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
         return self.as_random().pick(logits, key)
+
+    def distribution(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        return self.as_random().distribution(logits)
 
 
 @dataclass(frozen=True)

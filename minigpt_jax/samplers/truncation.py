@@ -47,6 +47,12 @@ def truncate(
     return logits, last
 
 
+def truncate_all(logits: Logits, *filters: Any) -> Logits:
+    """`truncate` with every filter evaluated for all tokens: -inf for the tokens that it removes."""
+    logits, last = truncate(logits, *filters)
+    return _apply(last, logits)
+
+
 def top_k_filter(logits: Logits, k: Any) -> TokenFilter:
     """Keeps the k most probable tokens."""
     # The k-th greatest of any tokens is a lower bound. That of the best tokens of the blocks, about 64, is close.

@@ -1,0 +1,44 @@
+"""The text of each token of a text, so that together they are the text."""
+
+import itertools
+from collections.abc import Sequence
+
+from minigpt_jax.generate.texts import Decode
+
+
+class TextSplitter:
+    """Splits the text of a prompt and the tokens after it at the tokens' ends, while tokens arrive.
+
+    A tokenizer may join pieces with or without a space, depending on the pieces around them, and a character may take
+    several tokens. A token's text is what the text up to it adds to the text before it, so it begins with the space
+    before the token. It is empty for a token without text, and for all but the last token of a character.
+    """
+
+    def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
+        self._decode, self._prompt = decode, list(prompt)
+        self._until: list[str] = [decode(self._prompt)]
+
+    def split(self, tokens: Sequence[int]) -> tuple[str, list[str]]:
+        """The text of the prompt, and that of each token. The tokens have to continue those of the last call."""
+        for end in range(len(self._until), len(tokens) + 1):
+            self._until.append(self._decode([*self._prompt, *tokens[:end]]))
+        whole = self._until[len(tokens)]
+        visible = [at for at, character in enumerate(whole) if not character.isspace()]
+        ends = [0]
+        for until in self._until[: len(tokens)]:
+            ends.append(max(ends[-1], _end_of(until.rstrip("\ufffd"), whole, visible)))
+        ends = [*ends[1:], len(whole)]
+        return whole[: ends[0]], [whole[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def text_after(decode: Decode, before: Sequence[int], token: int) -> str:
+    """What a token adds to the text before it."""
+    return TextSplitter(decode, before).split([token])[1][0]
+
+
+def _end_of(part: str, whole: str, visible: list[int]) -> int:
+    """Where the beginning of a text ends in the whole. If they are spaced differently, spaces do not count."""
+    if whole.startswith(part):
+        return len(part)
+    count = sum(not character.isspace() for character in part)
+    return visible[count - 1] + 1 if 0 < count <= len(visible) else 0 if not count else len(whole)
