@@ -298,7 +298,7 @@ class LanguageModel:
         prompts: Sequence[str | list[int]],
         sampler: Sampler,
         settings: Sequence[GenerationSettings],
-        row_ids: Iterable[int] | None = None,
+        row_ids: Any = None,
     ) -> Plan:
         """What `generate` runs for these prompts, each with settings of its own. Nothing is compiled or run here.
 
