@@ -19,6 +19,7 @@ commands:
   report RUN_DIR ...         tables and plots
   export RUN_DIR --to PATH   a Hugging Face folder made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
+  serve RUN_DIR ...          an OpenAI-compatible endpoint
   test [pytest arguments]    the tests
 
 FILE.py --help lists the flags of an experiment, COMMAND --help those of a command. Relative paths start at the current
@@ -200,8 +201,9 @@ case ${1:-} in
   *.py) set -- train "$@" ;;
 esac
 case $1 in # the extras of pyproject.toml that a command needs
-  test) needed='dev kerashub mauve' ;;
+  test) needed='dev kerashub mauve serve' ;;
   compare) needed=mauve ;;
+  serve) needed=serve ;;
   *) needed='' ;;
 esac
 for argument in "$@"; do

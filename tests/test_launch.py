@@ -204,7 +204,11 @@ def test_environment_grows_by_what_is_needed(checkout: Checkout) -> None:
     checkout.have("uv", "python3", "nvidia-smi")  # as from a login node to one with GPUs
     checkout.run("x.py", FAKE_GPU="580.65.06, 9.0")
     checkout.run("x.py")
-    assert checkout.installations() == ["uv .", "uv .[dev,kerashub,mauve]", "uv .[dev,kerashub,mauve,cuda13]"]
+    assert checkout.installations() == [
+        "uv .",
+        "uv .[dev,kerashub,mauve,serve]",
+        "uv .[dev,kerashub,mauve,serve,cuda13]",
+    ]
 
 
 @pytest.mark.parametrize("address", ["https://host/a.txt", "s3://bucket/*.parquet", "--data.files=gs://bucket/texts"])

@@ -13,7 +13,7 @@ from minigpt_jax.errors import UserError, printable
 from minigpt_jax.trial import signals
 from minigpt_jax.trial.signals import INTERRUPTED
 
-COMMANDS = ("train", "sample", "compare", "evaluate", "sweep", "report", "export", "import")
+COMMANDS = ("train", "sample", "compare", "evaluate", "sweep", "report", "export", "import", "serve")
 USAGE = """\
 usage: minigpt COMMAND ...
 
@@ -25,6 +25,7 @@ usage: minigpt COMMAND ...
   report RUN_DIR ...         tables and plots, of runs or of a sweep
   export RUN_DIR --to PATH   a Hugging Face folder made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
+  serve RUN_DIR ...          an OpenAI-compatible endpoint
 
 Each command, and each FILE.py, lists its flags with --help.
 """

@@ -202,7 +202,7 @@ class LanguageModel:
         Raises UserError for a text that does not fit in the window.
         """
         texts = as_texts(texts, "texts")
-        ids = self._ids(texts)
+        ids = self.ids(texts)
         window = self.model.sequence_length
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > window + 1:
@@ -254,7 +254,7 @@ class LanguageModel:
 
         return beam_tree.beam_tree(self, prompt, as_sampler(sampler), settings or GenerationSettings())
 
-    def _ids(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
+    def ids(self, texts: Sequence[str | list[int]]) -> list[list[int]]:
         """The ids of each text, the start token first.
 
         Raises:
@@ -318,7 +318,7 @@ class LanguageModel:
                 f"--stop: {sampler.name} takes token ids and no strings, whose end it cannot see in its loop"
             )
         processors, top_logprobs = self._static(settings)
-        ids = self._ids(prompts)
+        ids = self.ids(prompts)
         texts = [one if isinstance(one, str) else self.tokenizer.decode(one) for one in prompts]
         rows = requests.rows(texts, ids, check_row_ids(row_ids, len(prompts)), sampler, settings, self.model)
         return Plan(rows, processors, top_logprobs)

@@ -44,7 +44,8 @@ class Job:
 class Ticket:
     """A request's texts. Iterate over it for updates; the last one has all texts whole.
 
-    A reader that stops before that has to call `cancel`. A reader that is slower than the engine misses updates in between, but never the last one.
+    A reader that stops before the last update has to call `cancel`. A reader that is slower than the engine misses
+    updates in between, but never the last one.
 
     Args:
         streamed: whether there are updates before the texts are whole.

@@ -1,0 +1,117 @@
+"""OpenAI's API: /v1/models and /v1/completions, with the bodies, events and errors that its clients know."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from minigpt_jax.errors import UserError
+from minigpt_jax.serve import openai_request
+from minigpt_jax.serve.engine import Engine, QueueFullError
+from minigpt_jax.serve.openai_answer import Answer, event
+from minigpt_jax.serve.openai_request import FieldError
+from minigpt_jax.serve.runs import ModelNotFoundError, Runs
+from minigpt_jax.serve.security import RefusedError, read_json
+
+
+def routes(runs: Runs) -> list[Route]:
+    """The routes of OpenAI's API for these models."""
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(runs, engine) for engine in runs.engines.values()]})
+
+    async def model(request: Request) -> Response:
+        return JSONResponse(_model(runs, runs.engine(request.path_params["name"])))
+
+    async def completions(request: Request) -> Response:
+        body = await read_json(request)
+        asked = openai_request.parse(body)
+        engine = runs.engine(body.get("model"))
+        answer = Answer(engine, asked)
+        if asked.stream:
+            return StreamingResponse(_events(answer), media_type="text/event-stream")
+        return await _unless_client_leaves(request, answer)
+
+    return [
+        Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
+        Route("/v1/completions", completions, methods=["POST"]),
+    ]
+
+
+async def error_response(request: Request, error: Exception) -> Response:
+    """An error in OpenAI's form."""
+    if isinstance(error, ModelNotFoundError):
+        return _error(404, str(error), "invalid_request_error", "model", "model_not_found")
+    if isinstance(error, QueueFullError):
+        return _error(429, str(error), "rate_limit_error", code="queue_full", headers={"Retry-After": "1"})
+    if isinstance(error, RefusedError):
+        return _error(error.status, str(error), "invalid_request_error", code=error.code)
+    if isinstance(error, HTTPException):  # no such path or method
+        return _error(error.status_code, error.detail, "invalid_request_error", headers=error.headers)
+    if isinstance(error, UserError):
+        field = error.field if isinstance(error, FieldError) else None
+        return _error(400, openai_request.as_fields(str(error)), "invalid_request_error", field)
+    return _error(500, f"the server failed at this request: {error}", "server_error")
+
+
+def _error(
+    status: int,
+    message: str,
+    kind: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return JSONResponse(body, status, headers)
+
+
+def _model(runs: Runs, engine: Engine) -> dict[str, Any]:
+    return {
+        "id": engine.name,
+        "object": "model",
+        "created": runs.started,
+        "owned_by": "minigpt_jax",
+        "step": engine.step,
+        "max_model_len": engine.lm.model.sequence_length,
+    }
+
+
+async def _events(answer: Answer) -> AsyncIterator[str]:
+    """The events of a streamed answer, to their end mark."""
+    try:
+        async for body in answer.events():
+            yield event(body)
+    except Exception as error:  # the status has been sent already
+        failed = await error_response(Request({"type": "http"}), error)
+        yield event(json.loads(bytes(failed.body)))
+    finally:
+        answer.cancel()
+    yield "data: [DONE]\n\n"
+
+
+async def _unless_client_leaves(request: Request, answer: Answer) -> Response:
+    """The whole answer; if the client leaves before, its texts are not finished."""
+    body = asyncio.create_task(answer.body())
+    left = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({body, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not body.done():
+            return Response(status_code=499)  # nobody reads this
+        return JSONResponse(body.result())
+    finally:
+        answer.cancel()
+        body.cancel()
+        left.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns once the client has closed its connection. The body must have been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
