@@ -100,7 +100,9 @@ def inspect(
     def candidate(at: int, n: int) -> Candidate:
         value = lambda leaf: None if leaf is None else leaf[at, n].item()  # noqa: E731
         token = int(found.tokens[at, n])
-        text = text_after(lm.tokenizer.decode, [*before, *tokens[:at]], token) or lm.tokenizer.piece(token) or ""
+        text = text_after(lm.tokenizer.decode, [*before, *tokens[:at]], token)
+        if not text or "\ufffd" in text:  # a special token, or a part of a character
+            text = lm.tokenizer.piece(token) or text
         score = value(scores)
         return Candidate(
             token,
