@@ -8,6 +8,11 @@ texts           what the host does with text
 generation      a sampled text
 text_stream     a text piece by piece as it grows
 language_model  a model with its tokenizer and weights
+loading         a run directory's model
+one_row         a single prompt as the row of a program
+split_text      the text of each token
+inspection      what a method chose from at each token
+beam_tree       the hypotheses of a beam search
 comparison      one prompt under several methods
 """
 

@@ -79,7 +79,9 @@ def inspect(
         if not 0 <= token < lm.model.vocabulary_size:
             raise UserError(f"tokens: there is no token {token}; ids go from 0 to {lm.model.vocabulary_size - 1:,}")
     # Stop strings end a text, but do not change what may be drawn.
-    asked = settings.replace(max_new_tokens=len(tokens), num_return_sequences=1, stop=settings.stop_sequences)
+    asked = settings.replace(num_return_sequences=1, stop=settings.stop_sequences)
+    # A text that still grows keeps the shapes of the whole one.
+    asked = asked.replace(max_new_tokens=max(settings.max_new_tokens or 0, len(tokens)))
     row, sizes, request, gpt, weights, processors = one_row.prepare(lm, prompt, sampler, asked)
     given_BM = np.zeros((sizes.rows, sizes.room), np.int32)
     given_BM[0, : len(tokens)] = tokens
@@ -100,7 +102,9 @@ def inspect(
     def candidate(at: int, n: int) -> Candidate:
         value = lambda leaf: None if leaf is None else leaf[at, n].item()  # noqa: E731
         token = int(found.tokens[at, n])
-        text = text_after(lm.tokenizer.decode, [*before, *tokens[:at]], token) or lm.tokenizer.piece(token) or ""
+        text = text_after(lm.tokenizer.decode, [*before, *tokens[:at]], token)
+        if not text or "\ufffd" in text:  # a special token, or a part of a character
+            text = lm.tokenizer.piece(token) or text
         score = value(scores)
         return Candidate(
             token,

@@ -1,17 +1,15 @@
 """A model with its tokenizer and weights: texts in, texts or log-probabilities out."""
 
-import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import model, samplers, tokenizer
-from minigpt_jax.cache import keep_compiled_programs
+from minigpt_jax import model, samplers
 from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import continuations, requests
@@ -24,9 +22,6 @@ from minigpt_jax.generate.texts import StopScanner, abbreviated, as_prompts, as_
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.samplers.buckets import power_bucket
-from minigpt_jax.storage.checkpoint import Checkpoints
-from minigpt_jax.storage.run_code import trusted_experiment
-from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.tokenizer import Tokenizer, with_tokenizer
 
 if TYPE_CHECKING:
@@ -53,32 +48,6 @@ class Plan(NamedTuple):
     processors: tuple[samplers.Processor, ...]
     top_logprobs: int
     """Most probable tokens that the program records; at least as many as any row asks for."""
-
-
-def load(
-    run_dir: str | Path,
-    step: int | Literal["best"] | None = None,
-    *,
-    trust_code: bool = False,
-    code: Sequence[str | Path] = (),
-) -> "LanguageModel":
-    """The model of a run directory, at its latest checkpoint or at that of `step`.
-
-    Where the model needs code of the user's own, `trust_code` runs the copy in the run directory, and `code` names
-    files to run in its place; see `storage.run_code`.
-
-    Raises UserError if the directory or its checkpoint is missing, if they do not fit, or if code may not be run.
-    """
-    files = RunDir(Path(run_dir))
-    experiment = trusted_experiment(files, trust_code=trust_code, code_files=code)
-    keep_compiled_programs()
-    pieces = tokenizer.load(files.tokenizer)
-    if not files.checkpoints.is_dir():
-        raise UserError(f"{run_dir} holds no checkpoint yet; train on, to the first --train.checkpoint-every")
-    use_ema = experiment.optimizer.ema_decay is not None
-    with contextlib.closing(Checkpoints(files.checkpoints, read_only=True)) as checkpoints:
-        weights, step = checkpoints.restore_weights(model.parameter_shapes(experiment), use_ema, step)
-    return LanguageModel(experiment, pieces, weights, step, path=files.path.absolute())
 
 
 class LanguageModel:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 from minigpt_jax.generate.texts import Decode
 
+_CONTEXT = 32
+"""Tokens of context that determine the spacing of the next one, apart from rare cases."""
+
 
 class TextSplitter:
     """Splits the text of a prompt and the tokens after it at the tokens' ends, while tokens arrive.
@@ -32,8 +35,8 @@ class TextSplitter:
 
 
 def text_after(decode: Decode, before: Sequence[int], token: int) -> str:
-    """What a token adds to the text before it."""
-    return TextSplitter(decode, before).split([token])[1][0]
+    """What a token adds to the text before it, of which only the last tokens matter."""
+    return TextSplitter(decode, before[-_CONTEXT:]).split([token])[1][0]
 
 
 def _end_of(part: str, whole: str, visible: list[int]) -> int:

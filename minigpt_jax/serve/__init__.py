@@ -8,6 +8,8 @@ runs            the models that are served, each at its newest checkpoint
 openai_request  a body of OpenAI's completions API, checked, as prompts, sampler and settings
 openai_answer   the texts of such a request as bodies and events
 openai_api      the routes of OpenAI's API
+page            the page for playing with sampling; its files lie in static
+page_requests   what the page asks for, and what it is told
 security        what a request has to have before any route sees it
 app             the application: all routes
 """

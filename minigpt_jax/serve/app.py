@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from minigpt_jax.errors import UserError
-from minigpt_jax.serve import openai_api
+from minigpt_jax.serve import openai_api, page
 from minigpt_jax.serve.engine import EngineError, QueueFullError
 from minigpt_jax.serve.runs import ModelNotFoundError, Runs
 from minigpt_jax.serve.security import LOOPBACK, Guard, RefusedError
@@ -34,7 +34,7 @@ def create_app(runs: Runs, *, hosts: Collection[str] | None = LOOPBACK, api_key:
         yield
         await anyio.to_thread.run_sync(runs.close)
 
-    routes: list[BaseRoute] = [Route("/health", health), *openai_api.routes(runs)]
+    routes: list[BaseRoute] = [Route("/health", health), *openai_api.routes(runs), *page.routes(runs)]
     errors = (UserError, EngineError, QueueFullError, RefusedError, ModelNotFoundError, HTTPException, Exception)
     return Starlette(
         routes=routes,

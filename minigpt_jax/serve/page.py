@@ -109,7 +109,7 @@ def routes(runs: Runs) -> list[BaseRoute]:
     return [
         Route("/", index),
         Route("/static/palette.css", palette),
-        Mount("/static", StaticFiles(directory=STATIC)),
+        Mount("/static", _Files(directory=STATIC)),
         Route("/api/models", models),
         Route("/api/sample", answer(sample), methods=["POST"]),
         Route("/api/inspect", answer(inspect), methods=["POST"]),
@@ -117,6 +117,15 @@ def routes(runs: Runs) -> list[BaseRoute]:
         Route("/api/report", answer(make_report), methods=["POST"]),
         Route("/reports/{name}", report),
     ]
+
+
+class _Files(StaticFiles):
+    """Files that browsers ask for anew each time, so that those of different versions are never mixed."""
+
+    def file_response(self, *arguments: Any, **named: Any) -> Response:
+        response = super().file_response(*arguments, **named)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def palette_css() -> str:

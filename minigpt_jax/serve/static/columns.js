@@ -104,6 +104,7 @@ export class Column {
     this.cancel();
     this.sampled = null;
     this.found = [];
+    this.asking = null;
     this.tokens.clear();
     this.said.textContent = "";
     this.fields.clear();
@@ -148,7 +149,7 @@ export class Column {
         }
       });
       this.said.textContent = this.summary(reason, (performance.now() - began) / 1000);
-      if (branch) this.learn();
+      this.learn();
     } catch (error) {
       if (error.name === "AbortError") {
         if (stopper === this.stopper || this.stopper === null) this.said.textContent = "Stopped.";
@@ -178,7 +179,7 @@ export class Column {
     ].filter(Boolean).join(" · ");
   }
 
-  /** Asks for the tokens of the branch too, whose probabilities the text does not come with. */
+  /** Asks what was possible, before anybody points at a token; also for the shade of a branch's tokens. */
   async learn() {
     try {
       await this.look(0);
