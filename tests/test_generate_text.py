@@ -27,6 +27,13 @@ def test_a_string_is_one_prompt_and_one_text(lm: LanguageModel):
     assert lm.score("the cat") == lm.score(["the cat"])
 
 
+def test_on_cpu_text_is_sampled_in_float32_whatever_the_run_was_trained_in(lm: LanguageModel):
+    trained = language_model(positions="rope", num_heads=2, dtype="bfloat16")
+    for sampler in (DRAWN, samplers.Beam(3), samplers.Contrastive(3)):
+        assert trained.generate(PROMPTS, sampler, 6) == lm.generate(PROMPTS, sampler, 6)
+    assert trained.score(PROMPTS) != lm.score(PROMPTS)  # the full pass keeps the type of training
+
+
 def test_a_sampler_may_be_named(lm: LanguageModel):
     named = lm.generate(PROMPTS, "top-p", 6, seed=3)
     assert named == lm.generate(PROMPTS, samplers.TopP(), 6, seed=3)
