@@ -164,7 +164,7 @@ class ModelConfig:
     """Stop attention at document boundaries (packed layout)."""
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", adjustable=True)
     """Type of compute; parameters are float32. auto: bfloat16 on accelerators, float32 on CPU, where bfloat16 is faster
-    only with AMX or AVX-512 BF16 (lscpu)."""
+    only with AMX or AVX-512 BF16 (lscpu), and only in training: sampling on CPU is always in float32."""
     remat: bool = option(False, resumable=True, adjustable=True)
     """Recompute each block in the backward pass to save memory."""
 
