@@ -36,9 +36,11 @@ def create_app(runs: Runs, *, hosts: Collection[str] | None = LOOPBACK, api_key:
 
     routes: list[BaseRoute] = [Route("/health", health), *openai_api.routes(runs)]
     errors = (UserError, EngineError, QueueFullError, RefusedError, ModelNotFoundError, HTTPException, Exception)
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(Guard, hosts=hosts, api_key=api_key)],
         exception_handlers=dict.fromkeys(errors, openai_api.error_response),
         lifespan=lifespan,
     )
+    app.state.runs = runs
+    return app
