@@ -34,12 +34,13 @@ uvicorn = pytest.importorskip("uvicorn", reason="pip install 'minigpt_jax[serve]
 
 
 class LocalServer:
-    """An application on a free port, served by a thread."""
+    """Models on a free port, served by a thread."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, runs: Runs, **settings: Any) -> None:
+        self.runs = runs
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        self._server = uvicorn.Server(uvicorn.Config(create_app(runs, **settings), log_level="error"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self.socket]})
         self._thread.start()
 
@@ -68,7 +69,7 @@ def lm() -> Iterator[LanguageModel]:
 
 @pytest.fixture(scope="module")
 def server(lm: LanguageModel) -> Iterator[LocalServer]:
-    server = LocalServer(create_app(Runs([Engine(lm, "random", 4000, sizes=(1, 4))])))
+    server = LocalServer(Runs([Engine(lm, "random", 4000, sizes=(1, 4))]))
     yield server
     server.close()
 
@@ -234,14 +235,9 @@ def test_a_client_that_leaves_frees_its_row(server: LocalServer, client: Any, lm
             time.sleep(0.2)
         raw.close()
         deadline = time.monotonic() + 60
-        while not all(pool.idle for pool in _engine(server)._pools.values()):
+        while not all(pool.idle for pool in server.runs.engine(None)._pools.values()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-
-
-def _engine(server: LocalServer) -> Engine:
-    app: Any = server._server.config.app
-    return app.state.runs.engine(None)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +286,7 @@ def test_errors_have_openais_form(server: LocalServer, method: str, path: str, b
 
 
 def test_an_api_key(lm: LanguageModel):
-    server = LocalServer(create_app(Runs([Engine(lm, "random", sizes=(1,))]), hosts=None, api_key="secret"))
+    server = LocalServer(Runs([Engine(lm, "random", sizes=(1,))]), hosts=None, api_key="secret")
     try:
         for headers, status in (
             ({}, 401),
@@ -306,7 +302,7 @@ def test_an_api_key(lm: LanguageModel):
 
 
 def test_a_full_queue_is_429(lm: LanguageModel):
-    server = LocalServer(create_app(Runs([Engine(lm, "random", sizes=(1,), max_waiting=1)])))
+    server = LocalServer(Runs([Engine(lm, "random", sizes=(1,), max_waiting=1)]))
     try:
         status, answer, headers = server.ask("POST", "/v1/completions", {"prompt": "a", "n": 2, "max_tokens": 2})
         assert (status, answer["error"]["type"], headers["Retry-After"]) == (429, "rate_limit_error", "1")

@@ -36,11 +36,9 @@ def create_app(runs: Runs, *, hosts: Collection[str] | None = LOOPBACK, api_key:
 
     routes: list[BaseRoute] = [Route("/health", health), *openai_api.routes(runs)]
     errors = (UserError, EngineError, QueueFullError, RefusedError, ModelNotFoundError, HTTPException, Exception)
-    app = Starlette(
+    return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, hosts=hosts, api_key=api_key)],
         exception_handlers=dict.fromkeys(errors, openai_api.error_response),
         lifespan=lifespan,
     )
-    app.state.runs = runs
-    return app
