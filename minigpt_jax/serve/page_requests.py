@@ -27,7 +27,7 @@ SETTINGS = (
 )
 """The settings that the page offers for all columns, apart from the seed."""
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "text"}
-_FLAG = re.compile(r"--(?:sampler [\w.]+:[^:]*: )?([a-z][\w-]*)")
+_FLAG = re.compile(r"--(?!sampler)([a-z][\w-]*)")
 _METHOD_SETTING = re.compile(r"--sampler [^:]+(?::[^ ]*)?: (\w+)=")
 
 
