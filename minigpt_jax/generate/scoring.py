@@ -51,7 +51,8 @@ def score_tokens(lm: LanguageModel, texts: Sequence[str | list[int]], top_logpro
     tokens_BU = np.full((row_bucket(len(ids), devices.local_devices()), width + 1), lm.tokenizer.special.start)
     for row, tokens in zip(tokens_BU, ids, strict=False):
         row[: len(tokens)] = tokens
-    program = _program(lm.model, power_bucket(top_logprobs, 8, size) if top_logprobs else 1)
+    gpt: Any = lm.model
+    program = _program(gpt, power_bucket(top_logprobs, 8, size) if top_logprobs else 1)
     found = devices.join_rows(program(lm.weights, devices.split_rows(tokens_BU.astype(np.int32))))
     text_of = functools.cache(lambda token: lm.tokenizer.decode([token]) if token < len(lm.tokenizer) else "")
     scores = []

@@ -128,7 +128,7 @@ class Engine:
             gpt=lm.stepped.model,
             room=self.room,
             sampler=jax.tree.structure(own),
-            stops=request.stops.shape[1:],
+            stops=(request.stops.shape[1], request.stops.shape[2]),
             processors=plan.processors,
             top_logprobs=plan.top_logprobs,
             streams=method.streams,

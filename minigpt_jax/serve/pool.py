@@ -1,31 +1,30 @@
 """A pool: texts of one kind that are sampled together. They join and leave between chunks of the sampling loop.
 
-The pool's slab has a row for each text, and free rows. It grows when more texts wait than it has free rows, as soon as
-the programs of the next size are compiled, and shrinks when few are left. A text is the same in any slab.
+The pool's state has a row for each text, and free rows. It grows when more texts wait than it has free rows, as soon as
+the programs of the next size are compiled, and shrinks when few are left. A text is the same in any state.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from minigpt_jax import samplers
 from minigpt_jax.generate import LanguageModel, requests
 from minigpt_jax.generate.generation import generations
-from minigpt_jax.samplers import Sampler
-from minigpt_jax.serve.programs import Compiler, Kind, Programs, Slab
+from minigpt_jax.samplers import Request, Sampler, State
+from minigpt_jax.serve.programs import Compiler, Kind, Programs
 from minigpt_jax.serve.ticket import Job
 
 SIZES = (1, 8, 32)
-"""Rows that a slab may have."""
+"""Rows that a state may have."""
 CHUNK_TOKENS = 8
 """New tokens of a row between two looks at the texts."""
 _PATIENCE = 16
-"""Chunks after which a slab shrinks that has been too large all the while."""
+"""Chunks after which a state shrinks that has been too large all the while."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Counters:
     seconds: float = 0.0
     """Spent in chunks."""
     sizes: dict[int, int] = field(default_factory=dict)
-    """Chunks of each size of the slab."""
+    """Chunks of each size of the state."""
 
 
 class Pool:
@@ -65,9 +64,13 @@ class Pool:
         self.lm, self.kind = lm, kind
         self.waiting: deque[Entry] = deque()
         self.counters = Counters()
-        request = self._request([entry], 1)
-        self._programs = Programs(kind, lm.stepped.weights, request, entry.sampler, sizes, compiler)
-        self._slab: Slab | None = None
+        # Free rows ask for what this one does, apart from its penalties, which would cost time.
+        self._blank: tuple[Request, Sampler] = _without_penalties(self._request_of([entry], 1)), entry.sampler
+        self._programs = Programs(kind, lm.stepped.weights, *self._blank, sizes, compiler)
+        self._state: State | None = None
+        self._asked = self._on_device = self._blank
+        """The request and the sampler of the rows: on the host, and a copy of them on the device."""
+        self._changed = False
         self._rows: list[Job | None] = []
         self._halted = np.zeros(0, bool)
         self._too_large = 0
@@ -88,8 +91,9 @@ class Pool:
         yield from (entry.job for entry in self.waiting)
 
     def release(self) -> None:
-        """Frees the memory of an idle pool's slab. Its programs stay."""
-        self._slab, self._rows = None, []
+        """Frees the memory of an idle pool's state. Its programs stay."""
+        self._state, self._rows, self._asked = None, [], self._blank
+        self._on_device = self._blank
 
     def turn(self) -> bool:
         """Lets texts join and generates a chunk. Returns whether there was anything that could be done.
@@ -111,7 +115,7 @@ class Pool:
         for row, job in enumerate(self._rows):
             if job is not None and job.ticket.cancelled:
                 self._halted[row] = True
-                self._rows[row] = None
+                self._free(row)
 
     def _join(self) -> bool:
         """Moves waiting texts to free rows, in order. Returns whether any have joined."""
@@ -154,7 +158,7 @@ class Pool:
             want("start", size, width, waited_for=False)
 
     def _usable(self, size: int) -> bool:
-        """Whether the programs are ready by which the slab gets this size and works with it."""
+        """Whether the programs are ready by which the state gets this size and works with it."""
         if size == len(self._rows):
             return True
         ready, least = self._programs.ready, self._programs.sizes[0]
@@ -162,7 +166,7 @@ class Pool:
         return ready("advance", size) and ready("place", least, size) and moves
 
     def _resize(self) -> None:
-        """Gives the slab the size that the texts need."""
+        """Gives the state the size that the texts need."""
         needed = self.active + len(self.waiting)
         usable = [size for size in self._programs.sizes if self._usable(size)]
         self._programs.want("advance", self._programs.sizes[0])  # raises what its compilation raised
@@ -176,49 +180,54 @@ class Pool:
             self._too_large = 0
 
     def _move(self, size: int) -> None:
-        """Moves the texts to a slab of this size."""
-        slab, rows = self._programs.blank(size), [job for job in self._rows if job is not None]
-        if rows:
-            target, free = np.full(len(self._rows), size, np.int32), iter(range(size))
-            for row, job in enumerate(self._rows):
-                if job is not None:
-                    target[row] = next(free)
-            slab = self._programs.want("place", len(self._rows), size)(slab, self._slab, target)
-        self._slab, self._rows = slab, rows + [None] * (size - len(rows))
+        """Moves the texts to a state of this size."""
+        state = self._programs.blank(size)
+        kept = [row for row, job in enumerate(self._rows) if job is not None]
+        asked = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), self._blank)
+        if kept:
+            target = np.full(len(self._rows), size, np.int32)
+            target[kept] = range(len(kept))
+            state = self._programs.want("place", len(self._rows), size)(state, self._state, target)
+            for leaf, old in zip(jax.tree.leaves(asked), jax.tree.leaves(self._asked), strict=True):
+                leaf[: len(kept)] = old[kept]
+        self._state, self._asked = state, asked
+        self._rows = [self._rows[row] for row in kept] + [None] * (size - len(kept))
         self._halted = np.zeros(size, bool)
+        self._changed = True
 
     def _batch_size(self, width: int, count: int) -> int | None:
         """In how many rows to start `count` prompts, of the sizes whose programs are ready; None if none is."""
-        slab = len(self._rows)
+        state = len(self._rows)
         if self._programs.want("start", self._programs.sizes[0], width) is None:
             return None
         ready = [
             size
             for size in self._programs.sizes
-            if self._programs.ready("start", size, width) and self._programs.ready("place", size, slab)
+            if self._programs.ready("start", size, width) and self._programs.ready("place", size, state)
         ]
         return next((size for size in ready if size >= count), ready[-1] if ready else None)
 
     def _start(self, batch: list[Entry], size: int, width: int) -> None:
         """Runs prompts through the model and gives each a free row."""
-        request = self._request(batch, size)
-        several = [entry.sampler for entry in batch]
-        several += several[-1:] * (size - len(batch))
-        sampler = jax.tree.map(lambda *leaves: np.concatenate(leaves), *several)
-        new = self._programs.want("start", size, width)(self.lm.stepped.weights, request, sampler)
-        free = [row for row, job in enumerate(self._rows) if job is None]
+        request = self._request_of(batch, size)
+        new = self._programs.start(size, width, self.lm.stepped.weights, request)
+        free = [row for row, job in enumerate(self._rows) if job is None][: len(batch)]
         target = np.full(size, len(self._rows), np.int32)  # the rows of padding go nowhere
-        for i, entry in enumerate(batch):
-            target[i] = free[i]
-            self._rows[free[i]] = entry.job
-            self._halted[free[i]] = False
-        self._slab = self._programs.want("place", size, len(self._rows))(self._slab, new, target)
+        target[: len(batch)] = free
+        self._state = self._programs.want("place", size, len(self._rows))(self._state, new, target)
+        for row, entry in zip(free, batch, strict=True):
+            self._rows[row], self._halted[row] = entry.job, False
+        sampler = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(entry.sampler for entry in batch))
+        for leaf, own in zip(jax.tree.leaves(self._asked), jax.tree.leaves((request, sampler)), strict=True):
+            leaf[free] = own[: len(batch)]
+        self._changed = True
 
-    def _request(self, batch: list[Entry], rows: int) -> samplers.Request:
-        sizes = requests.Sizes(rows, self.lm.model.sequence_length, self.kind.room, self.lm.model.sequence_length)
-        return requests.request(
-            [entry.job.row for entry in batch], sizes, self.lm.tokenizer, self.lm.model.vocabulary_size
-        )
+    def _request_of(self, batch: list[Entry], rows: int) -> Request:
+        """The request of these texts, filled up to a number of rows."""
+        window = self.lm.model.sequence_length
+        sizes = requests.Sizes(rows, window, self.kind.room, window)
+        jobs = [entry.job.row for entry in batch]
+        return requests.request(jobs, sizes, self.lm.tokenizer, self.lm.model.vocabulary_size)
 
     # ---- Generating ----
 
@@ -228,8 +237,12 @@ class Pool:
         # The first tokens of a streamed text are shown as soon as they are there.
         young = [job.tokens for job in self._rows if job is not None and job.ticket.streamed]
         count = np.int32(min([CHUNK_TOKENS - 1, *young]) + 1)
+        if self._changed:
+            # A copy, since the device's arrays may share memory with those of the host, which are changed in place.
+            self._on_device, self._changed = jax.device_put(jax.tree.map(np.copy, self._asked)), False
         program = self._programs.want("advance", size)
-        self._slab, output, running = program(self._slab, self.lm.stepped.weights, self._halted, count)
+        weights = self.lm.stepped.weights
+        self._state, output, running = program(self._state, weights, *self._on_device, self._halted, count)
         output, running = jax.device_get((output, running))
         self._halted = np.zeros(size, bool)
         changed = [job for row, job in enumerate(self._rows) if job and self._look(row, job, output, not running[row])]
@@ -254,6 +267,21 @@ class Pool:
             self._halted[row] = ended = True
         job.finished = ended
         if ended:
-            self._rows[row] = None
+            self._free(row)
             self.counters.texts += 1
         return True
+
+    def _free(self, row: int) -> None:
+        """Takes a text from its row. What it asked for would cost time from now on."""
+        self._rows[row] = None
+        for leaf, blank in zip(jax.tree.leaves(self._asked), jax.tree.leaves(self._blank), strict=True):
+            leaf[row] = blank[0]
+        self._changed = True
+
+
+def _without_penalties(request: Request) -> Request:
+    """The request of free rows."""
+    rows = np.zeros(len(request.length), np.int32)
+    none = dict.fromkeys(("presence_penalty", "frequency_penalty"), rows.astype(np.float32))
+    ones = np.ones(len(rows), np.float32)
+    return replace(request, repetition_penalty=ones, no_repeat_ngram=rows, min_new_tokens=rows, **none)
