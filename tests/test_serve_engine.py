@@ -13,7 +13,7 @@ import pytest
 import quick
 from test_generate import WINDOW, language_model
 
-from minigpt_jax import Beam, Contrastive, Greedy, MinP, Random, Sampler, TopK, TopP, Typical, UserError, samplers
+from minigpt_jax import Beam, Contrastive, Greedy, Random, Sampler, TopK, TopP, UserError, samplers
 from minigpt_jax.generate import GenerationSettings, LanguageModel
 from minigpt_jax.generate.text_stream import TextStream
 from minigpt_jax.serve.engine import MAX_TEXTS, Engine, QueueFullError
@@ -49,14 +49,11 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
 ASKED: list[tuple[str | list[int], Sampler, dict[str, Any]]] = [
     ("a b c", Greedy(), {}),
     ("", Random(temperature=0.8), {"num_return_sequences": 3, "seed": 1}),
-    ("the cat", Random(temperature=1.2), {"max_new_tokens": 60, "repetition_penalty": 1.3, "seed": 2}),
+    ("the cat", Random(temperature=1.2), {"max_new_tokens": 16, "repetition_penalty": 1.3, "seed": 2}),
     ("hello . the", TopP(0.8, temperature=0.7), {"seed": 3, "min_new_tokens": 4, "stop": ["a", "the"]}),
     ([4, 5, 6], TopP(0.5), {"seed": 3, "presence_penalty": 0.5, "frequency_penalty": 0.3}),
-    ("b", TopP(0.95), {"seed": 4, "stop": [5, (6, 7)]}),
-    ("c", TopK(5), {"seed": 5, "logit_bias": {4: float("-inf"), 9: 2.0}}),
-    ("d", MinP(0.1), {"seed": 6, "no_repeat_ngram": 2}),
-    ("e", Typical(0.8), {"seed": 7, "top_logprobs": 3}),
-    ("f", Random(0.9, top_k=20, top_p=0.9), {"seed": 8}),
+    ("b", TopP(0.95), {"seed": 4, "stop": [5, (6, 7)], "no_repeat_ngram": 2}),
+    ("c", Random(1.1), {"seed": 5, "logit_bias": {4: float("-inf"), 9: 2.0}, "top_logprobs": 3}),
     ("g h i j k l m n o p q r", Contrastive(k=4, alpha=0.5), {}),
     ("a", Contrastive(k=3, alpha=0.2), {"max_new_tokens": 5}),
     ("a b", Beam(num_beams=3), {"num_return_sequences": 2}),
@@ -74,13 +71,13 @@ def test_texts_of_many_callers_are_those_of_generate(engine: Engine, lm: Languag
         for i, (prompt, sampler, changes) in enumerate(ASKED):
             streamed = i % 2 == 0
             waits.append(engine.submit([prompt], sampler, settings(**changes), streamed=streamed).whole())
-            if i == 5:
+            if i == 4:
                 await asyncio.sleep(0.05)  # the rest joins while these run
         return await asyncio.gather(*waits)
 
+    alone = [lm.generate([prompt], sampler, settings=settings(**changes)) for prompt, sampler, changes in ASKED]
     for _ in range(2):  # with one row at first, while programs are compiled, and then with all sizes
-        for (prompt, sampler, changes), found in zip(ASKED, run(together), strict=True):
-            expected = lm.generate([prompt], sampler, settings=settings(**changes))
+        for expected, found in zip(alone, run(together), strict=True):
             assert len(found) == len(expected)
             for one, other in zip(found, expected, strict=True):
                 np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)

@@ -1,6 +1,7 @@
 """`minigpt serve RUN_DIR …`: models behind an OpenAI-compatible endpoint."""
 
 import importlib.util
+import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -67,10 +68,10 @@ def main(arguments: list[str]) -> int:
             [Source(path, chosen.step, chosen.trust_code, chosen.code) for path in chosen.run_dir],
             chosen.max_new_tokens,
         )
-        hosts = None if chosen.host in ("0.0.0.0", "::") else {*LOOPBACK, chosen.host.lower()}
-        app = create_app(runs, hosts=hosts, api_key=key)
-        names = ", ".join(f"{one.name} (step {one.step:,})" for one in runs.engines.values())
         host, port = listener.getsockname()[:2]
+        # Names that others gave to the machine are unknown here; they need the key anyway.
+        app = create_app(runs, hosts={*LOOPBACK, host} if _is_loopback(host) else None, api_key=key)
+        names = ", ".join(f"{one.name} (step {one.step:,})" for one in runs.engines.values())
         print(f"http://{f'[{host}]' if ':' in host else host}:{port} serves {names}", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
         uvicorn.Server(config).run(sockets=[listener])
@@ -89,7 +90,7 @@ def _listening(host: str, port: int, key: str | None) -> socket.socket:
         [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise UserError(f"--host {host} is no address of this machine: {error.strerror}") from error
-    if not (address[0] == "::1" or str(address[0]).startswith("127.")) and key is None:
+    if not _is_loopback(str(address[0])) and key is None:
         raise UserError(
             f"--host {host}: other machines can reach it, so requests need a key; set {_KEY} or give --api-key KEY"
         )
@@ -104,3 +105,8 @@ def _listening(host: str, port: int, key: str | None) -> socket.socket:
             f"--port {port}: {host}:{port} cannot be used ({error.strerror}); give another --port, or 0 for a free one"
         ) from error
     return listener
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address."""
+    return ipaddress.ip_address(address).is_loopback
