@@ -160,6 +160,6 @@ def _attribute_docs(kind: type) -> dict[str, str]:
     found = {}
     for field, text in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            value = text.value if isinstance(text, ast.Expr) else None
-            found[field.target.id] = " ".join(value.value.split()) if isinstance(value, ast.Constant) else ""  # pyright: ignore[reportAttributeAccessIssue]
+            string = text.value if isinstance(text, ast.Expr) else None
+            found[field.target.id] = " ".join(str(string.value).split()) if isinstance(string, ast.Constant) else ""
     return found
