@@ -138,7 +138,7 @@ def test_hover_shows_what_was_kept_and_cut(page: Any, lm: LanguageModel):
     rows = page.locator("#panel .alternative")
     assert page.locator("#panel .cut").count() == 6
     assert rows.locator(".verdict").all_text_contents()[4:10] == ["cut"] * 6
-    chances = [100 * candidate.chance for candidate in position.candidates[:4]]
+    chances = [100 * (candidate.chance or 0) for candidate in position.candidates[:4]]
     shown = [float(text.strip("<%")) for text in rows.locator(".verdict").all_text_contents()[:4]]
     assert shown == pytest.approx(chances, abs=0.06)
     assert page.locator("#panel .here").count() == 1
