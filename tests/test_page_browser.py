@@ -241,7 +241,7 @@ def test_beam_search_is_drawn_as_a_tree(page: Any, lm: LanguageModel):
     page.wait_for_selector("#panel .here")
     assert page.locator("#panel .here .verdict").inner_text() == "kept"
     page.mouse.move(1, 1)
-    page.get_by_role("button", name="Close", exact=True).click()
+    page.locator("#tree > button").click()
     page.wait_for_selector("#tree", state="hidden")
 
 
