@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import uvicorn
+from quick import optimisations
 
 from minigpt_jax import tokenizer
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
@@ -40,7 +41,12 @@ def byte_model(path: Path | None = None) -> LanguageModel:
 
 @contextlib.contextmanager
 def serving(lm: LanguageModel) -> Iterator[str]:
-    """The address of a server of this model, under the name `bytes`."""
+    """The address of a server of this model, under the name `bytes`, whose programs are compiled quickly."""
+    with optimisations(False):
+        yield from _serving(lm)
+
+
+def _serving(lm: LanguageModel) -> Iterator[str]:
     app = create_app(Runs([Engine(lm, "bytes", sizes=(1, 4))]))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -1,6 +1,7 @@
 """The tree of a beam search against a plain search in lists, and against the search itself."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def plain_search(lm, prompt, stop):
 
     live = [((), 0.0)]
     for _ in range(LIMIT):
-        candidates = [
+        candidates: list[Any] = [
             ((*tokens, token), total + gain)
             for tokens, total in live
             for token, gain in enumerate(logprobs(tokens))

@@ -138,7 +138,7 @@ def test_hover_shows_what_was_kept_and_cut(page: Any, lm: LanguageModel):
     rows = page.locator("#panel .alternative")
     assert page.locator("#panel .cut").count() == 6
     assert rows.locator(".verdict").all_text_contents()[4:10] == ["cut"] * 6
-    chances = [100 * candidate.chance for candidate in position.candidates[:4]]
+    chances = [100 * (candidate.chance or 0) for candidate in position.candidates[:4]]
     shown = [float(text.strip("<%")) for text in rows.locator(".verdict").all_text_contents()[:4]]
     assert shown == pytest.approx(chances, abs=0.06)
     assert page.locator("#panel .here").count() == 1
@@ -241,7 +241,7 @@ def test_beam_search_is_drawn_as_a_tree(page: Any, lm: LanguageModel):
     page.wait_for_selector("#panel .here")
     assert page.locator("#panel .here .verdict").inner_text() == "kept"
     page.mouse.move(1, 1)
-    page.get_by_role("button", name="Close", exact=True).click()
+    page.locator("#tree > button").click()
     page.wait_for_selector("#tree", state="hidden")
 
 

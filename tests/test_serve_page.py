@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("starlette", reason="the page needs the extra serve")
 
 from page_server import byte_model
+from quick import optimisations
 from starlette.testclient import TestClient
 
 from minigpt_jax import samplers
@@ -28,7 +29,8 @@ def lm():
 
 @pytest.fixture(scope="module")
 def client(lm):
-    with TestClient(create_app(Runs([Engine(lm, "bytes", sizes=(1,))])), base_url="http://127.0.0.1") as client:
+    app = create_app(Runs([Engine(lm, "bytes", sizes=(1,))]))
+    with optimisations(False), TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
 
 

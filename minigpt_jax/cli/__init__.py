@@ -25,7 +25,7 @@ usage: minigpt COMMAND ...
   report RUN_DIR ...         tables and plots, of runs or of a sweep
   export RUN_DIR --to PATH   a Hugging Face folder, or a GGUF file for llama.cpp, made of a run
   import HF_DIR --to DIR     a run directory made of a Hugging Face folder
-  serve RUN_DIR ...          an OpenAI-compatible endpoint
+  serve RUN_DIR ...          a page to play with sampling, and an OpenAI-compatible endpoint
   lm_eval [arguments]        lm-evaluation-harness, with runs as its model minigpt
 
 Each command, and each FILE.py, lists its flags with --help.

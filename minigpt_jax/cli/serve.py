@@ -1,4 +1,4 @@
-"""`minigpt serve RUN_DIR …`: models behind an OpenAI-compatible endpoint."""
+"""`minigpt serve RUN_DIR …`: models behind a page for playing with sampling and an OpenAI-compatible endpoint."""
 
 import importlib.util
 import ipaddress
@@ -18,7 +18,8 @@ _KEY = "MINIGPT_API_KEY"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Serve models by an OpenAI-compatible endpoint, /v1/completions. A model's name is that of its run directory.
+    """Serve models: by a page for playing with sampling, at the address that is printed, and by an OpenAI-compatible
+    endpoint, /v1/completions. A model's name is that of its run directory.
 
     A run that is still being trained is served at its newest checkpoint. Ctrl-C finishes the texts that have been asked
     for; a second one ends at once.

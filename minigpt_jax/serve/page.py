@@ -44,6 +44,8 @@ def routes(runs: Runs) -> list[BaseRoute]:
     mimetypes.add_type("text/javascript", ".js")  # some systems call it plain text, which browsers refuse to run
     looking = asyncio.Semaphore(1)  # what looks into a text computes beside the engines, one request at a time
     reports: dict[str, str] = {}
+    # Once, as this parses code, at which threads of Python 3.11 disturb each other.
+    offered_methods, offered_settings = page_requests.offered_methods(), page_requests.offered_settings()
 
     async def index(_: Request) -> Response:
         return FileResponse(STATIC / "index.html")
@@ -55,8 +57,8 @@ def routes(runs: Runs) -> list[BaseRoute]:
         return JSONResponse(
             {
                 "models": [_model(engine) for engine in runs.engines.values()],
-                "methods": page_requests.offered_methods(),
-                "settings": page_requests.offered_settings(),
+                "methods": offered_methods,
+                "settings": offered_settings,
             }
         )
 

@@ -27,7 +27,7 @@ SETTINGS = (
 )
 """The settings that the page offers for all columns, apart from the seed."""
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "text"}
-_FLAG = re.compile(r"--(?:sampler [\w.]+:[^:]*: )?([a-z][\w-]*)")
+_FLAG = re.compile(r"--(?!sampler)([a-z][\w-]*)")
 _METHOD_SETTING = re.compile(r"--sampler [^:]+(?::[^ ]*)?: (\w+)=")
 
 
@@ -160,6 +160,6 @@ def _attribute_docs(kind: type) -> dict[str, str]:
     found = {}
     for field, text in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            value = text.value if isinstance(text, ast.Expr) else None
-            found[field.target.id] = " ".join(value.value.split()) if isinstance(value, ast.Constant) else ""  # pyright: ignore[reportAttributeAccessIssue]
+            string = text.value if isinstance(text, ast.Expr) else None
+            found[field.target.id] = " ".join(str(string.value).split()) if isinstance(string, ast.Constant) else ""
     return found

@@ -11,6 +11,7 @@ export class Panel {
     this.element = $("panel");
     this.timer = null;
     this.pinned = false;
+    this.returning = false;
     this.anchor = null;
     this.element.addEventListener("pointerenter", () => clearTimeout(this.timer));
     this.element.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.leave());
@@ -19,7 +20,11 @@ export class Panel {
     document.addEventListener("pointerdown", (event) => {
       if (!this.element.contains(event.target) && !event.target.closest?.(".token")) this.close();
     });
-    addEventListener("resize", () => this.close());
+    let width = innerWidth; // the height of a phone's window changes as its bars come and go
+    addEventListener("resize", () => {
+      if (innerWidth !== width) this.close();
+      width = innerWidth;
+    });
   }
 
   /**
@@ -28,7 +33,7 @@ export class Panel {
    */
   point(anchor, pinned, look) {
     clearTimeout(this.timer);
-    if (this.pinned && !pinned) return;
+    if (this.returning || (this.pinned && !pinned)) return;
     this.timer = setTimeout(() => this.open(anchor, pinned, look), pinned ? 0 : OPEN_AFTER);
   }
 
@@ -42,7 +47,11 @@ export class Panel {
     const inside = this.element.contains(document.activeElement);
     this.element.hidden = true;
     this.anchor?.classList.remove("open");
-    if (inside && this.anchor?.isConnected) this.anchor.focus();
+    if (inside && this.anchor?.isConnected) {
+      this.returning = true; // the token that gets the focus back need not open the panel again
+      this.anchor.focus();
+      this.returning = false;
+    }
     this.anchor = null;
     this.pinned = false;
   }
