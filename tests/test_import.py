@@ -231,7 +231,7 @@ def test_a_bad_folder_leaves_nothing_half_made(folder: Path, tmp_path: Path, cap
 
 @pytest.mark.parametrize(
     ("part", "error"),
-    [("write_tokenizer", OSError(28, "No space left")), ("check_room", UserError("--run-dir x: full"))],
+    [("write_tokenizer", OSError(13, "Permission denied", "x")), ("check_room", UserError("--run-dir x: full"))],
 )
 def test_a_failure_leaves_nothing_half_made(
     part: str, error: Exception, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
