@@ -149,6 +149,10 @@ STOCK: dict[str, tuple[str, ModelConfig]] = {
     "qwen2": ("Qwen2ForCausalLM", dataclasses.replace(ROTARY, activation="swiglu", qkv_bias=True)),
     "qwen3": ("Qwen3ForCausalLM", dataclasses.replace(ROTARY, activation="swiglu", qk_norm=True, norm_epsilon=0.1)),
     "arcee": ("ArceeForCausalLM", dataclasses.replace(ROTARY, activation="relu2", embedding_norm=True)),
+    "arcee, norm of the embedding with a large epsilon": (
+        "ArceeForCausalLM",
+        dataclasses.replace(ROTARY, activation="relu2", embedding_norm=True, norm_epsilon=0.1),
+    ),
     "apertus": ("ApertusForCausalLM", dataclasses.replace(ROTARY, activation="gelu", qk_norm=True)),
     "apertus, relu2, two passes": (
         "ApertusForCausalLM",
@@ -287,17 +291,35 @@ def test_other_types(name: str, dtype: str, tmp_path: Path) -> None:
     assert theirs.generate(tokens, do_sample=False, max_new_tokens=5).shape == (2, 11)
 
 
-def test_generation_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (SampleConfig(k=5, temperature=0.7), {"do_sample": True, "temperature": 0.7, "top_k": 5, "max_length": T}),
+        (SampleConfig(temperature=0.0, max_new_tokens=9), {"do_sample": False, "max_new_tokens": 9}),
+    ],
+)
+def test_generation_config(sample: SampleConfig, expected: dict[str, Any], tmp_path: Path) -> None:
     lm = language_model(BASE, "lines")
+    lm.experiment = dataclasses.replace(lm.experiment, sample=sample)
     write(lm, tmp_path, "float32", "folder", [])
     config = json.loads((tmp_path / "generation_config.json").read_text())
-    assert config == {
-        "bos_token_id": BOS_ID,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        "do_sample": True,
-        "temperature": 0.7,
-        "top_k": 5,
-        "max_length": T,
-        "suppress_tokens": [BOS_ID, *range(len(PIECES), V)],
-    }
+    ids = {"bos_token_id": BOS_ID, "eos_token_id": 0, "pad_token_id": 0}
+    assert config == {**ids, **expected, "suppress_tokens": [BOS_ID, *range(len(PIECES), V)]}
+
+
+def test_a_text_may_end_by_several_tokens(tmp_path: Path) -> None:
+    lm = language_model(BASE)
+    lm.end_ids = (BOS_ID, 7, 0)
+    write(lm, tmp_path, "float32", "folder", [])
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / name).read_text())["eos_token_id"] == [BOS_ID, 7, 0]
+    assert json.loads((tmp_path / "generation_config.json").read_text())["suppress_tokens"] == list(
+        range(len(PIECES), V)
+    )
+
+
+def test_settings_have_the_names_of_versions_4_and_5_of_transformers(tmp_path: Path) -> None:
+    write(language_model(STOCK["llama"][1]), tmp_path, "bfloat16", "folder", [])
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 100.0

@@ -15,7 +15,7 @@ from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
 from minigpt_jax.interchange import huggingface, safetensors_writer
 from minigpt_jax.interchange.weights import stored_tensors
-from minigpt_jax.storage.run_dir import RunDir
+from minigpt_jax.storage.run_dir import RunDir, read_metrics
 from minigpt_jax.train import evaluate
 
 FILES = {"config.json", "model.safetensors", "generation_config.json", "README.md", "tokenizer.json"} | {
@@ -42,7 +42,8 @@ def test_folder(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     card = (target / "README.md").read_text()
     assert "200 tales that a grammar generates" in card
     assert "| validation |" in card
-    assert "trust_remote_code=True" in card
+    assert 'from_pretrained("folder", trust_remote_code=True)' in card
+    assert "--model hf --model_args pretrained=folder,trust_remote_code=True" in card
     assert [path.name for path in target.parent.iterdir()] == ["folder"]
 
 
@@ -88,11 +89,14 @@ def test_way_back(run_dir: Path, tmp_path: Path) -> None:
 def test_step_and_type(run_dir: Path, tmp_path: Path) -> None:
     target = tmp_path / "folder"
     assert minigpt_jax.export(run_dir, target, step=6).step == 6
+    [valid] = [line for line in read_metrics(RunDir(run_dir)) if (line["step"], line["split"]) == (6, "valid")]
+    assert f"| validation | {valid['loss']:.4f} | {valid['perplexity']:.4f} |" in (target / "README.md").read_text()
     sizes = {}
     for dtype in ("float32", "bfloat16", "float16"):
         sizes[dtype] = minigpt_jax.export(run_dir, target, dtype=dtype, step="best").size  # replaces the one before
         assert json.loads((target / "config.json").read_text())["dtype"] == dtype
     assert sizes["bfloat16"] == sizes["float16"] == sizes["float32"] / 2
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,26 @@ def test_failure_leaves_nothing(run_dir: Path, tmp_path: Path, monkeypatch: pyte
         minigpt_jax.export(run_dir, tmp_path / "folder", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (tmp_path / "folder" / "config.json").read_text() == before
+
+
+def test_earlier_export_comes_back_if_it_cannot_be_replaced(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "folder"
+    minigpt_jax.export(run_dir, target)
+    rename, refused = Path.rename, []
+
+    def rename_once_refused(self: Path, to: Path) -> Path:
+        if to == target and not refused:
+            refused.append(self)
+            raise OSError(13, "Permission denied")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename_once_refused)
+    with pytest.raises(OSError, match="Permission denied"):
+        minigpt_jax.export(run_dir, target, dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert json.loads((target / "config.json").read_text())["dtype"] == "float32"
 
 
 @pytest.mark.parametrize(
@@ -169,4 +193,5 @@ def test_experiment_of_another_model_fits_a_stock_class(tmp_path: Path) -> None:
     done = minigpt_jax.export(tmp_path / "run", tmp_path / "folder")
     assert done.class_name == "ArceeForCausalLM"
     assert {path.name for path in (tmp_path / "folder").iterdir()} == FILES
+    assert "trust_remote_code" not in (tmp_path / "folder" / "README.md").read_text()
     assert EXPERIMENT.model.positions == "rope"

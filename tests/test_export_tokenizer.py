@@ -47,6 +47,15 @@ def test_ids_and_texts(kind: str, trained: dict[str, Tokenizer], tmp_path: Path)
             assert theirs.decode([BOS_ID, *ids]) == ours.decode(ids)
 
 
+def test_case_is_folded_where_letters_become_others() -> None:
+    ours = WordPiece(["[PAD]", "[UNK]", "[BOS]", "strasse", "οδοσ", "fi"])
+    theirs = tokenizer_files.converted(ours)
+    texts = ["Straße STRASSE", "ΟΔΟΣ οδος", "ﬁ FI"]
+    for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
+        assert 1 not in ids
+        assert theirs.encode(text, add_special_tokens=False).ids == ids
+
+
 def test_words_that_differ_are_counted() -> None:
     """A no-break space is part of a word here, and separates words there."""
     ours = WordPiece(["[PAD]", "[UNK]", "[BOS]", "a", "b"])
@@ -64,6 +73,8 @@ def test_as_transformers_runs_it(kind: str, trained: dict[str, Tokenizer], tmp_p
     ids = [BOS_ID, *ours.encode_batch([text])[0]]
     assert theirs(text).input_ids == ids
     assert theirs.decode(ids, skip_special_tokens=True) == text
+    spelled = "the [BOS] fox [PAD]"  # is text, as here
+    assert theirs(spelled).input_ids == [BOS_ID, *ours.encode_batch([spelled])[0]]
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (BOS_ID, BOS_ID, 0)
     assert theirs.model_max_length == 128
     padded = theirs([text, "a"], padding=True, return_tensors="np")

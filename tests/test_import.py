@@ -25,6 +25,7 @@ from minigpt_jax import config, generate
 from minigpt_jax.cli import main
 from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError
+from minigpt_jax.interchange import importing
 from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.trial.run import run
 
@@ -226,6 +227,22 @@ def test_a_bad_folder_leaves_nothing_half_made(folder: Path, tmp_path: Path, cap
     assert list((tmp_path / "runs").iterdir()) == []
     with pytest.raises(UserError):
         minigpt_jax.load_huggingface(bad)
+
+
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [("write_tokenizer", OSError(13, "Permission denied", "x")), ("check_room", UserError("--run-dir x: full"))],
+)
+def test_a_failure_leaves_nothing_half_made(
+    part: str, error: Exception, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(importing, part, fail)
+    assert command("import", folder, "--to", tmp_path / "runs" / "new") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_run_directory_is_not_overwritten(folder: Path, imported: Path, capsys: Any) -> None:

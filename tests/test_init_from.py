@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from quick import optimisations
 from tiny_experiment import EXPERIMENT, changed
+from tiny_sweep import batches
 
-from minigpt_jax import config, generate
+from minigpt_jax import config, generate, sweep
 from minigpt_jax.cli import main
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 from minigpt_jax.errors import UserError
@@ -165,3 +166,49 @@ def test_documents_are_not_isolated_where_a_row_is_one() -> None:
         inherited = config.inherited(Experiment("b", DataConfig(layout=layout), TokenizerConfig()), packed)
         config.validate(inherited)
         assert inherited.model.isolate_documents == (layout == "packed")
+
+
+def test_every_trial_of_a_sweep_starts_from_the_weights(trained: Path, tmp_path: Path):
+    """At a learning rate of 0 the weights stay."""
+    lm = generate.load(trained)
+    experiment = config.inherited(changed("train", EXPERIMENT, steps=2), lm.experiment)
+    axes = sweep.axes.parse(["optimizer.learning_rate=0,0.01", "model.dropout=0,0.1", "seed=0,1"])
+    plan = sweep.make(experiment, axes, root=tmp_path, init_from=lm)
+    rows = sweep.sweep(plan, source=batches).rows
+    assert len(rows) == 8
+    for row in rows:
+        trial = plan.folder / row["run_dir"]
+        found = [
+            np.array_equal(kept, leaf)
+            for kept, leaf in zip(jax.tree.leaves(weights(trial)), jax.tree.leaves(lm.weights), strict=True)
+        ]
+        assert all(found) == (row["optimizer.learning_rate"] == 0)
+        assert RunDir(trial).description()["init_from"]["path"] == str(trained)
+        assert generate.load(trial).tokenizer.fingerprint == lm.tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("axis", ["model.width=16,24", "tokenizer.lowercase=true,false", "data.sequence_length=16,64"])
+def test_an_axis_on_which_the_weights_depend_is_refused(axis: str, trained: Path, tmp_path: Path):
+    lm = generate.load(trained)
+    experiment = config.inherited(EXPERIMENT, lm.experiment)
+    field, _, values = axis.partition("=")
+    bad = values.split(",")[1].title()
+    with pytest.raises(UserError, match=rf"{field}={bad}: the weights of --init-from do not fit it; drop this axis"):
+        sweep.make(experiment, sweep.axes.parse([axis]), root=tmp_path, init_from=lm)
+
+
+def test_a_sweep_from_the_command_line_resumes_from_the_same_weights_alone(
+    trained: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--", "--train.steps", 1]
+    for _ in range(2):
+        assert command("sweep", file, "optimizer.learning_rate=0,1e-2", "--init-from", trained, *flags) == 0
+    [trial] = (tmp_path / "runs/sweeps/second/trials").glob("0001*")
+    assert RunDir(trial).experiment().model == generate.load(trained).experiment.model
+    assert command("sweep", file, "optimizer.learning_rate=0,1e-2", "--init-from", trial, *flags) == 2
+    assert "--name second: the sweep of this name has another init_from" in capsys.readouterr().err
+    assert command("sweep", file, "seed=0,1", "--init-from", trained, "--", "--model.width", 32) == 2
+    error = capsys.readouterr().err
+    assert f"--model.width 32: the model of --init-from {trained} has 16" in error
+    assert len(error.splitlines()) == 1

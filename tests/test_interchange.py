@@ -206,6 +206,16 @@ def test_names_without_a_prefix(tmp_path: Path) -> None:
     assert_same_weights(params, "gpt2", tmp_path / "whole")
 
 
+def test_an_index_may_name_files_of_its_folder_alone(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "sharded", max_shard_size="20KB")
+    index = folder / "model.safetensors.index.json"
+    [first, *_] = sorted(folder.glob("*.safetensors"))
+    first.rename(tmp_path / first.name)
+    index.write_text(index.read_text().replace(first.name, f"../{first.name}"))
+    with pytest.raises(UserError, match=f"names ../{first.name}, which is no file of this folder"):
+        huggingface.read_weights(folder, huggingface.read_experiment(folder))
+
+
 def damage_header(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:8] + b"[" + path.read_bytes()[9:])
 

@@ -2,13 +2,14 @@
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from minigpt_jax import cli, config
 from minigpt_jax.cli import jax_setup, parser
-from minigpt_jax.cli.train import load_experiment, with_own_size
+from minigpt_jax.cli.train import inheriting, initial_experiment, initial_model, load_experiment, with_own_size
 from minigpt_jax.config import Experiment
 from minigpt_jax.errors import UserError, without_password
 from minigpt_jax.parallel import devices
@@ -38,6 +39,10 @@ class Arguments:
     folder. Give the password by $PGPASSWORD. A password in the address is never stored, but replaced by ***."""
     name: str | None = None
     """Names the folder, runs/sweeps/NAME; the experiment's name by default."""
+    init_from: Path | None = None
+    """A run directory or a Hugging Face folder, from whose weights every trial starts, at step 0. The model, the
+    tokenizer and, unless a flag sets it, the sequence length are taken from there, so no axis may change the model's
+    form or the tokenizer."""
     prune: tyro.conf.FlagCreatePairsOff[bool] = False
     """Stop the worse half of the configurations at a quarter and at half of the steps, as searches do by default."""
     no_prune: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -70,10 +75,17 @@ def main(arguments: list[str]) -> int:
         raise UserError("--prune and --no-prune: give one of the two, or none for the search's own default")
     defined = load_experiment(chosen.file)
     prog = f"minigpt sweep {chosen.file} … --"
-    chosen_flags = parser.parse(Flags, config.current_flags(flags), prog, Flags(defined))
-    experiment = with_own_size(chosen_flags.experiment, flags)
 
+    def parse(default: Experiment) -> Experiment:
+        return parser.parse(Flags, config.current_flags(flags), prog, Flags(default)).experiment
+
+    experiment, start, initial = parse(defined), chosen.init_from, None
     jax_setup.prepare()
+    if start is None:
+        experiment = with_own_size(experiment, flags)
+    else:
+        experiment = inheriting(start, initial_experiment(start), experiment, parse)
+        initial = initial_model(start, config.code.load(experiment, [Path.cwd(), Path(chosen.file).parent]))
     from minigpt_jax import report, sweep
     from minigpt_jax.sweep import axes
 
@@ -85,6 +97,7 @@ def main(arguments: list[str]) -> int:
         chosen.trials,
         chosen.name,
         True if chosen.prune else False if chosen.no_prune else None,
+        init_from=initial,
         file=chosen.file,
         flags=tuple(flags),
         command=shlex.join(["./launch.sh", "sweep", *own, *arguments[cut:]]),

@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
     experiment = config.code.load(wanted, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
-        initial = None if chosen.init_from is None or _resumes(chosen) else _initial_model(chosen.init_from, experiment)
+        initial = None if chosen.init_from is None or _resumes(chosen) else initial_model(chosen.init_from, experiment)
         result = run(experiment, chosen.run_dir, resume=chosen.resume, experiment_file=Path(file), init_from=initial)
     if result.interrupted:
         print(f"stopped at step {result.progress.step:,}, saved; the same command again resumes from there")
@@ -82,30 +82,53 @@ def _inheriting(chosen: Arguments, parse: Callable[[Arguments], Arguments]) -> E
         UserError: the folder has no model, a flag contradicts it, or the run directory has a run of another origin.
     """
     jax_setup.prepare()
-    from minigpt_jax.interchange import huggingface
-    from minigpt_jax.storage.run_dir import RunDir
     from minigpt_jax.trial import initial
 
     path = chosen.init_from
     assert path is not None, "there is nothing to start from"
     run_dir = _run_dir(chosen)
     initial.check_origin(run_dir, Path(os.path.expanduser(path)).absolute())
-    if _resumes(chosen):  # the initial folder may be gone
-        trained = run_dir.experiment()
-    else:
-        try:
-            is_huggingface = huggingface.is_folder(path)
-            trained = huggingface.read_experiment(path) if is_huggingface else RunDir(path).experiment()
-        except UserError as error:
-            raise UserError(f"--init-from {path}: {error}") from error
-    inherited = config.inherited(chosen.experiment, trained)
+    # Where the run resumes, the initial folder may be gone.
+    trained = run_dir.experiment() if _resumes(chosen) else initial_experiment(path)
+    return inheriting(
+        path, trained, chosen.experiment, lambda default: parse(replace(chosen, experiment=default)).experiment
+    )
+
+
+def inheriting(
+    path: Path, trained: Experiment, experiment: Experiment, parse: Callable[[Experiment], Experiment]
+) -> Experiment:
+    """The experiment of training that starts from the model of another one.
+
+    Args:
+        path: the folder of that model.
+        trained: its experiment.
+        experiment: gives everything but the model, the tokenizer and the sequence length.
+        parse: gives the experiment of the command's flags, from the values of flags that are not given.
+
+    Raises:
+        UserError: a flag contradicts the model.
+    """
+    inherited = config.inherited(experiment, trained)
     # A flag may repeat what the model has, so the flags are compared by what they say, not by whether they are given.
-    experiment = parse(replace(chosen, experiment=inherited)).experiment
-    config.check_inherited(experiment, inherited, f"the model of --init-from {path}")
-    return experiment
+    wanted = parse(inherited)
+    config.check_inherited(wanted, inherited, f"the model of --init-from {path}")
+    return wanted
 
 
-def _initial_model(path: Path, experiment: Experiment) -> "LanguageModel":
+def initial_experiment(path: Path) -> Experiment:
+    """The experiment of a model to start from. Raises UserError if the folder has none."""
+    from minigpt_jax.interchange import huggingface
+    from minigpt_jax.storage.run_dir import RunDir
+
+    try:
+        return huggingface.read_experiment(path) if huggingface.is_folder(path) else RunDir(path).experiment()
+    except UserError as error:
+        raise UserError(f"--init-from {path}: {error}") from error
+
+
+def initial_model(path: Path, experiment: Experiment) -> "LanguageModel":
+    """The model to start from, with the code that the experiment's model names."""
     from minigpt_jax import generate
     from minigpt_jax.interchange import huggingface
 

@@ -140,7 +140,7 @@ class MiniGPT(TemplateLM):
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         scored = continuations.scores(self.lm, pairs, self.batch_size)
         for i, score in tqdm(scored, "log-likelihoods", len(pairs), disable=disable_tqdm):
-            answers[i] = tuple(score)
+            answers[i] = (score.logprob, score.greedy)
             if requests[i][0] is not None:
                 self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
         return answers
@@ -218,8 +218,9 @@ class MiniGPT(TemplateLM):
         group = sorted(group, key=lambda one: -len(one[1]))
         size = self.batch_size or _GENERATION_ROWS
         for first in range(0, len(group), size):
-            rows, ids, settings = zip(*group[first : first + size], strict=True)
-            made = self.lm.generate(ids, sampler, settings=settings, row_ids=rows)
+            part = group[first : first + size]
+            rows, contexts = [row for row, _, _ in part], [ids for _, ids, _ in part]
+            made = self.lm.generate(contexts, sampler, settings=[one for _, _, one in part], row_ids=rows)
             yield from ((row, generation.text) for row, generation in zip(rows, made, strict=True))
 
     def _warn(self, text: str) -> None:

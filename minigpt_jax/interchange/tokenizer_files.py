@@ -1,6 +1,7 @@
 """tokenizer.json and tokenizer_config.json of an exported folder, as `tokenizers` and Transformers read them."""
 
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,11 @@ def _sentencepiece(tokenizer: SentencePiece) -> Tokenizer:
     if normaliser.add_dummy_prefix:
         steps.append(normalizers.Prepend(" "))
     theirs.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])  # pyright: ignore[reportAttributeAccessIssue]
+    if trainer.model_type == trainer.UNIGRAM:
+        # Where a text spells a control piece by characters that no piece has, the piece would still be the best one.
+        reserved = [piece for i, (piece, _) in enumerate(pieces) if processor.is_control(i) or processor.is_unknown(i)]
+        beginnings = "|".join(f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in reserved)
+        theirs.pre_tokenizer = pre_tokenizers.Split(Regex(beginnings), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
     decoder: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if normaliser.add_dummy_prefix:
         decoder.append(decoders.Strip(" ", 1, 0))

@@ -18,6 +18,7 @@ from minigpt_jax.sweep.study import Study, survivors
 from minigpt_jax.train import program
 from minigpt_jax.train.loop import Hook, Training, fit
 from minigpt_jax.train.metrics import LossSums
+from minigpt_jax.trial import initial
 from minigpt_jax.trial.environment import Corpus
 from minigpt_jax.trial.open_run import OpenRun
 
@@ -134,6 +135,11 @@ class TrialGroup:
         if step:
             like = stack.states(state)(0)
             state = stack.from_states([run.restore(like, step) for run in self.runs])
+        elif (start := self.study.plan.init_from) is not None:
+            fresh = stack.states(state)
+            state = stack.from_states(
+                [initial.with_weights(fresh(i), start, run.experiment) for i, run in enumerate(self.runs)]
+            )
         for run in self.runs:
             run.start(_TrialListener(self.trial_of[run], self.total, self.listener))
         return Training(stack, inputs, state, self.runs, step)

@@ -8,11 +8,13 @@ from typing import Any, Literal
 from minigpt_jax import config
 from minigpt_jax.config import Experiment, dumps
 from minigpt_jax.errors import UserError
+from minigpt_jax.generate import LanguageModel
 from minigpt_jax.report import objective
 from minigpt_jax.report.objective import Figure
 from minigpt_jax.storage.run_dir import RunDir, write_atomic
 from minigpt_jax.sweep import axes as axes_
 from minigpt_jax.sweep.axes import SEED, Axis
+from minigpt_jax.trial import initial
 
 Search = Literal["grid", "random", "tpe"]
 TRIALS = 20
@@ -28,6 +30,7 @@ class Plan:
         seeds: each configuration is trained once with each seed.
         trials: the number of configurations to try.
         prune: whether the worse half of the configurations is stopped at each rung.
+        init_from: a trained model, from whose weights every trial starts.
         file, flags, command: the user's command, which sweep.json records.
         root: the folder that holds the folders of sweeps.
     """
@@ -39,6 +42,7 @@ class Plan:
     search: Search
     trials: int
     prune: bool
+    init_from: LanguageModel | None = None
     file: str = ""
     flags: tuple[str, ...] = ()
     command: str = ""
@@ -78,6 +82,8 @@ class Plan:
         points = [self.experiment, *(axes_.apply(self.experiment, {field: v}) for field in axes for v in axes[field])]
         if files := {name: code.sha256 for point in points for name, code in config.code.files(point).items()}:
             identity["code"] = files
+        if self.init_from is not None:
+            identity["init_from"] = initial.origin(self.init_from)["weights"]
         # Sweeps recorded before bits per byte was an objective have no such entry. They were always ranked by loss.
         return identity if self.figure == "loss" else {**identity, "objective": self.figure}
 
@@ -123,6 +129,7 @@ def make(
     trials: int | None = None,
     name: str | None = None,
     prune: bool | None = None,
+    init_from: LanguageModel | None = None,
     **asked: Any,
 ) -> Plan:
     """Makes a plan, and checks all that can be checked without the corpus.
@@ -130,10 +137,13 @@ def make(
     Args:
         trials: the number of configurations. The default is all points of a grid, and TRIALS of other searches.
         prune: the default is False for a grid, of which users want every point, and True for other searches.
+        init_from: the model to start from. `config.inherited(experiment, init_from.experiment)` gives an experiment
+            that fits.
         asked: the attributes `file`, `flags`, `command` and `root` of the plan.
 
     Raises:
-        UserError: a setting is invalid, or a combination of the axes' values is.
+        UserError: a setting is invalid, a combination of the axes' values is, or the weights to start from depend on
+            what an axis varies.
     """
     folders = [Path.cwd(), Path(asked.get("file", "")).parent]
     experiment = config.code.load(experiment, folders)
@@ -157,5 +167,21 @@ def make(
     if not name or Path(name).name != name:
         raise UserError(f"--name {name}: must be the name of a folder, without any /")
     axes_.check(axes, experiment)
+    if init_from is not None:
+        config.check_inherited(experiment, init_from.experiment, "the initial model")
+        _check_initial(axes, experiment, init_from)
     prune = search != "grid" if prune is None else prune
-    return Plan(name, experiment, varied, seeds, search, trials or TRIALS, prune, **asked)
+    return Plan(name, experiment, varied, seeds, search, trials or TRIALS, prune, init_from, **asked)
+
+
+def _check_initial(axes: Iterable[Axis], experiment: Experiment, init_from: LanguageModel) -> None:
+    """Raises UserError if the weights of a model do not fit some value of an axis."""
+    for axis in axes:
+        for values in axes_.corners([axis]):
+            try:
+                config.check_inherited(axes_.apply(experiment, values), init_from.experiment, "the initial model")
+            except UserError as error:
+                raise UserError(
+                    f"{axis.field}={axes_.plain(values[axis.field])}: the weights of --init-from do not fit it; "
+                    "drop this axis or this value"
+                ) from error

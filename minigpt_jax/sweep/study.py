@@ -221,7 +221,7 @@ class Study:
         with contextlib.suppress(UserError):  # fields that were added after the sweep began have their defaults
             known = {**known, "experiment": config.to_json(config.from_json(known["experiment"]))}
         if known != identity:
-            differing = " and ".join(part for part in identity if known.get(part) != identity[part])
+            differing = " and ".join(part for part in {**identity, **known} if known.get(part) != identity.get(part))
             raise UserError(f"--name {name}: the sweep of this name has another {differing}; choose another --name")
         return opened, study
 

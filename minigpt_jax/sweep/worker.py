@@ -22,9 +22,10 @@ from minigpt_jax.sweep.group import TrialGroup, record_end
 from minigpt_jax.sweep.plan import Plan, Trial
 from minigpt_jax.sweep.study import LEASE_SECONDS, Claim, Study
 from minigpt_jax.sweep.table import Table
+from minigpt_jax.tokenizer import Tokenizer
 from minigpt_jax.train import memory, program
 from minigpt_jax.train.state import Progress
-from minigpt_jax.trial import environment
+from minigpt_jax.trial import environment, initial
 from minigpt_jax.trial.environment import Corpus
 from minigpt_jax.trial.open_run import OpenRun
 from minigpt_jax.trial.signals import stop_signals
@@ -71,7 +72,8 @@ def sweep(
     files = RunDir(plan.folder)
     weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
     check_room(files, 3 * weights * (1 + plan.experiment.train.keep_checkpoints) * plan.trials * len(plan.seeds))
-    library = _Library(source or environment.tf_data_batches())
+    tokenizer = None if plan.init_from is None else plan.init_from.tokenizer
+    library = _Library(source or environment.tf_data_batches(), tokenizer)
     library.prepare(plan)
     with Study(plan, storage, lease) as study:
         plan.write()
@@ -85,8 +87,8 @@ def sweep(
 class _Library:
     """The prepared corpora of the trials. Each corpus is prepared once."""
 
-    def __init__(self, source: BatchSource) -> None:
-        self.source = source
+    def __init__(self, source: BatchSource, tokenizer: Tokenizer | None) -> None:
+        self.source, self._tokenizer = source, tokenizer
         self._ready: dict[tuple[DataConfig, TokenizerConfig], Corpus] = {}
 
     def prepare(self, plan: Plan) -> None:
@@ -100,7 +102,7 @@ class _Library:
     def corpus(self, experiment: Experiment) -> Corpus:
         key = (experiment.data, experiment.tokenizer)
         if key not in self._ready:
-            self._ready[key] = environment.prepare(experiment)
+            self._ready[key] = environment.prepare(experiment, self._tokenizer)
         return self._ready[key]
 
 
@@ -108,6 +110,8 @@ class _Worker:
     def __init__(self, study: Study, library: _Library, table: Table, max_trials: int, stopped: list[int]) -> None:
         self.study, self.library, self.table = study, library, table
         self.max_trials, self.stopped = max_trials, stopped
+        init_from = study.plan.init_from
+        self._origin = None if init_from is None else initial.origin(init_from)
 
     def work(self) -> None:
         while not self.stopped:
@@ -177,7 +181,7 @@ class _Worker:
         with contextlib.ExitStack() as opened:
             for trial in trials:
                 try:
-                    run = OpenRun(trial.experiment, trial.files, corpus, Path(self.study.plan.file))
+                    run = OpenRun(trial.experiment, trial.files, corpus, Path(self.study.plan.file), self._origin)
                     runs.append((trial, opened.enter_context(contextlib.closing(run))))
                 except UserError as error:
                     if not isinstance(error.__cause__, BlockingIOError):
