@@ -263,6 +263,12 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     )
 
 
+def test_model_card_of_the_folder_says_how(run_dir: Path, other_run_dir: Path, tmp_path: Path) -> None:
+    for run, expected in ((run_dir, True), (other_run_dir, False)):  # the other has no architecture there
+        minigpt_jax.export(run, tmp_path / "tales")
+        assert ("ollama run tales" in (tmp_path / "tales" / "README.md").read_text()) == expected
+
+
 def test_step_and_an_earlier_export(run_dir: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     first = minigpt_jax.export(run_dir, target, format="gguf", step=6)
