@@ -166,6 +166,7 @@ def of_description(model: Any, normaliser: Any = None, cut: Any = None, decoder:
     if decoder is not None:
         theirs.decoder = decoder
     theirs.add_special_tokens(["<s>"])
+    theirs.add_tokens(["<tool>"])
     start = theirs.token_to_id("<s>")
     return HuggingFace(theirs.to_str(), SpecialIds(start=start, line_end=start, unknown=0))
 
@@ -174,16 +175,20 @@ BYTES = {f"<0x{i:02X}>": i + 1 for i in range(256)}
 LETTERS = {"<unk>": 0, **BYTES, "\u2581": 257, "a": 258, "b": 259, "ab": 260, "\u2581ab": 261}
 
 
-def test_byte_fallback_of_a_tokenizer_json() -> None:
-    """As Llama's: the earlier merge has the higher score."""
+def with_byte_fallback() -> HuggingFace:
+    """As Llama's tokenizer."""
     model = models.BPE(LETTERS, [("a", "b"), ("\u2581", "ab")], unk_token="<unk>", byte_fallback=True)
-    pieces = of_description(
+    return of_description(
         model, normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     )
-    found = gguf_vocabulary.vocabulary(language_model(ROTARY, pieces))
+
+
+def test_byte_fallback_of_a_tokenizer_json() -> None:
+    """The earlier merge has the higher score."""
+    found = gguf_vocabulary.vocabulary(language_model(ROTARY, with_byte_fallback()))
     assert (found.model, found.switches["add_space_prefix"]) == ("llama", True)
     assert found.scores[260] > found.scores[261] > found.scores[0]
-    assert (found.kinds[0], found.kinds[1], found.kinds[258], found.kinds[262]) == (2, 6, 1, 3)
+    assert [found.kinds[token] for token in (0, 1, 258, 262, 263)] == [2, 6, 1, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -261,6 +266,12 @@ def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         tensors(reader)["blk.0.ffn_up.weight"],
         np.asarray(minigpt_jax.load(run_dir).weights["block_0"]["feed_forward"]["up"]["kernel"]).T,
     )
+
+
+def test_model_card_of_the_folder_says_how(run_dir: Path, other_run_dir: Path, tmp_path: Path) -> None:
+    for run, expected in ((run_dir, True), (other_run_dir, False)):  # the other has no architecture there
+        minigpt_jax.export(run, tmp_path / "tales")
+        assert ("ollama run tales" in (tmp_path / "tales" / "README.md").read_text()) == expected
 
 
 def test_step_and_an_earlier_export(run_dir: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 from quick import optimisations
+from test_export_gguf import with_byte_fallback
 from test_export_tokenizer import KINDS, ODD, STORIES, trained  # noqa: F401  a fixture
 from tiny_gguf import MODELS, T, V, language_model
 
@@ -100,3 +101,12 @@ def test_unknown_characters(trained: dict[str, Tokenizer], tmp_path: Path) -> No
         _, file = exported("apertus", folder, pieces=trained[kind])
         with LlamaCpp(file) as theirs:
             assert theirs.tokenize(text).count(trained[kind].special.unknown) == expected
+
+
+def test_ids_of_an_imported_tokenizer(tmp_path: Path) -> None:
+    pieces = with_byte_fallback()
+    _, file = exported("llama", tmp_path, pieces=pieces)
+    texts = ["ab", "a b abab", "ba ab\n", "b\u2603 a"]
+    with LlamaCpp(file) as theirs:
+        for text, ids in zip(texts, pieces.encode_batch(texts), strict=True):
+            assert theirs.tokenize(text) == ids

@@ -19,6 +19,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.interchange import gguf_writer, safetensors_writer, stock, tokenizer_files
 from minigpt_jax.interchange.architectures import MINIGPT
+from minigpt_jax.interchange.gguf_architectures import LLAMA_CPP
 from minigpt_jax.interchange.huggingface import CONFIG
 from minigpt_jax.interchange.model_card import Exported, model_card
 from minigpt_jax.interchange.safetensors_writer import Dtype
@@ -98,7 +99,9 @@ def write(lm: LanguageModel, folder: Path, dtype: Dtype, name: str, metrics: Ite
     if isinstance(lm.tokenizer, WordPiece) and (texts := _validation_texts(lm.experiment)):
         differing = tokenizer_files.differing_lines(lm.tokenizer, theirs, texts)
     done = Exported(fit.architecture.class_name, reason, lm.step, size, differing)
-    (folder / _CARD).write_text(model_card(lm, done, metrics, name, own_code=own_code), "utf-8")
+    llama_cpp = not stock.nearest_fits(lm.experiment, lm.weights, LLAMA_CPP)[0].obstacles
+    card = model_card(lm, done, metrics, name, own_code=own_code, llama_cpp=llama_cpp)
+    (folder / _CARD).write_text(card, "utf-8")
     return done
 
 

@@ -209,8 +209,8 @@ def _of_description(tokenizer: HuggingFace, pieces: Sequence[str | None]) -> Voc
     texts = [piece or "" for piece in pieces]
     kinds = [Kind.NORMAL] * len(texts)
     for one in description.get("added_tokens") or []:
-        if one["id"] < len(kinds):
-            kinds[one["id"]] = Kind.CONTROL if one.get("special") else Kind.USER_DEFINED
+        if one["id"] < len(kinds) and not one.get("special"):
+            kinds[one["id"]] = Kind.USER_DEFINED
     kind = model.get("type")
     if kind == "WordPiece":
         bert = next((one for one in normalisers if one["type"] == "BertNormalizer"), {})

@@ -34,7 +34,13 @@ class Exported(NamedTuple):
 
 
 def model_card(
-    lm: LanguageModel, done: Exported, metrics: Iterable[Mapping[str, Any]], name: str, *, own_code: bool
+    lm: LanguageModel,
+    done: Exported,
+    metrics: Iterable[Mapping[str, Any]],
+    name: str,
+    *,
+    own_code: bool,
+    llama_cpp: bool,
 ) -> str:
     """The text of README.md.
 
@@ -44,6 +50,7 @@ def model_card(
         metrics: the lines of its run's metrics.jsonl.
         name: the name of the folder.
         own_code: whether the folder carries the code of the class.
+        llama_cpp: whether llama.cpp has an architecture that computes the model.
     """
     experiment, config = lm.experiment, lm.experiment.model
     parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.weights))
@@ -96,6 +103,18 @@ $ lm_eval --model hf --model_args pretrained={name}{harness_trust} --tasks arc_e
 
 For perplexity tasks, such as wikitext, append `,add_bos_token=False` to `--model_args`. Otherwise the harness puts
 `{start}` before a text twice and scores the second one.
+{_gguf(name) if llama_cpp else ""}"""
+
+
+def _gguf(name: str) -> str:
+    """How llama.cpp and Ollama run the model."""
+    return f"""
+For llama.cpp and Ollama, export the run as a GGUF file (`minigpt export RUN_DIR --to {name}.gguf --format gguf`):
+
+```console
+$ llama-completion -m {name}.gguf -p "once upon a time" -n 40 -no-cnv
+$ echo 'FROM ./{name}.gguf' > Modelfile && ollama create {name} -f Modelfile && ollama run {name} "once upon a time"
+```
 """
 
 
