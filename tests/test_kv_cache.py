@@ -202,3 +202,33 @@ def test_generation_past_the_window_with_a_window_of_keys():
             window = tokens[:, row, max(0, last - S + 1) : last + 1]
             expected = jax.nn.dot_product_attention(new[0][row], window[0], window[1])
             np.testing.assert_allclose(out[row], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("slots", [5, 32])
+@pytest.mark.parametrize(("heads", "query_heads"), [(1, 1), (2, 4)])
+def test_branches_that_are_left_in_place_attend_as_copied_ones(slots: int, heads: int, query_heads: int, monkeypatch):
+    """Past its slots the cache rolls, also below branches that go on from others."""
+    monkeypatch.setattr(kv_cache, "_MIN_BYTES_TO_SKIP", 0)
+    rows, branches, width, steps = 2, 3, 4, 9
+    rng = np.random.default_rng(slots + heads)
+    draw = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
+    length = np.array([3, 2], np.int32)
+    prompts = [(draw(rows, 3, heads, width), draw(rows, 3, heads, width), draw(rows, 3, 5))]
+    copied = kv_cache.repeat(kv_cache.from_prefill(prompts, slots, length, recent=1), branches)
+    left = kv_cache.fork(kv_cache.from_prefill(prompts, slots, length, recent=1, forks=True), branches)
+    assert left[0].branches == branches
+    for step in range(steps):
+        parent = (branches * np.arange(rows)[:, None] + rng.integers(branches, size=(rows, branches))).reshape(-1)
+        position = np.repeat(length + step, branches)
+        key, value = (draw(rows * branches, 1, heads, width) for _ in range(2))
+        query = draw(rows * branches, 1, query_heads, width)
+        mask = kv_cache.visible(position, slots)
+        attended = []
+        for cache in (copied, left):
+            [layer] = kv_cache.reorder(cache, parent, used=jnp.max(length + step))
+            layer = kv_cache.write(layer, key, value, position)
+            attended.append((layer, kv_cache.attend(query, layer, mask)))
+        (copied_layer, expected), (left_layer, found) = attended
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(left_layer.recent[0], copied_layer.recent[0])
+        copied, left = (copied_layer,), (left_layer,)

@@ -295,8 +295,9 @@ class Block(nn.Module):
         inner_BTD = convolved(feed_forward_norm(x_BTD) if pre else x_BTD, "feed_forward_convolution")
         x_BTD = x_BTD + dropout(FeedForward(config, dtype, name="feed_forward")(inner_BTD))
         x_BTD = x_BTD if pre else feed_forward_norm(x_BTD)
-        keys, values = state[:2]
-        return x_BTD, (keys, values, *inputs) if layer is None else kv_cache.Layer(keys, values, tuple(inputs))
+        if isinstance(state, kv_cache.Layer):
+            return x_BTD, state._replace(recent=tuple(inputs))
+        return x_BTD, (*state, *inputs)
 
 
 def user_block(name: str) -> type[nn.Module]:

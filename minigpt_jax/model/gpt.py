@@ -211,7 +211,8 @@ class GPT(nn.Module):
         hidden_BTD, layers = self._full_pass(tokens_BT, deterministic=True)
         position_BT, mask_BTS = self._positions_and_mask(tokens_BT)
         logits_B1V, pointer = self._predictions(hidden_BTD, tokens_BT, position_BT, mask_BTS, of=length_B - 1)
-        cache = kv_cache.from_prefill(layers, slots, length_B, recent=self.config.convolution - 1)
+        forks = self.config.block == "transformer"  # a user's own may read keys and values itself
+        cache = kv_cache.from_prefill(layers, slots, length_B, recent=self.config.convolution - 1, forks=forks)
         cache += kv_cache.from_prefill(pointer, slots, length_B, recent=1)
         return logits_B1V[:, 0], hidden_BTD, cache
 

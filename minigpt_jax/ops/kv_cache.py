@@ -13,7 +13,7 @@ a ragged prompt, are masked by `visible` and never cleared.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,21 @@ class Layer(NamedTuple):
 
     Heads come before slots, so that a decode step's attention multiplies contiguous [S, H] blocks. On CPU this takes a
     quarter of the time of the other order. Code outside this module does not depend on the order.
+
+    Rows that `fork` has made of one row are branches of it: K rows side by side. Of these, `source` says for each slot
+    in which branch its token lies, so that a branch that goes on from another need not copy the other's tokens. Only
+    `attend` reads it, so a layer can be forked only if it has a `source`; until then its S is 0 and K is 1.
     """
 
     keys: Float[Array, "B N S H"]
     values: Num[Array, "B N S W"]
     recent: tuple[Float[Array, "B C D"], ...] = ()
+    source: Bool[Array, "B K S"] | None = None
+
+    @property
+    def branches(self) -> int:
+        """K; 1 if the layer is not forked."""
+        return 1 if self.source is None else self.source.shape[1]
 
 
 Cache = tuple[Layer, ...]
@@ -58,6 +68,8 @@ def from_prefill(
     slots: int,
     length: Int[Array, "B"],
     recent: int = 0,
+    *,
+    forks: bool = False,
 ) -> Cache:
     """A cache of `slots` slots that holds the keys and values of right-padded prompts of `length` tokens.
 
@@ -69,6 +81,8 @@ def from_prefill(
         slots: S.
         length: the number of tokens in each row.
         recent: C, the number of latest inputs to store; inputs before a row's first token are 0.
+        forks: whether `fork` may leave the tokens of a branch where they are, because only `attend` reads them. It
+            does so on CPU, where copying takes longer than attending to all branches.
     """
 
     def place(x_BTNH: Array) -> Array:
@@ -87,7 +101,8 @@ def from_prefill(
         x_BCD = jnp.take_along_axis(x_BTD, jnp.maximum(position_BC, 0)[:, :, None], axis=1)
         return jnp.where((position_BC >= 0)[:, :, None], x_BCD, 0)
 
-    return tuple(Layer(place(k), place(v), tuple(map(latest, inputs))) for k, v, *inputs in layers)
+    source = jnp.ones((len(length), 1, 0), bool) if forks and on_cpu() else None
+    return tuple(Layer(place(k), place(v), tuple(map(latest, inputs)), source) for k, v, *inputs in layers)
 
 
 def write(
@@ -99,8 +114,13 @@ def write(
     that the following attention reads: a vmapped dynamic_update_slice changes the layout, and selecting by a mask
     rewrites the whole cache.
     """
+    source, branches = layer.source, layer.branches
+    if branches > 1:
+        assert source is not None
+        own_RK = jnp.tile(jnp.eye(branches, dtype=bool), (len(source) // branches, 1))
+        source = source.at[jnp.arange(len(source)), :, position % source.shape[2]].set(own_RK)
     return layer._replace(
-        keys=_put(layer.keys, keys[:, 0], position), values=_put(layer.values, values[:, 0], position)
+        keys=_put(layer.keys, keys[:, 0], position), values=_put(layer.values, values[:, 0], position), source=source
     )
 
 
@@ -117,16 +137,20 @@ def attend(
 
     # Attention is bound by memory: read only up to the part that holds the last slot in use.
     def first(count: int) -> Callable[..., Array]:
-        return lambda query, keys, values, mask: _attend(
-            query, Layer(keys[:, :, :count], values[:, :, :count]), mask[:, :count], scale
-        )
+        def attend(query: Array, keys: Array, values: Array, source: Array | None, mask: Array) -> Array:
+            part = Layer(keys[:, :, :count], values[:, :, :count], (), None if source is None else source[..., :count])
+            return _attend(query, part, mask[:, :count], scale)
+
+        return attend
 
     last = jnp.max(jnp.where(mask, jnp.arange(slots)[None], 0))
     choices = [first(slots * (i + 1) // parts) for i in range(parts)]
-    return lax.switch(last // (slots // parts), choices, query, layer.keys, layer.values, mask)
+    return lax.switch(last // (slots // parts), choices, query, layer.keys, layer.values, layer.source, mask)
 
 
 def _attend(query: Array, layer: Layer, mask: Array, scale: float | None) -> Array:
+    if layer.branches > 1:
+        return _attend_to_branches(query, layer, mask, scale)
     batch, _, query_heads, width = query.shape
     heads = layer.keys.shape[1]
     query_BNGH = query.reshape(batch, heads, query_heads // heads, width)
@@ -137,8 +161,33 @@ def _attend(query: Array, layer: Layer, mask: Array, scale: float | None) -> Arr
     return mixed_BNGH.reshape(query.shape).astype(query.dtype)
 
 
+def _attend_to_branches(query: Array, layer: Layer, mask: Array, scale: float | None) -> Array:
+    """Attention in which each branch computes the scores of the tokens of all J = K branches, and takes its own.
+
+    The products have K times the rows, but read the keys and values once, as they lie.
+    """
+    assert layer.source is not None
+    (rows, _, query_heads, width), heads, branches = query.shape, layer.keys.shape[1], layer.branches
+    groups = query_heads // heads
+    source_BKJS = layer.source.reshape(-1, branches, *layer.source.shape[1:])
+    query_BNKGH = query.reshape(-1, branches, heads, groups, width).swapaxes(1, 2)
+    query_RNQH = jnp.repeat(query_BNKGH, branches, axis=0).reshape(rows, heads, branches * groups, width)
+    scores_RNQS = jnp.einsum("rnqh,rnsh->rnqs", query_RNQH, layer.keys, preferred_element_type=jnp.float32)
+    of_branches = lambda x: x.reshape(-1, branches, heads, branches, groups, x.shape[-1])  # noqa: E731
+    taken_BJNKGS = source_BKJS.swapaxes(1, 2)[:, :, None, :, None]
+    scores_BNKGS = jnp.sum(of_branches(scores_RNQS), axis=1, where=taken_BJNKGS)
+    mask_BNKGS = mask.reshape(-1, 1, branches, 1, mask.shape[-1])
+    scores_BNKGS = jnp.where(mask_BNKGS, scores_BNKGS * (width**-0.5 if scale is None else scale), -jnp.inf)
+    weights_BNKGS = jax.nn.softmax(scores_BNKGS).astype(layer.values.dtype)
+    weights_BJNKGS = jnp.where(taken_BJNKGS, weights_BNKGS[:, None], 0)
+    weights_RNQS = weights_BJNKGS.reshape(scores_RNQS.shape)
+    mixed_RNQH = jnp.einsum("rnqs,rnsh->rnqh", weights_RNQS, layer.values)
+    mixed_BNKGH = jnp.sum(of_branches(mixed_RNQH), axis=1)
+    return mixed_BNKGH.swapaxes(1, 2).reshape(query.shape).astype(query.dtype)
+
+
 def of_one_head(layer: Layer) -> tuple[Float[Array, "B S H"], Num[Array, "B S W"]]:
-    """The keys and values of a layer that has a single head, without the axis of heads."""
+    """The keys and values of a layer that has a single head and is not forked, without the axis of heads."""
     return layer.keys[:, 0], layer.values[:, 0]
 
 
@@ -163,7 +212,7 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
 
     Args:
         cache: the cache to gather from.
-        rows: the row to take for each new row.
+        rows: the row to take for each new row. Those of a forked layer have to be branches of the same row.
         used: a promise that the slots from `used` on are empty in every layer, so that they need not be copied. R has
             to be B then.
     """
@@ -172,12 +221,14 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
     def take(node: Layer | Array) -> Layer | Array:
         if not isinstance(node, Layer):
             return gather(node)
+        if node.branches > 1:
+            return node._replace(recent=jax.tree.map(gather, node.recent), source=gather(node.source))
         if used is None or not on_cpu() or node.keys.shape[2] % _BLOCK:
             return Layer(*jax.tree.map(gather, tuple(node)))
         keys, values = _reorder_blocks((node.keys, node.values), gather, used)
-        return Layer(keys, values, jax.tree.map(gather, node.recent))
+        return node._replace(keys=keys, values=values, recent=jax.tree.map(gather, node.recent))
 
-    return jax.tree.map(take, cache, is_leaf=lambda node: isinstance(node, Layer))
+    return jax.tree.map(take, cache, is_leaf=_is_layer)
 
 
 def _reorder_blocks(leaves: tuple[Array, Array], gather: Callable[[Array], Array], used: Array) -> tuple[Array, Array]:
@@ -197,6 +248,19 @@ def repeat(cache: PyTree, times: int) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), cache)
 
 
+def fork(cache: PyTree, times: int) -> PyTree:
+    """`repeat`, after which `reorder` among the rows that were one costs little in the layers that allow it."""
+
+    def branch(node: Layer | Array) -> Layer | Array:
+        if not isinstance(node, Layer) or node.source is None or times == 1:
+            return repeat(node, times)
+        rows, slots = node.keys.shape[0], node.keys.shape[2]
+        own_RKS = jnp.tile(jnp.eye(times, dtype=bool)[:, :, None], (rows, 1, slots))
+        return repeat(node._replace(source=None), times)._replace(source=own_RKS)
+
+    return jax.tree.map(branch, cache, is_leaf=_is_layer)
+
+
 def adopt(cache: PyTree, rows: Int[Array, "B"], position: Int[Array, "B"]) -> PyTree:
     """`reorder` for rows that differ only in one token: row i and row `rows[i]` may differ only at `position[i]`.
 
@@ -209,9 +273,13 @@ def adopt(cache: PyTree, rows: Int[Array, "B"], position: Int[Array, "B"]) -> Py
             return reorder(node, rows)
         slots = position % node.keys.shape[2]
         keys, values = (_put(leaf, leaf[rows, :, slots], position) for leaf in (node.keys, node.values))
-        return Layer(keys, values, reorder(node.recent, rows))
+        return node._replace(keys=keys, values=values, recent=reorder(node.recent, rows))
 
-    return jax.tree.map(take, cache, is_leaf=lambda node: isinstance(node, Layer))
+    return jax.tree.map(take, cache, is_leaf=_is_layer)
+
+
+def _is_layer(node: Any) -> bool:
+    return isinstance(node, Layer)
 
 
 def _put(leaf_BNSH: Array, new_BNH: Array, position_B: Array) -> Array:

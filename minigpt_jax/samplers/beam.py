@@ -76,7 +76,7 @@ class State:
 def start(prefill: Prefill, sampler: Any, request: Request, max_new_tokens: int, top_logprobs: int) -> State:
     """Runs the model over the prompts. Each row gets one live hypothesis, without a new token."""
     logits_BV, _, cache = prefill(request.tokens, request.length)
-    blank = loop.blank(request, logits_BV, kv_cache.repeat(cache, sampler.width), max_new_tokens, top_logprobs)
+    blank = loop.blank(request, logits_BV, kv_cache.fork(cache, sampler.width), max_new_tokens, top_logprobs)
     wide = lambda x: jnp.repeat(x[:, None], sampler.width, axis=1)  # noqa: E731
     nothing_BK = jnp.full(wide(blank.step).shape, -jnp.inf, jnp.float32)
     texts = Texts(*jax.tree.map(wide, (blank.tokens, blank.logprobs, blank.top)))
