@@ -354,7 +354,7 @@ def test_the_command_serves_until_it_is_interrupted(run_dir: Path):
         (["{run}", "--max-new-tokens", "0"], "--max-new-tokens 0"),
         (["{run}", "--step", "7"], "step 7"),
     ],
-    ids=" ".join,
+    ids=str,
 )
 def test_mistakes_of_the_command(
     run_dir: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
