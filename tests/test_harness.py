@@ -253,7 +253,7 @@ def test_mistakes_are_told_in_one_line(run_dir: Path, tasks: Path, capsys: pytes
     asked = ["--model", "minigpt", "--include_path", tasks]
     for words, line in [
         (["--tasks", "tiny_choice", "--model_args", "run_dir=nowhere"], "nowhere"),
-        (["--tasks", "tiny_choise", "--model_args", f"run_dir={run_dir}"], "lm_eval: Tasks not found: ['tiny_choise']"),
+        (["--tasks", "tiny_choise", "--model_args", f"run_dir={run_dir}"], "lm_eval: Tasks not found: tiny_choise"),
     ]:
         capsys.readouterr()
         assert command(*asked, *words) == 2
