@@ -28,11 +28,12 @@ is the mean difference from human text over ten measures, 0 for human text and a
   0.11, 0.10 and 0.10 at p = 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95 and 0.98. The best p is 0.95 or more, and a
   temperature below 1 never helps. So small a model has a flat distribution, but its own samples are no less probable
   to it than human text, as those of the large models of that paper were.
-- Contrastive search with alpha = 0.6 hardly ever repeats itself, as it promises, but its texts are alike: their Self-BLEU
-  is the highest of all methods. It is nearer to human text than greedy and beam search, and farther than weak truncation.
+- Contrastive search with alpha = 0.6 hardly ever repeats itself, as it promises, but its texts are alike: their
+  Self-BLEU is among the highest of all. It is nearer to human text than greedy and beam search, and farther than
+  methods that cut little.
 
-The page has intervals of all measures. On a shared and busy machine with two CPU cores the 45 methods took 46 minutes, of
-which beam search took 11.
+The page has intervals of all measures. On a shared and busy machine with two CPU cores the 45 methods took 46 minutes,
+of which beam search took 11.
 """
 
 import csv
