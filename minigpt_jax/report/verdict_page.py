@@ -110,7 +110,8 @@ def _scatter(verdicts: Sequence[Verdict], name: str) -> Figure:
         for i, sampler in enumerate(samplers):
             of_one = sorted((one for one in verdicts if one.sampler == sampler), key=lambda one: one.perplexity)
             xs, ys = [one.perplexity for one in of_one], [getattr(one, name) for one in of_one]
-            colour, marker = style.SERIES[i % len(style.SERIES)], style.MARKERS[i % len(style.MARKERS)]
+            colour = style.SERIES[i % len(style.SERIES)]
+            marker = style.MARKERS[(i + i // len(style.SERIES)) % len(style.MARKERS)]  # no two look alike
             axes.plot(xs, ys, color=colour, marker=marker, linewidth=0.8, markersize=5, label=style.short(sampler))
         for human in (one for one in verdicts if one.method == HUMAN):
             axes.axhline(getattr(human, name), color=style.MUTED, linewidth=0.8, linestyle="--", zorder=1)
