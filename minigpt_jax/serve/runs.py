@@ -1,5 +1,6 @@
 """The models that are served. A run in training is served at its newest whole checkpoint."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,8 @@ class Source:
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint."""
-        return Checkpoints(RunDir(self.run_dir).checkpoints, read_only=True).latest
+        with contextlib.closing(Checkpoints(RunDir(self.run_dir).checkpoints, read_only=True)) as checkpoints:
+            return checkpoints.latest
 
 
 class Runs:
