@@ -23,9 +23,11 @@ from minigpt_jax import cli, model, tokenizer
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
+from minigpt_jax.interchange import harness
 from minigpt_jax.interchange.export import write
-from minigpt_jax.interchange.harness import MiniGPT
 
+MiniGPT: Any = harness.MiniGPT  # the types of the decorator that registers it, and of lm_eval, are wrong
+evaluate: Any = lm_eval.simple_evaluate
 WINDOW = 40
 LETTERS = "abcdefgh ."
 MODEL = ModelConfig(
@@ -114,7 +116,7 @@ def tasks(documents: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFact
 def answers(folder: Path, task: str, asked: Any, **arguments: Any) -> tuple[dict[str, Any], list[Any]]:
     """The figures of a task, and the answers to its requests."""
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = lm_eval.simple_evaluate(
+    found = evaluate(
         asked, model_args=arguments or None, tasks=[f"tiny_{task}"], task_manager=manager, bootstrap_iters=0
     )
     assert found is not None

@@ -18,6 +18,7 @@ from minigpt_jax.cli import main
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
 from minigpt_jax.errors import UserError
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.sweep import axes as sweep_axes
 from minigpt_jax.trial.run import run
 
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
@@ -172,7 +173,7 @@ def test_every_trial_of_a_sweep_starts_from_the_weights(trained: Path, tmp_path:
     """At a learning rate of 0 the weights stay."""
     lm = generate.load(trained)
     experiment = config.inherited(changed("train", EXPERIMENT, steps=2), lm.experiment)
-    axes = sweep.axes.parse(["optimizer.learning_rate=0,0.01", "model.dropout=0,0.1", "seed=0,1"])
+    axes = sweep_axes.parse(["optimizer.learning_rate=0,0.01", "model.dropout=0,0.1", "seed=0,1"])
     plan = sweep.make(experiment, axes, root=tmp_path, init_from=lm)
     rows = sweep.sweep(plan, source=batches).rows
     assert len(rows) == 8
@@ -194,7 +195,7 @@ def test_an_axis_on_which_the_weights_depend_is_refused(axis: str, trained: Path
     field, _, values = axis.partition("=")
     bad = values.split(",")[1].title()
     with pytest.raises(UserError, match=rf"{field}={bad}: the weights of --init-from do not fit it; drop this axis"):
-        sweep.make(experiment, sweep.axes.parse([axis]), root=tmp_path, init_from=lm)
+        sweep.make(experiment, sweep_axes.parse([axis]), root=tmp_path, init_from=lm)
 
 
 def test_a_sweep_from_the_command_line_resumes_from_the_same_weights_alone(

@@ -91,7 +91,8 @@ def inspector(gpt: GPT, slots: int, sampler: Any, processors: tuple[Processor, .
 
     def inspect(weights: Any, request: Request, sampler: Sampler, tokens_BM: Any) -> samplers.Inspection:
         apply = functools.partial(gpt.apply, {"params": weights})
-        prefill, step = functools.partial(_prefill, apply, slots), functools.partial(apply, method="step")
+        step: Any = functools.partial(apply, method="step")
+        prefill = functools.partial(_prefill, apply, slots)
         return samplers.inspect(prefill, step, sampler, request, tokens_BM, count, processors=processors)
 
     return devices.compile_rows(inspect, (None, 0, None, 0), options=compiler_options())

@@ -7,7 +7,7 @@ optimiser runs until it converges; intervals come from fits to samples of the mo
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -105,7 +105,5 @@ def _best_starts(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
 
 def _descend(start: np.ndarray, x: np.ndarray, y: np.ndarray) -> scipy.optimize.OptimizeResult:
     """The nearest constants with the least sum of Huber losses of the residuals."""
-    scaling = {"loss": "huber", "f_scale": _HUBER, "x_scale": "jac"}
-    return scipy.optimize.least_squares(
-        _residuals, start, _slopes, ftol=1e-14, xtol=1e-12, gtol=1e-14, max_nfev=3000, args=(x, y), **scaling
-    )
+    options: dict[str, Any] = {"jac": _slopes, "loss": "huber", "f_scale": _HUBER, "x_scale": "jac", "max_nfev": 3000}
+    return scipy.optimize.least_squares(_residuals, start, ftol=1e-14, xtol=1e-12, gtol=1e-14, args=(x, y), **options)

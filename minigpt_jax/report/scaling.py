@@ -56,9 +56,11 @@ def blocks(sweep: Sweep, read: Mapping[str, Run], fitted: bool) -> list[Block]:
 
 def frontier(points: Sequence[Point]) -> list[Point]:
     """The points with a lower loss than all that took no more compute, by rising compute."""
-    ordered = sorted(points)
-    lowest = itertools.accumulate(ordered, lambda best, one: one if one.loss < best.loss else best)
-    return list(dict.fromkeys(lowest))
+    found: list[Point] = []
+    for point in sorted(points):
+        if not found or point.loss < found[-1].loss:
+            found.append(point)
+    return found
 
 
 def models(sweep: Sweep) -> list[Model]:

@@ -59,7 +59,7 @@ def advance(
 
     def body(state: State) -> State:
         controlled_BV = processors.control(request, state.logits, state.tokens, state.step, extra)
-        picked_B = _picked(sampler, controlled_BV, keys(request, state.step))
+        picked_B = picked(sampler, controlled_BV, keys(request, state.step))
         # If all tokens of a row are banned, the picked one has a logit of -inf.
         allowed_B = controlled_BV[jnp.arange(picked_B.size), picked_B] > -jnp.inf
         state = append(request, state, picked_B, allowed_B)
@@ -177,7 +177,7 @@ def generated(pad_id: Array, tokens: Array, length: Array, new: Array) -> Array:
     return jnp.where(new, jnp.take_along_axis(tokens, position, axis=-1), pad)
 
 
-def _picked(sampler: Any, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
+def picked(sampler: Any, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
     """The sampler's tokens, whose shape and type are checked, because `pick` may be the user's own."""
     mend = 'use jnp.where on settings, or declare one static: field(metadata={"static": True})'
     picked = jnp.asarray(processors.traced(sampler.pick, f"{sampler.name}.pick", mend, logits, key))

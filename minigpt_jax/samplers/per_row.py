@@ -32,4 +32,6 @@ class PerRow(Sampler):
     method: Sampler = field()
 
     def pick(self, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
-        return jax.vmap(lambda method, logits, key: method.pick(logits[None], key[None])[0])(self.method, logits, key)
+        return jax.vmap(lambda method, logits, key: loop.picked(method, logits[None], key[None])[0])(
+            self.method, logits, key
+        )

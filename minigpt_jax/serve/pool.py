@@ -169,7 +169,9 @@ class Pool:
         """Gives the state the size that the texts need."""
         needed = self.active + len(self.waiting)
         usable = [size for size in self._programs.sizes if self._usable(size)]
-        self._programs.want("advance", self._programs.sizes[0])  # raises what its compilation raised
+        least = self._programs.sizes[0]
+        for name, *sizes in (("advance", least), ("place", least, least)):
+            self._programs.want(name, *sizes)  # raises what its compilation raised
         if not usable or not needed:
             return
         best = next((size for size in usable if size >= needed), usable[-1])

@@ -211,8 +211,9 @@ def _place(state: State, source: State, target: Int[Array, "C"]) -> State:
     rows = state.step.shape[0]
 
     def put(leaf: Array, new: Array) -> Array:
-        # Some leaves have several rows for each row of the request, side by side.
-        grouped, group = leaf.reshape(rows, -1, *leaf.shape[1:]), new.reshape(len(target), -1, *new.shape[1:])
+        several = leaf.shape[0] // rows  # some leaves have several rows for each row of the request, side by side
+        grouped = leaf.reshape(rows, several, *leaf.shape[1:])
+        group = new.reshape(len(target), several, *leaf.shape[1:])
         return grouped.at[target].set(group, mode="drop").reshape(leaf.shape)
 
     return jax.tree.map(put, state, source)
