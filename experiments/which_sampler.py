@@ -72,14 +72,14 @@ class Arguments:
     """Tokens in a prefix."""
     max_new_tokens: int = 96
     """The most tokens in a continuation."""
-    out: Path | None = None
+    output: Path | None = None
     """Folder for the results; by default, which_sampler in the run directory."""
 
 
 def main(arguments: list[str]) -> int:
     """Compares, and prints the best of each method; returns the exit status."""
     chosen: Arguments = parser.parse(Arguments, arguments, "which_sampler.py")
-    out = chosen.out or chosen.run_dir / "which_sampler"
+    out = chosen.output or chosen.run_dir / "which_sampler"
     sizes = {"prompts": chosen.prompts, "prompt-tokens": chosen.prompt_tokens, "max-new-tokens": chosen.max_new_tokens}
     flags = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     status = compare.main([str(chosen.run_dir), *METHODS, *flags, "--out", str(out)])
