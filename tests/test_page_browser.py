@@ -1,5 +1,6 @@
 """The page in a browser: typing, sampling, looking at a token, branching, sharing and reloading."""
 
+import contextlib
 import json
 import shlex
 import urllib.request
@@ -63,15 +64,23 @@ def page(request: pytest.FixtureRequest, browser: Any, address: str) -> Iterator
     context.close()
 
 
-def settled(page: Any) -> None:
-    page.wait_for_selector("#stop:disabled")
+def finished(page: Any, rounds: int) -> None:
+    """Waits until the page has sampled so many times since it was loaded."""
+    page.wait_for_selector(f"#columns[data-rounds='{rounds}']", state="attached", timeout=120_000)
+
+
+@contextlib.contextmanager
+def sampling(page: Any) -> Iterator[None]:
+    """Waits at the end for the texts that are asked for within."""
+    rounds = int(page.locator("#columns").get_attribute("data-rounds") or 0)
+    yield
+    finished(page, rounds + 1)
 
 
 def sample(page: Any, prompt: str = "once ") -> None:
     page.fill("#prompt", prompt)
-    page.press("#prompt", "Control+Enter")
-    page.wait_for_selector("#stop:enabled", state="attached")
-    settled(page)
+    with sampling(page):
+        page.press("#prompt", "Control+Enter")
 
 
 def texts(page: Any) -> list[str]:
@@ -96,15 +105,14 @@ def token(page: Any, column: int, at: int) -> Any:
 def test_type_sample_and_again(page: Any, lm: LanguageModel):
     sample(page)
     assert texts(page) == [expected(lm, "once ", method) for method in COLUMNS]
-    page.click("#again")
-    page.wait_for_selector("#stop:enabled", state="attached")
-    settled(page)
+    with sampling(page):
+        page.click("#again")
     assert page.input_value("#seed") == "1"
     assert texts(page) == [expected(lm, "once ", method, seed=1) for method in COLUMNS]
     page.select_option("article:nth-child(2) select", "min_p")
     page.locator("article").nth(1).get_by_label("p", exact=True).fill("0.3")
-    page.click("#go")
-    settled(page)
+    with sampling(page):
+        page.click("#go")
     assert texts(page)[1] == expected(lm, "once ", "min_p:p=0.3", seed=1)
 
 
@@ -155,41 +163,37 @@ def test_branch_undo_share_and_reload(page: Any, lm: LanguageModel, browser: Any
     other = next(one for one in found.candidates if one.id != found.given.id)
     token(page, 2, 4).click()
     page.wait_for_selector("#panel .here:focus")
-    page.locator("#panel .alternative:not(.here)").first.click()
-    page.wait_for_selector(".trail button")
-    settled(page)
+    with sampling(page):
+        page.locator("#panel .alternative:not(.here)").first.click()
+    assert page.locator(".trail button").count() == 1
     ids = [*lm.tokenizer.encode_batch(["once "])[0], *generation.tokens[:4], other.id]
     branched = expected(lm, ids, "top_p")
     assert texts(page) == [*before[:2], branched, before[3]]
     assert page.locator("article").nth(2).locator(".token.turn").count() == 1
 
     page.reload()  # the link holds the prompt, the settings and the branch
-    page.wait_for_selector(".trail button")
-    page.wait_for_selector("article:nth-child(4) .token")
-    settled(page)
+    finished(page, 1)
     assert texts(page) == [*before[:2], branched, before[3]]
     fresh = browser.new_context().new_page()
     fresh.goto(page.url)
-    fresh.wait_for_selector("article:nth-child(4) .token", timeout=120_000)
-    settled(fresh)
+    finished(fresh, 1)
     assert texts(fresh) == texts(page)
     fresh.context.close()
 
     token(page, 2, 1).hover()  # a token before the turn
     page.wait_for_selector("#panel .here")
     assert page.locator("#panel .here .verdict").inner_text() != "cut"
-    page.locator(".trail button").click()
-    page.wait_for_selector(".trail button", state="detached")
-    settled(page)
+    with sampling(page):
+        page.locator(".trail button").click()
+    assert page.locator(".trail button").count() == 0
     assert texts(page) == before
 
 
 def test_the_keyboard_suffices(page: Any, lm: LanguageModel):
     page.focus("#prompt")
     page.keyboard.type("once ")
-    page.keyboard.press("Control+Enter")
-    page.wait_for_selector("article:nth-child(4) .token")
-    settled(page)
+    with sampling(page):
+        page.keyboard.press("Control+Enter")
     for _ in range(40):
         page.keyboard.press("Tab")
         if page.locator("article:nth-child(1) .token:focus").count():
@@ -206,9 +210,8 @@ def test_the_keyboard_suffices(page: Any, lm: LanguageModel):
     page.keyboard.press("Enter")
     page.wait_for_selector("#panel .here:focus")
     page.keyboard.press("ArrowDown")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".trail button")
-    settled(page)
+    with sampling(page):
+        page.keyboard.press("Enter")
     assert texts(page)[0] != expected(lm, "once ", "greedy")
 
 
@@ -218,8 +221,8 @@ def test_errors_stand_at_their_field(page: Any):
     assert "outside (0, 1]" in page.locator("article").nth(2).locator(".field .error:visible").inner_text()
     assert page.locator(".error:visible").count() == 1
     page.fill("[name=repetition_penalty]", "0")
-    page.click("#go")
-    settled(page)
+    with sampling(page):
+        page.click("#go")
     assert "--repetition-penalty 0" in page.locator("#shared .error:visible").inner_text()
 
 

@@ -107,6 +107,7 @@ async function sample(columns) {
   $("said").textContent = "";
   const refusals = await Promise.all(columns.map((column) => column.sample()));
   if (page.columns.some((column) => column.stopper)) return; // others have been started meanwhile
+  $("columns").dataset.rounds = Number($("columns").dataset.rounds ?? 0) + 1; // for who waits for the texts, as tests do
   $("busy").hidden = true;
   $("stop").disabled = true;
   const refusal = refusals.find(Boolean);
