@@ -2,32 +2,23 @@
 
 import http.client
 import json
-import os
-import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import quick
-import tiny_experiment
 from test_generate import full_pass_logprobs, language_model
 
 from minigpt_jax import Beam, Contrastive, Greedy, MinP, Random, Sampler, TopK, TopP, Typical, UserError
-from minigpt_jax.cli import main
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.serve import openai_request
 from minigpt_jax.serve.app import create_app
 from minigpt_jax.serve.engine import Engine
 from minigpt_jax.serve.runs import Runs
-from minigpt_jax.trial.run import run
 
 openai = pytest.importorskip("openai", reason="the client of OpenAI's API; pip install openai")
 uvicorn = pytest.importorskip("uvicorn", reason="pip install 'minigpt_jax[serve]'")
@@ -310,67 +301,3 @@ def test_a_full_queue_is_429(lm: LanguageModel):
         assert (status, answer["error"]["type"], headers["Retry-After"]) == (429, "rate_limit_error", "1")
     finally:
         server.close()
-
-
-# ---- The command ----
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("serve") / "tiny"
-    run(tiny_experiment.changed("train", steps=2), path)
-    return path
-
-
-def test_the_command_serves_until_it_is_interrupted(run_dir: Path):
-    arguments = [sys.executable, "-m", "minigpt_jax", "serve", str(run_dir), "--port", "0"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        address = re.match(r"http://127\.0\.0\.1:\d+", line)
-        assert address, (line, process.stderr and process.stderr.read())
-        assert "tiny (step 2)" in line
-        client = openai.OpenAI(base_url=f"{address[0]}/v1", api_key="none", max_retries=0)
-        events = iter(client.completions.create(model="tiny", prompt="once", max_tokens=30, stream=True, seed=1))
-        texts = [next(events).choices[0].text]
-        process.send_signal(signal.SIGINT)
-        texts += [event.choices[0].text for event in events]  # what runs is finished
-        assert "".join(texts)
-        assert process.wait(60) == 130
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ([], "no run directory"),
-        (["nowhere"], "nowhere"),
-        (["{run}", "--port", "70000"], "--port 70000"),
-        (["{run}", "--port", "{busy}"], "give another --port"),
-        (["{run}", "--host", "0.0.0.0"], "MINIGPT_API_KEY"),
-        (["{run}", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
-        (["{run}", "--max-new-tokens", "0"], "--max-new-tokens 0"),
-        (["{run}", "--step", "7"], "step 7"),
-    ],
-    ids=str,
-)
-def test_mistakes_of_the_command(
-    run_dir: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("MINIGPT_API_KEY", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as busy:
-        port = str(busy.getsockname()[1])
-        filled = [one.format(run=run_dir, busy=port) if "{" in one else one for one in arguments]
-        assert main(["serve", *filled, *([] if "--port" in filled else ["--port", "0"])]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert told in line
-
-
-def test_the_command_names_its_extra(run_dir: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "starlette", None)
-    assert main(["serve", str(run_dir), "--port", "0"]) == 2
-    assert "minigpt_jax[serve]" in capsys.readouterr().err
