@@ -98,6 +98,21 @@ def test_prefixes_of_packed_rows_begin_with_documents_and_then_go_on_inside_them
     assert held_out(rows, "packed", 2, 2, prompts=1, prompt_tokens=2, new_tokens=2, seed=0) == found[:1]
 
 
+def test_prefixes_of_rows_with_whole_documents():
+    # A row with two documents, one that is cut at the window's end, and the row with its rest.
+    rows = rows_of(
+        [[2, 5, 6, 7, 2, 8, 9, 10, 2, 0], [2, 11, 12, 13, 2, 14, 15, 16, 17, 18], [18, 19, 2] + [0] * 7], [9, 10, 3]
+    )
+    found = held_out(rows, "whole", 2, 2, prompts=9, prompt_tokens=2, new_tokens=2)
+    assert sorted(found[:4]) == [
+        HeldOut([5, 6], [7, 2]),
+        HeldOut([8, 9], [10, 2]),
+        HeldOut([11, 12], [13, 2]),
+        HeldOut([14, 15], [16, 17]),
+    ]
+    assert not found[4:]
+
+
 def test_prefixes_longer_than_any_text():
     rows = rows_of([[2, 5, 6, 0]], [3])
     with pytest.raises(UserError, match="--prompt-tokens 2: no held-out text goes on"):

@@ -61,3 +61,37 @@ def test_special_tokens_are_the_tokenizers(layout: Any):
     else:
         assert [row[:length] for row, length in zip(rows, lengths, strict=True)] == [[9, 0, 1, 0, 9], [9, 0, 9]]
         assert sizes == [3, 2]
+
+
+@pytest.mark.parametrize("length", [6, 17, 64])
+def test_rows_of_whole_documents_hold_all_text_once_and_cut_only_what_does_not_fit(length: int):
+    """Documents are runs of numbers that occur nowhere else, so that each label can be found again."""
+    rng = np.random.default_rng(length)
+    sizes = rng.integers(0, 30, 300)
+    ends = 10 + np.cumsum(sizes)
+    documents = [np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    texts = ((ids, 2 * np.arange(1, len(ids) + 1), 2 * len(ids) + 1) for ids in documents)
+    parts = list(CUT["whole"](texts, length, SpecialIds(start=3, line_end=0)))
+    rows, sizes_R, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
+    labels = np.concatenate([row[1:n] for row, n in zip(rows, lengths, strict=True)])
+    assert sorted(labels) == [3] * len(documents) + list(range(10, ends[-1]))
+    # Two bytes a token, and one at the end of each document.
+    assert sizes_R.tolist() == [sum(2 if i != 3 else 1 for i in row[1:n]) for row, n in zip(rows, lengths, strict=True)]
+    found = {" ".join(map(str, row[:n])) for row, n in zip(rows, lengths, strict=True)}
+    for ids in documents:
+        if len(ids) + 2 <= length:
+            assert any(" ".join(map(str, [3, *ids, 3])) in row for row in found)
+    for row, n in zip(rows, lengths, strict=True):
+        assert not row[n:].any()
+        if row[0] != 3:  # the rest of a long document overlaps the row before by an id, and its end comes first
+            assert row[0] in {other[-1] for other in rows}
+            assert row[0] + 1 == row[1] or row[1] == 3
+
+
+def test_rows_of_whole_documents_are_filled_well():
+    """Best-fit packing fills rows almost whole, where taking the documents in turn does not."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 128, 5000)
+    texts = ((np.full(size, 5), np.arange(1, size + 1), int(size)) for size in sizes)
+    lengths = np.concatenate([part[2] for part in CUT["whole"](texts, 129, SpecialIds(start=3, line_end=0))])
+    assert (lengths - 1).sum() > 0.98 * 128 * len(lengths)

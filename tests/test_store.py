@@ -148,6 +148,18 @@ def test_packed_rows_hold_all_text_once(tmp_path: Path, length: int, kind: str):
         assert rows.floor == corpus.floor(split)
 
 
+def test_rows_of_whole_documents_begin_with_them_and_have_the_corpus_floor(tmp_path: Path):
+    corpus = Tales()
+    prepared = store.prepare(experiment("whole", 400), corpus, tmp_path)
+    for split, rows in prepared.splits.items():
+        documents = [[BOS_ID, *ids, BOS_ID] for ids in prepared.tokenizer.encode_batch(corpus.texts[split])]
+        assert max(map(len, documents)) <= 401
+        assert (rows.rows[:, 0] == BOS_ID).all()
+        assert (rows.lengths - 1).sum() == sum(len(ids) - 1 for ids in documents)
+        assert rows.bytes.sum() == sum(len(text.encode()) for text in corpus.texts[split])
+        assert rows.floor == corpus.floor(split)
+
+
 def test_packed_bytes_go_with_their_labels(tmp_path: Path):
     corpus = Tales()
     corpus.texts["train"] = ["king dog", "was  dead "] * 40

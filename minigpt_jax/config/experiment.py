@@ -6,6 +6,9 @@ from typing import Literal
 
 from minigpt_jax.config.options import Alias, accepts_aliases, option
 
+Layout = Literal["lines", "packed", "whole"]
+"""How documents are cut into rows."""
+
 PAD_ID, UNK_ID, BOS_ID = 0, 1, 2
 RESERVED_PIECES = ("[PAD]", "[UNK]", "[BOS]")
 _PIECES, _BYTE_PIECES = 5000, len(RESERVED_PIECES) + 256
@@ -40,9 +43,10 @@ class DataConfig:
     """For stories: how many tales to generate for training."""
     stories_seed: int = option(0, at_least=0)
     """For stories: the seed of the tales."""
-    layout: Literal["lines", "packed"] = option("lines", caches=("store",))
-    """lines: the head of each long document, padded; packed: all the text, cut into full windows."""
-    evaluation_layout: Literal["lines", "packed"] | None = option(None, caches=("store",))
+    layout: Layout = option("lines", caches=("store",))
+    """lines: the head of each long document, padded; packed: all the text, cut into full windows; whole: all the text,
+    in windows that hold as many whole documents as fit, padded (a longer document is cut)."""
+    evaluation_layout: Layout | None = option(None, caches=("store",))
     """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
     default."""
     anneal_fraction: float = option(0.0, at_least=0, at_most=1, caches=("store",), aliases=("finish",))
@@ -53,7 +57,7 @@ class DataConfig:
     sequence_length: int = option(128, above=0, caches=("store",))
     """Tokens in a window."""
 
-    def layout_of(self, split: str) -> Literal["lines", "packed"]:
+    def layout_of(self, split: str) -> Layout:
         """How the rows of a split are cut."""
         return self.layout if split == "train" else self.evaluation_layout or self.layout
 
@@ -81,7 +85,7 @@ class TokenizerConfig:
     file: Path | None = option(None, resumable=True, caches=("tokenizer",))  # fingerprinted too
     """A vocabulary of your own: one piece a line, a SentencePiece .model file, or a Hugging Face tokenizer.json."""
     start_id: int | None = option(None, at_least=0, of_tokenizer=True)
-    """Id of the token before every text and between the documents of the packed layout; by default the tokenizer's."""
+    """Id of the token before every text and between the documents of a row; by default the tokenizer's."""
 
     @property
     def sizes_itself(self) -> bool:
@@ -161,7 +165,7 @@ class ModelConfig:
     logit_softcap: float | None = option(None, above=0)
     """Squash the output layer's logits into (-cap, cap) by a tanh."""
     isolate_documents: bool = option(False, adjustable=True)
-    """Stop attention at document boundaries (packed layout)."""
+    """Stop attention at document boundaries (packed and whole layouts)."""
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", adjustable=True)
     """Type of compute; parameters are float32. auto: bfloat16 on accelerators, float32 on CPU, where bfloat16 is faster
     only with AMX or AVX-512 BF16 (lscpu), and only in training: sampling on CPU is always in float32."""

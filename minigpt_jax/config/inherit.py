@@ -12,7 +12,7 @@ from minigpt_jax.errors import UserError
 def inherited(experiment: Experiment, initial: Experiment) -> Experiment:
     """The experiment with the model, the tokenizer and the sequence length of another one."""
     model = initial.model
-    if experiment.data.layout != "packed":  # a row is one document, so that there is nothing to isolate
+    if experiment.data.layout == "lines":  # a row is one document, so that there is nothing to isolate
         model = dataclasses.replace(model, isolate_documents=False)
     data = dataclasses.replace(experiment.data, sequence_length=initial.data.sequence_length)
     return dataclasses.replace(experiment, data=data, tokenizer=initial.tokenizer, model=model)

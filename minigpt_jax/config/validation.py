@@ -87,10 +87,10 @@ def _check_data(experiment: Experiment) -> None:
         "cuts files into documents, but --data.document file takes each as one; drop one of the two",
     )
     _require(
-        not experiment.model.isolate_documents or data.layout == "packed",
+        not experiment.model.isolate_documents or data.layout != "lines",
         "model.isolate_documents",
         True,
-        "in the lines layout a row is one document; add --model.no-isolate-documents, or take --data.layout packed",
+        "in the lines layout a row is one document; add --model.no-isolate-documents, or take another --data.layout",
     )
 
 

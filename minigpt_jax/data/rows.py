@@ -1,18 +1,21 @@
-"""Rows: the text of a split as a matrix of token ids, and the two layouts that cut documents into rows.
+"""Rows: the text of a split as a matrix of token ids, and the three layouts that cut documents into rows.
 
 A row is T + 1 ids: features and labels, which overlap (`batch.Batch`). Which token begins and ends a text, the
 tokenizer says (`tokenizer.SpecialIds`). In the `lines` layout a row is the start token and the first T ids of one long
 document, and the end token fills the rest. In the `packed` layout the text of all documents is one stream,
 `start document start document … start`, cut into rows that overlap by one id. Every id but the first is then a label
-exactly once, and the label at the end of a document is the start token.
+exactly once, and the label at the end of a document is the start token. In the `whole` layout a row holds whole
+documents, `start document start document start`, as many as fit, and padding. Every id is a label exactly once here
+too, but no document is cut that fits into a row, so each token has all of its document before it.
 """
 
 import zipfile
 import zlib
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 
@@ -20,11 +23,12 @@ from minigpt_jax.data.batch import Batch
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import SpecialIds
 
-Layout = Literal["lines", "packed"]
 Encoded = tuple[np.ndarray, np.ndarray, int]
 """An encoded document: its ids [n], the number of UTF-8 bytes of text up to the end of each id [n], and in all."""
 Cut = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Some rows: their ids [n, T+1], and for each row the bytes of its labels [n] and the number of its ids [n]."""
+Piece = tuple[np.ndarray, np.ndarray]
+"""A part of a document: its ids [n], and the bytes of text that each id stands for [n]."""
 
 
 @dataclass(frozen=True)
@@ -173,4 +177,54 @@ def packed_rows(encoded: Iterator[Encoded], length: int, special: SpecialIds) ->
     yield cut(last=True)
 
 
-CUT = {"lines": line_rows, "packed": packed_rows}
+def whole_rows(encoded: Iterator[Encoded], length: int, special: SpecialIds) -> Iterator[Cut]:
+    """Puts whole documents into rows, as many as fit. Yields about 1,024 rows at a time.
+
+    A document goes to the row that it fills best, the longest ones first (Ding et al. 2024, best-fit packing). One that
+    is longer than a row fills rows of its own, which overlap by one id, and its rest is placed as a document is.
+
+    >>> documents = (np.arange(5, 5 + n) for n in (2, 1, 3))
+    >>> encoded = ((ids, np.arange(len(ids)) + 1, len(ids)) for ids in documents)
+    >>> for rows, sizes, lengths in whole_rows(encoded, length=6, special=SpecialIds(start=2, line_end=0)):
+    ...     print(rows.tolist(), sizes.tolist(), lengths.tolist())
+    [[2, 5, 6, 7, 2, 0], [2, 5, 6, 2, 5, 2]] [3, 3] [5, 6]
+    """
+    pieces: list[Piece] = []
+    pending = 0
+    for ids, ends, text_bytes in encoded:
+        row = np.concatenate([[special.start], ids, [special.start]])
+        sizes = np.concatenate([[0], np.diff(np.append(ends, text_bytes), prepend=0)])
+        for start in range(0, len(row) - 1, length - 1):
+            pieces.append((row[start : start + length], sizes[start : start + length]))
+        pending += len(ids) + 1
+        if pending > 1024 * length:
+            yield _best_fit(pieces, length, special.start)
+            pieces, pending = [], 0
+    if pieces:
+        yield _best_fit(pieces, length, special.start)
+
+
+def _best_fit(pieces: list[Piece], length: int, start: int) -> Cut:
+    """Rows of these documents. A piece that does not begin with the start token has to begin its row."""
+    rows = np.zeros((len(pieces), length), np.int64)
+    row_bytes, lengths = np.zeros(len(pieces), np.int64), np.zeros(len(pieces), np.int64)
+    room: list[tuple[int, int]] = []  # the free ids of each row that has some, and its number, in order
+    count = 0
+    for ids, sizes in sorted(pieces, key=lambda piece: (piece[0][0] == start, -len(piece[0]))):
+        # In a row that has begun, the start token is there already: it ends the document before.
+        place = bisect_left(room, (len(ids) - 1, 0)) if ids[0] == start else len(room)
+        if place < len(room):
+            _, row = room.pop(place)
+            ids, first = ids[1:], lengths[row]
+        else:
+            row, first = count, 0
+            count += 1
+        rows[row, first : first + len(ids)] = ids
+        lengths[row] = first + len(ids)
+        row_bytes[row] += sizes[1:].sum()
+        if ids[-1] == start and lengths[row] < length - 1:
+            insort(room, (length - int(lengths[row]), row))
+    return rows[:count], row_bytes[:count], lengths[:count]
+
+
+CUT = {"lines": line_rows, "packed": packed_rows, "whole": whole_rows}

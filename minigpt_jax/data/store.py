@@ -17,11 +17,11 @@ from minigpt_jax import display, files
 from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
-from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, flatten, options
+from minigpt_jax.config import DataConfig, Experiment, Layout, TokenizerConfig, flatten, options
 from minigpt_jax.corpora import Corpus, document_bytes
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.encoding import encode, encode_all
-from minigpt_jax.data.rows import CUT, Layout, Rows, without_prefixes, zero_padded_lengths
+from minigpt_jax.data.rows import CUT, Rows, without_prefixes, zero_padded_lengths
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ def _parts(data: DataConfig) -> dict[Part, tuple[Split, Layout]]:
 
 
 def documents(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> Iterator[str]:
-    """The documents that a layout uses: "packed" uses all, "lines" only those of more than `min_bytes` bytes."""
+    """The documents that a layout uses: "lines" only those of more than `min_bytes` bytes, the others all."""
     texts = corpus.documents(split)
     return (text for text in texts if _is_used(text, layout, min_bytes))
 
@@ -151,11 +151,11 @@ def documents(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> I
 def _used_sizes(corpus: Corpus, split: Split, layout: Layout, min_bytes: int) -> np.ndarray:
     """The UTF-8 bytes of each document that a layout uses [number of documents]."""
     all_sizes = document_bytes(corpus, split)
-    return all_sizes if layout == "packed" else all_sizes[all_sizes > min_bytes]
+    return all_sizes[all_sizes > min_bytes] if layout == "lines" else all_sizes
 
 
 def _is_used(text: str, layout: Layout, min_bytes: int) -> bool:
-    return layout == "packed" or len(text.encode()) > min_bytes
+    return layout != "lines" or len(text.encode()) > min_bytes
 
 
 def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer, source: str) -> Rows:
@@ -170,7 +170,7 @@ def tokenise(texts: Iterable[str], experiment: Experiment, tokenizer: Tokenizer,
     encoded = iter(encode(tokenizer, used))
     parts = list(cut(encoded, data.sequence_length + 1, tokenizer.special)) if used else []
     if not sum(len(rows) for rows, *_ in parts):
-        least = "" if layout == "packed" else f", as this run uses only lines of more than {data.min_bytes} bytes"
+        least = "" if layout != "lines" else f", as this run uses only lines of more than {data.min_bytes} bytes"
         raise UserError(f"{source}: there is no text to evaluate{least}; give more text")
     rows, sizes, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
     dtype = np.min_scalar_type(experiment.tokenizer.rows - 1)
@@ -256,14 +256,14 @@ def _build(
             meta["splits"][part] = {
                 "rows": count,
                 "sha256": {kind: files.sha256(partial / f"{part}.{kind}") for kind in ("rows", "bytes", "lengths")},
-                "floor": corpus.floor(split) if layout == "packed" and not cut_prefixes else None,
+                "floor": corpus.floor(split) if layout != "lines" and not cut_prefixes else None,
             }
         (partial / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
 def _warn_of_dropped_text(corpus: Corpus, config: DataConfig) -> None:
     """Warns if the layout drops more than half of the training text."""
-    if config.layout == "packed":
+    if config.layout != "lines":
         return
     present = document_bytes(corpus, "train")
     used = present[present > config.min_bytes]

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigpt_jax.data.rows import Layout, Rows
+from minigpt_jax.config import Layout
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
 
 
@@ -75,9 +76,11 @@ def _documents(rows: Rows, layout: Layout, start_id: int) -> Iterator[tuple[np.n
         return
     if not len(rows):
         return
-    whole = [row[: width - 1] for row in rows.rows[:-1]]  # rows overlap by one id, and only the last may be padded
-    stream = np.concatenate([*whole, rows.rows[-1, : rows.lengths[-1]]])
-    [starts] = np.nonzero(stream == start_id)
-    for start, end in zip(starts, [*starts[1:], None], strict=True):
-        if start + 1 != end:
-            yield stream[start + 1 : end], end is not None
+    streams = [row[:length] for row, length in zip(rows.rows, rows.lengths, strict=True)]
+    if layout == "packed":  # rows overlap by one id
+        streams = [np.concatenate([*(row[: width - 1] for row in streams[:-1]), streams[-1]])]
+    for stream in streams:
+        [starts] = np.nonzero(stream == start_id)
+        for start, end in zip(starts, [*starts[1:], None], strict=True):
+            if start + 1 != (end or len(stream)):
+                yield stream[start + 1 : end], end is not None

@@ -1,9 +1,9 @@
 """The special tokens of a tokenizer: what begins a text, what ends it, and what no text consists of."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from minigpt_jax.config import BOS_ID, PAD_ID, UNK_ID
+from minigpt_jax.config import BOS_ID, PAD_ID, UNK_ID, Layout
 
 
 @dataclass(frozen=True)
@@ -11,10 +11,10 @@ class SpecialIds:
     """The ids of a tokenizer's special tokens.
 
     Attributes:
-        start: the token before every text, which also separates the documents of the packed layout.
+        start: the token before every text, which also separates the documents of a row.
         line_end: the token that fills a row of the lines layout after its text. A model of that layout learns it as the
             end of a text.
-        text_ends: other tokens that end a text in the packed layout.
+        text_ends: other tokens that end a text in the other layouts.
         controls: other tokens that no text consists of, such as a mask.
         unknown: the token that stands for text without a piece, if there is one.
     """
@@ -39,7 +39,7 @@ class SpecialIds:
         """The tokens that no text consists of. They are sampled only if the user asks for them."""
         return tuple(sorted({self.start, self.line_end, *self.text_ends, *self.controls}))
 
-    def ends(self, layout: Literal["lines", "packed"]) -> tuple[int, ...]:
+    def ends(self, layout: Layout) -> tuple[int, ...]:
         """The tokens that end a text of a model that was trained in this layout, the most usual one first."""
         return (self.line_end,) if layout == "lines" else (self.start, *self.text_ends)
 
