@@ -140,6 +140,8 @@ def _corpus(experiment: Experiment) -> str:
         documents = f"a corpus of its author's, `{Path(data.corpus).name}`"
     if data.layout == "packed":
         return f"{documents}, all of the text, cut into windows of {data.sequence_length} tokens"
+    if data.layout == "whole":
+        return f"{documents}, all of the text, in windows of {data.sequence_length} tokens that hold whole documents"
     return f"{documents}: the first {data.sequence_length} tokens of each document of more than {data.min_bytes} bytes"
 
 
@@ -147,10 +149,17 @@ def _protocol(lm: LanguageModel, start: Any) -> str:
     """How the validation and test figures can be computed again."""
     length = lm.model.sequence_length
     text = "Perplexity of the validation and test parts is exp(total negative log-likelihood / number of labels). "
-    if lm.experiment.data.layout_of("valid") == "lines":
+    layout = lm.experiment.data.layout_of("valid")
+    if layout == "lines":
         return text + (
             f"A row is `{start}` and the first {length} tokens of a document, and is a context of its own. All tokens "
             f"but `{start}` are labels."
+        )
+    if layout == "whole":
+        return text + (
+            f"A row is a context of its own, of at most {length + 1} tokens: one or more documents, with `{start}` "
+            "before the first and after each one. Only a document that is longer than a row is cut, into rows that "
+            "overlap by one token. All tokens of a row but the first are labels."
         )
     return text + (
         f"The documents are joined to one sequence, with `{start}` before the first and after each one, and cut into "

@@ -37,7 +37,7 @@ def caveats(experiments: Sequence[Experiment], same_corpus: bool = False) -> lis
         ignored = _HOW_TEXT_IS_CUT | _OF_TRAINING_ALONE
         texts.add(tuple((f.name, getattr(data, f.name)) for f in dataclasses.fields(data) if f.name not in ignored))
         layout = data.layout_of("valid")
-        parts.add((layout, data.min_bytes, data.sequence_length) if layout == "lines" else (layout,))
+        parts.add((layout, data.min_bytes, data.sequence_length) if layout == "lines" else ("all",))
         folds = {"wordpiece": (tokenizer.kind, tokenizer.lowercase), "huggingface": (tokenizer.kind, tokenizer.file)}
         folding.add(folds.get(tokenizer.kind, ()))
     found = []

@@ -198,6 +198,6 @@ def sample(experiment: Experiment, lm: generate.LanguageModel) -> list[str]:
         sampler=samplers.TopK(k=min(settings.k, len(lm.tokenizer)), temperature=settings.temperature),
         max_new_tokens=settings.max_new_tokens,
         seed=experiment.seed,
-        stop=lm.end_ids if experiment.data.layout == "packed" else [],  # as the tutorial, which never stops at an end
+        stop=lm.end_ids if experiment.data.layout != "lines" else [],  # as the tutorial, which never stops at an end
     )
     return [output.full_text.strip() for output in outputs]
