@@ -32,7 +32,7 @@ def to_gpt2(experiment: Experiment, params: Any) -> GPT2LMHeadModel:
             n_embd=config.width,
             n_layer=config.num_layers,
             n_head=config.num_heads,
-            n_inner=config.feed_forward,
+            n_inner=config.feed_forward_width,
             layer_norm_epsilon=config.norm_epsilon,
             resid_pdrop=0.0,
             embd_pdrop=0.0,

@@ -18,8 +18,8 @@ def of_train_step(experiment: Experiment) -> functools.partial[Any]:
     model, tokens = experiment.model, experiment.train.batch_size * experiment.data.sequence_length
     queries, keys = model.head_size * model.num_heads, model.head_size * model.kv_heads
     widths = [(model.width, queries), (model.width, keys), (model.width, keys), (queries, model.width)]
-    widths += [(model.width, model.feed_forward)] * (2 if model.activation == "swiglu" else 1)
-    widths += [(model.feed_forward, model.width)]
+    widths += [(model.width, model.feed_forward_width)] * (2 if model.activation == "swiglu" else 1)
+    widths += [(model.feed_forward_width, model.width)]
     widths += [(model.width, model.num_heads)] if model.head_gate else []
     heads = (experiment.train.batch_size, model.num_heads, experiment.data.sequence_length, model.head_size)
     scores = (*heads[:3], experiment.data.sequence_length)

@@ -118,8 +118,8 @@ class ModelConfig:
     """Width of an attention head; width // num_heads by default."""
     num_kv_heads: int | None = option(None, above=0)
     """Key-value heads (grouped-query attention); as many as query heads by default."""
-    feed_forward: int = option(128, above=0)
-    """Hidden width of the feed-forward layer."""
+    feed_forward: int | None = option(128, above=0)
+    """Hidden width of the feed-forward layer; None for four times the width."""
     block: Literal["transformer"] | str = option("transformer", code=True)
     """The decoder block: attention and feed-forward, or a Flax module of your own, FILE.py:Name."""
     activation: Literal["relu", "gelu", "gelu_erf", "relu2", "swiglu"] | str = option("relu", code=True)
@@ -164,6 +164,12 @@ class ModelConfig:
     """Passes through the blocks, one after another with the same weights."""
     logit_softcap: float | None = option(None, above=0)
     """Squash the output layer's logits into (-cap, cap) by a tanh."""
+    parametrization: Literal["standard", "mup"] = "standard"
+    """How initial weights and learning rates depend on the width. mup: such that one learning rate serves all widths
+    (maximal-update parametrisation); it supposes that heads and feed-forward layers grow with the width."""
+    base_width: int = option(64, above=0)
+    """For mup: the width at which it equals the standard parametrisation, and so the width at which learning rates have
+    their ordinary meaning."""
     isolate_documents: bool = option(False, adjustable=True)
     """Stop attention at document boundaries (packed and whole layouts)."""
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", adjustable=True)
@@ -176,6 +182,10 @@ class ModelConfig:
     def head_size(self) -> int:
         """The width of an attention head, which `head_width` sets or the model's width gives."""
         return self.head_width or self.width // self.num_heads
+
+    @property
+    def feed_forward_width(self) -> int:
+        return self.feed_forward or 4 * self.width
 
     @property
     def kv_heads(self) -> int:

@@ -130,6 +130,12 @@ def _check_model(experiment: Experiment) -> None:
         )
         + "; choose another --model.head-width",
     )
+    _require(
+        model.parametrization == "standard" or model.block == "transformer",
+        "model.parametrization",
+        model.parametrization,
+        f"cannot tell the kernels of --model.block {model.block}, code of your own; drop one of the two",
+    )
 
 
 def _check_training(experiment: Experiment) -> None:

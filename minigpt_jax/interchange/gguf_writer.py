@@ -106,7 +106,7 @@ def _add_form(writer: Any, fit: Fit) -> None:
     writer.add_vocab_size(fit.experiment.tokenizer.rows)
     writer.add_embedding_length(config.width)
     writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.feed_forward)
+    writer.add_feed_forward_length(config.feed_forward_width)
     writer.add_head_count(config.num_heads)
     writer.add_head_count_kv(config.kv_heads)
     writer.add_key_length(config.head_size)

@@ -155,6 +155,7 @@ class Architecture:
             **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)},
             "head_width": config.head_size,
             "num_kv_heads": config.kv_heads,
+            "feed_forward": config.feed_forward_width,
             **{f"{part}_bias": config.has_bias(part) for part in ("qkv", "norm", "output")},
             "vocabulary_size": model.vocabulary_size,
             "sequence_length": model.sequence_length,

@@ -11,10 +11,12 @@ from minigpt_jax import model
 from minigpt_jax.config import Experiment, ModelConfig, flag_name
 from minigpt_jax.interchange.architectures import MINIGPT, STOCK
 from minigpt_jax.interchange.mapping import Architecture, Model
+from minigpt_jax.model import parametrization
 
 Arrays = Mapping[str, np.ndarray]
 """The parameters by their dotted paths."""
 _BIASES = ("use_bias", "qkv_bias", "norm_bias")
+_OF_TRAINING = ("dropout", "zero_init", "parametrization", "base_width", "isolate_documents", "dtype", "remat")
 
 
 class Fit(NamedTuple):
@@ -68,7 +70,7 @@ def nearest_fits(experiment: Experiment, params: Any, architectures: Iterable[Ar
 
 def own_fit(experiment: Experiment, params: Any) -> Fit:
     """How the class that an exported folder carries holds a model."""
-    return _fit(MINIGPT, experiment, _flat(params))
+    return _fit(MINIGPT, *_standard(experiment, _flat(params)))
 
 
 def _fit(architecture: Architecture, experiment: Experiment, arrays: Arrays) -> Fit:
@@ -110,10 +112,12 @@ def _facts(config: ModelConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name not in ("dropout", "zero_init", "isolate_documents", "dtype", "remat")
+        if field.name
+        not in ("dropout", "zero_init", "parametrization", "base_width", "isolate_documents", "dtype", "remat")
     }
     facts |= {f"{part}_bias": config.has_bias(part) for part in ("qkv", "norm", "output")}
     facts |= {"head_width": config.head_size, "num_kv_heads": config.kv_heads}
+    facts["feed_forward"] = config.feed_forward_width
     if config.norm == "rmsnorm":
         del facts["norm_bias"]
     if config.positions == "learned":
@@ -122,7 +126,11 @@ def _facts(config: ModelConfig) -> dict[str, Any]:
 
 
 def _folded(experiment: Experiment, arrays: Arrays) -> tuple[Experiment, Arrays]:
-    """The same model without what its weights can express: repeats, the norm of the embedding, a bias of zeros."""
+    """The same model without what its weights can express.
+
+    These are muP, repeats, the norm of the embedding, and a bias of zeros.
+    """
+    experiment, arrays = _standard(experiment, arrays)
     config, arrays = experiment.model, dict(arrays)
     if config.repeats > 1:
         for path, array in list(arrays.items()):
@@ -135,17 +143,32 @@ def _folded(experiment: Experiment, arrays: Arrays) -> tuple[Experiment, Arrays]
     if config.embedding_norm and config.positions == "rope":  # learned positions are added before the norm
         table = arrays["token_embedding.embedding"]
         if config.tied_embeddings:
-            arrays["output.kernel"] = table.T
-            if config.has_bias("output"):
-                arrays["output.bias"] = arrays.pop("output_bias")
+            config, arrays = _untied(config, arrays)
         rms = np.sqrt(np.mean(np.square(table), axis=-1, keepdims=True) + config.norm_epsilon)
         arrays["token_embedding.embedding"] = table / rms
-        config = dataclasses.replace(config, embedding_norm=False, tied_embeddings=False)
+        config = dataclasses.replace(config, embedding_norm=False)
     bias = "output_bias" if config.tied_embeddings else "output.bias"
     if config.has_bias("output") and not arrays[bias].any():
         del arrays[bias]
         config = dataclasses.replace(config, output_bias=False)
     return dataclasses.replace(experiment, model=config), arrays
+
+
+def _standard(experiment: Experiment, arrays: Arrays) -> tuple[Experiment, Arrays]:
+    """The same model in the standard parametrisation. The factor of its logits becomes part of the output layer."""
+    config = experiment.model
+    if parametrization.logit_scale(config) != 1:
+        config, arrays = _untied(config, arrays)
+    return dataclasses.replace(experiment, model=dataclasses.replace(config, parametrization="standard")), arrays
+
+
+def _untied(config: ModelConfig, arrays: Arrays) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """The same model with an output layer of its own, in place of the token embedding."""
+    arrays = dict(arrays)
+    arrays["output.kernel"] = parametrization.logit_scale(config) * arrays["token_embedding.embedding"].T
+    if config.has_bias("output"):
+        arrays["output.bias"] = arrays.pop("output_bias")
+    return dataclasses.replace(config, tied_embeddings=False), arrays
 
 
 def _array(array: np.ndarray | None, shape: tuple[int, ...], head_size: int) -> np.ndarray:

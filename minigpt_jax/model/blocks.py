@@ -235,9 +235,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         config = self.config
-        h_BTF = dense(config, config.feed_forward, self.dtype, "up")(x_BTD)
+        h_BTF = dense(config, config.feed_forward_width, self.dtype, "up")(x_BTD)
         if config.activation == "swiglu":
-            h_BTF = h_BTF * nn.silu(dense(config, config.feed_forward, self.dtype, "gate")(x_BTD))
+            h_BTF = h_BTF * nn.silu(dense(config, config.feed_forward_width, self.dtype, "gate")(x_BTD))
         else:
             h_BTF = activation(config)(h_BTF)
         return dense(config, config.width, self.dtype, "down", ends_branch=True)(h_BTF)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from minigpt_jax.config import Experiment, ModelConfig
+from minigpt_jax.model import parametrization
 from minigpt_jax.model.blocks import (
     Block,
     Dropout,
@@ -67,7 +68,8 @@ def untied(gpt: "GPT", params: Params) -> tuple["GPT", Params]:
     if not gpt.config.tied_embeddings:
         return gpt, params
     rest = dict(params)
-    output = {"kernel": jnp.copy(rest["token_embedding"]["embedding"].T)}
+    scale = parametrization.logit_scale(gpt.config)
+    output = {"kernel": jnp.multiply(scale, rest["token_embedding"]["embedding"].T)}
     if gpt.config.has_bias("output"):
         output["bias"] = rest.pop("output_bias")
     return gpt.clone(config=dataclasses.replace(gpt.config, tied_embeddings=False)), {**rest, "output": output}
@@ -240,7 +242,7 @@ class GPT(nn.Module):
         if not self.config.tied_embeddings:
             logits = self.output(hidden)
         else:
-            logits = self.token_embedding.attend(hidden)
+            logits = parametrization.logit_scale(self.config) * self.token_embedding.attend(hidden)
             if self.config.has_bias("output"):
                 logits = logits + self.output_bias.reshape((1,) * (logits.ndim - 1) + (-1,))
         logits = logits.astype(jnp.float32)

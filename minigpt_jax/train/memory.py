@@ -93,7 +93,7 @@ def matrices(experiment: Experiment) -> list[Part]:
     if config.block != "transformer":  # the parameters of the user's block are unknown
         layers = 0
     heads = 2 * config.head_size * (config.num_heads + config.kv_heads)
-    feed_forward = (3 if config.activation == "swiglu" else 2) * config.feed_forward
+    feed_forward = (3 if config.activation == "swiglu" else 2) * config.feed_forward_width
     blocks = ("model.num_layers", "model.width")
     return [
         Part(

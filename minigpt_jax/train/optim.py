@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from minigpt_jax.config import OptimizerConfig, code
+from minigpt_jax.config import ModelConfig, OptimizerConfig, code
 from minigpt_jax.errors import UserError
+from minigpt_jax.model import parametrization
 from minigpt_jax.ops.matmul import matmul
 
 SCHEDULES: tuple[str, ...] = get_args(get_type_hints(OptimizerConfig)["schedule"])
@@ -184,9 +185,16 @@ def scale_by_neuron_norms() -> optax.GradientTransformation:
 
 
 def transformation(
-    config: OptimizerConfig, hyper: Hyperparameters, step: Any, dtype: Any = jnp.float32
+    config: OptimizerConfig,
+    hyper: Hyperparameters,
+    step: Any,
+    dtype: Any = jnp.float32,
+    model: ModelConfig | None = None,
 ) -> optax.GradientTransformation:
     """The update rule at `step`, built inside the traced train step. Gradients are first clipped by their norm.
+
+    If the parametrisation of `model` is muP, the updates are scaled by the width, parameter by parameter; weight decay
+    is not. The updates of a user's optimizer are scaled as those of Adam, including its weight decay.
 
     The structure of its state depends only on `config.name`. Weight decay is decoupled, and acts only on the kernels of
     dense layers. Muon updates the kernels of blocks and of the pointer, to which its weight decay is restricted; Adam
@@ -201,24 +209,28 @@ def transformation(
     """
     factor = schedule(hyper.schedule, hyper, step)
     rate = hyper.learning_rate * factor
+    by_width = _scaling_by_width(model)
     if config.name == "adam":
-        rule = optax.chain(scale_by_keras_adam(hyper.b1, hyper.b2, hyper.epsilon), optax.scale(-rate))
-    elif config.name == "adamw":
-        rule = optax.adamw(
-            rate, hyper.b1, hyper.b2, hyper.epsilon, weight_decay=hyper.weight_decay, mask=_decayed_matrices
+        rule = optax.chain(scale_by_keras_adam(hyper.b1, hyper.b2, hyper.epsilon), *by_width, optax.scale(-rate))
+    elif config.name in ("adamw", "lion"):
+        is_lion = config.name == "lion"
+        rule = optax.chain(  # the parts of optax.adamw and of optax.lion
+            optax.scale_by_lion(hyper.b1, hyper.b2) if is_lion else _adam(hyper),
+            *by_width,
+            optax.add_decayed_weights(hyper.weight_decay, _decayed_matrices),
+            optax.scale_by_learning_rate(rate),
         )
-    elif config.name == "lion":
-        rule = optax.lion(rate, hyper.b1, hyper.b2, weight_decay=hyper.weight_decay, mask=_decayed_matrices)
     elif config.name in ("muon", "normuon"):
         rule = optax.partition(
             {
                 "muon": optax.chain(
                     scale_by_muon(dtype),
                     *([scale_by_neuron_norms()] if config.name == "normuon" else []),
+                    *_scaling_by_width(model, orthogonalised=True),
                     optax.add_decayed_weights(hyper.weight_decay),
                     optax.scale(-hyper.muon_learning_rate * factor),
                 ),
-                "adam": optax.nadam(rate, hyper.b1, hyper.b2, hyper.epsilon),
+                "adam": optax.chain(_adam(hyper, nesterov=True), *by_width, optax.scale_by_learning_rate(rate)),
             },
             _muon_or_adam,
         )
@@ -229,22 +241,35 @@ def transformation(
                 f"--optimizer.name {config.name}: it returns a {type(rule).__name__}; it must return an Optax "
                 "transformation, such as optax.sgd(learning_rate)"
             )
+        rule = optax.chain(rule, *by_width)
     return optax.chain(optax.clip_by_global_norm(hyper.clip_norm), rule)
 
 
-def _names(path: tuple[Any, ...]) -> list[str]:
-    return [str(getattr(entry, "key", entry)) for entry in path]
+def _adam(hyper: Hyperparameters, *, nesterov: bool = False) -> optax.GradientTransformation:
+    return optax.scale_by_adam(hyper.b1, hyper.b2, hyper.epsilon, nesterov=nesterov)
+
+
+def _scaling_by_width(model: ModelConfig | None, *, orthogonalised: bool = False) -> list[optax.GradientTransformation]:
+    """For muP, what scales the update of each parameter by its factor; see `parametrization`. Nothing for standard."""
+    if model is None or model.parametrization == "standard":
+        return []
+
+    def scaled(path: tuple[Any, ...], update: Array) -> Array:
+        names = parametrization.names(path)
+        return update * parametrization.rate_scale(model, names, orthogonalised=orthogonalised)
+
+    return [optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))]
 
 
 def _decayed_matrices(params: optax.Params) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: parametrization.names(path)[-1] == "kernel", params)
 
 
 def _muon_or_adam(params: optax.Params) -> Any:
     """Labels the kernels of blocks and pointer with muon, and all other parameters with adam."""
 
     def label(path: tuple[Any, ...], _: Any) -> str:
-        names = _names(path)
+        names = parametrization.names(path)
         return "muon" if names[-1] == "kernel" and "output" not in names else "adam"
 
     return jax.tree_util.tree_map_with_path(label, params)

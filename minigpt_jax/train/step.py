@@ -12,7 +12,7 @@ from jaxtyping import Array
 from minigpt_jax import rng
 from minigpt_jax.config import OptimizerConfig
 from minigpt_jax.data.batch import Batch
-from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, pointer_mixture
+from minigpt_jax.model import GPT, DropoutCall, hidden, output, output_parameters, parametrization, pointer_mixture
 from minigpt_jax.ops import fused_loss
 from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.train import metrics, optim
@@ -52,11 +52,11 @@ class StepMetrics(NamedTuple):
 def init_state(spec: StepSpec, hyper: optim.Hyperparameters, key: Array) -> TrainState:
     """Fresh parameters and optimiser state at step 0."""
     tokens_BT = jnp.zeros((1, spec.model.sequence_length), jnp.int32)
-    params = spec.model.init(key, tokens_BT)["params"]
+    params = parametrization.initial(spec.model.config, spec.model.init(key, tokens_BT)["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optim.transformation(spec.optimizer, hyper, 0).init(params),
+        opt_state=optim.transformation(spec.optimizer, hyper, 0, model=spec.model.config).init(params),
         ema=None if spec.optimizer.ema_decay is None else jax.tree.map(jnp.copy, params),
     )
 
@@ -103,7 +103,7 @@ def train_step(
     grads, (sums, objective, count) = totals
     count = jnp.maximum(count, 1)
     grads = jax.tree.map(lambda g: g / count, grads)
-    rule = optim.transformation(spec.optimizer, hyper, state.step, spec.model.dtype)
+    rule = optim.transformation(spec.optimizer, hyper, state.step, spec.model.dtype, spec.model.config)
     updates, opt_state = rule.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
