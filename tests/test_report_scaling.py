@@ -10,11 +10,10 @@ import pytest
 from pages import Page
 
 from minigpt_jax.cli import main
-from minigpt_jax.report import report, results, scaling
-from minigpt_jax.report.law import Law
+from minigpt_jax.report import law, law_blocks, report, results, scaling
 from minigpt_jax.report.scaling import Point
 
-TRUE = Law(0.4, 60.0, 2e3, 0.5, 0.6)
+TRUE = {"E": 0.4, "A": 60.0, "B": 2e3, "alpha": 0.5, "beta": 0.6}
 AXES = [{"field": "model.width", "values": [16, 32, 64, 128]}, {"field": "train.steps", "values": [100, 400, 1600]}]
 
 
@@ -27,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     rows = []
     for number, (width, steps) in enumerate(points):
         parameters, tokens = 100 * width**2, 2048 * steps
-        loss = float(TRUE.loss(np.array([parameters]), np.array([tokens]))[0])
+        loss = TRUE["E"] + TRUE["A"] / parameters ** TRUE["alpha"] + TRUE["B"] / tokens ** TRUE["beta"]
         trial = f"{number}-seed-0"
         fake_sweep.write_run(path / "trials" / trial, final=loss)
         rows.append(
@@ -50,7 +49,25 @@ def test_the_page_has_the_law_that_the_losses_follow(folder: Path):
     page = Page(written.html)
     [table] = [table for table in page.tables if table[0][0] == "constant"]
     found = {row[0]: float(row[1]) for row in table[1:]}
-    np.testing.assert_allclose([found[name] for name in TRUE._fields], TRUE, rtol=5e-3)
+    assert found == pytest.approx(TRUE, rel=5e-3)
+    [forms] = [table for table in page.tables if table[0][0] == "form"]
+    assert [row[0] for row in forms[1:]] == ["Hoffmann et al. (2022)", *law.OTHERS]
+    assert float(forms[1][2]) == pytest.approx(TRUE["E"], rel=5e-3)
+    # The losses are those of the first form, which therefore knows models that it has not seen.
+    assert float(forms[1][5].removesuffix("%")) < 0.05
+    assert float(forms[2][5].removesuffix("%")) > 1
+
+
+def test_more_models_tell_more_of_the_floor():
+    """The lowest loss falls as more models are taken, and of losses of the law every part gives its floor."""
+    sizes, tokens = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e4, 1e6, 6), np.geomspace(1e5, 1e7, 6)))
+    losses = TRUE["E"] + TRUE["A"] / sizes ** TRUE["alpha"] + TRUE["B"] / tokens ** TRUE["beta"]
+    models = [law_blocks.Model(*map(float, one)) for one in zip(sizes, tokens, losses, strict=True)]
+    found = law_blocks.looks(sorted(models, key=lambda model: model.parameters * model.tokens))
+    assert len(found) == len(law_blocks.KEPT)
+    assert [one.lowest for one in found] == sorted((one.lowest for one in found), reverse=True)
+    assert found[-1].lowest == losses.min()
+    assert [one.E for one in found] == pytest.approx([TRUE["E"]] * len(found), rel=0.02)
 
 
 def test_the_best_configuration_of_each_size_and_length_counts(folder: Path):

@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib.ticker
-import numpy as np
 from matplotlib.figure import Figure
 
-from minigpt_jax.report import law, style
-from minigpt_jax.report.format import number
-from minigpt_jax.report.law import Fitted
-from minigpt_jax.report.page import Block, Column, Plot, Plots, Table, Text
+from minigpt_jax.report import law_blocks, style
+from minigpt_jax.report.law_blocks import Model
+from minigpt_jax.report.page import Block, Plot, Plots, Text
 from minigpt_jax.report.results import Row, Sweep
 from minigpt_jax.report.runs import Run, is_finite
 
@@ -20,14 +18,6 @@ class Point(NamedTuple):
     """A validation of a trial."""
 
     flops: float
-    loss: float
-
-
-class Model(NamedTuple):
-    """A trained configuration: parameters, training tokens, and the mean loss over its seeds."""
-
-    parameters: float
-    tokens: float
     loss: float
 
 
@@ -50,7 +40,8 @@ def blocks(sweep: Sweep, read: Mapping[str, Run], fitted: bool) -> list[Block]:
         )
         shown += [Plots([Plot("loss-by-compute", "Loss against compute", _against_compute(curves))]), Text(note)]
     if fitted:
-        shown += _law(sweep, read)
+        floors = [floor for run in read.values() if (floor := run.floor("loss")) is not None]
+        shown += law_blocks.blocks(models(sweep), floors[0] if floors else None)
     return shown
 
 
@@ -102,47 +93,5 @@ def _against_compute(curves: Sequence[Sequence[Point]]) -> Figure:
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:.0e}"))
         axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         style.loss_axis(axes, [point.loss for curve in curves for point in curve])
-        axes.legend(loc="best")
-    return figure
-
-
-def _law(sweep: Sweep, read: Mapping[str, Run]) -> list[Block]:
-    """The fitted constants, and the losses that the law gives against the measured ones."""
-    found = models(sweep)
-    sizes, tokens, losses = np.array(found, float).reshape(-1, 3).T
-    fitted = law.fit(sizes, tokens, losses)
-    floors = [floor for run in read.values() if (floor := run.floor("loss")) is not None]
-    predicted = fitted.law.loss(sizes, tokens)
-    plot = Plot("fitted-by-measured", "Losses by the law", _fitted_by_measured(losses, predicted))
-    return [Text(_formula(fitted, len(found))), _constants(fitted, floors[0] if floors else None), Plots([plot])]
-
-
-def _formula(fitted: Fitted, count: int) -> str:
-    alpha, beta = fitted.law.alpha, fitted.law.beta
-    return (
-        f"The law L = E + A / N^alpha + B / D^beta, fitted to {count} models: the best configuration for each number N "
-        "of parameters and D of training tokens. "
-        f"By it, with C times the compute, the best number of parameters grows as C^{beta / (alpha + beta):.2f}, and "
-        f"that of tokens as C^{alpha / (alpha + beta):.2f}."
-    )
-
-
-def _constants(fitted: Fitted, floor: float | None) -> Table:
-    rows = [
-        [name, f"{getattr(fitted.law, name):.4g}", "–".join(f"{end:.4g}" for end in fitted.intervals[name])]
-        for name in fitted.law._fields
-    ]
-    note = "Intervals come from fits to samples of the configurations with replacement."
-    if floor is not None:
-        note += f" The true entropy of the text is {number(floor, 4)} nats per token, which E estimates."
-    return Table([Column("constant", figures=False), Column("value"), Column("95% interval")], rows, note=note)
-
-
-def _fitted_by_measured(measured: np.ndarray, predicted: np.ndarray) -> Figure:
-    with style.drawing():
-        figure, axes = style.panel("Losses by the law", "measured loss", "loss by the law")
-        ends = [min(*measured, *predicted), max(*measured, *predicted)]
-        axes.plot(ends, ends, color=style.MUTED, linewidth=0.8, linestyle="--", label="equal")
-        axes.plot(measured, predicted, color=style.ACCENT, marker="o", linestyle="", label="configuration")
         axes.legend(loc="best")
     return figure
