@@ -30,6 +30,7 @@ from minigpt_jax.train import coordinate_check
 from minigpt_jax.train.coordinate_check import Activations
 from minigpt_jax.trial import environment
 
+TUNE_SMALL = Path(__file__).with_name("tune_small.py")
 PARAMETRIZATIONS = {"standard": "standard", "mup": "muP"}
 Measured = dict[str, list[dict[str, Activations]]]
 """The activations of each layer at each width, for each parametrisation."""
@@ -39,7 +40,7 @@ Measured = dict[str, list[dict[str, Activations]]]
 class Arguments:
     """Measures how much the first updates change the activations of models of several widths."""
 
-    experiment: tyro.conf.Positional[Path] = Path(__file__).with_name("tune_small.py")
+    experiment: tyro.conf.Positional[Path] = TUNE_SMALL
     """The experiment whose width varies."""
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Widths of the residual stream."""
@@ -98,15 +99,15 @@ def figure(widths: tuple[int, ...], measured: Measured) -> Figure:
                     colour, marker = (choices[(i - 1) % len(choices)] for choices in (style.SERIES, style.MARKERS))
                     axes.plot(widths, changes[:, i], color=colour, marker=marker, label=str(i))
                 axes.set_xscale("log", base=2)
-                axes.set_yscale("log", base=2)
+                axes.set_yscale("log")
                 axes.set_xticks(widths, map(str, widths))
                 axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-                axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:.2g}"))
-                axes.set_title(f"{PARAMETRIZATIONS[name]}: {layer.replace('_', ' ')}")
-            row[0].set_ylabel("change of activations")
-        for axes in grid[-1]:
-            axes.set_xlabel("model.width")
-        grid[0, -1].legend(title="updates", title_fontsize=8.5)
+            row[0].set_ylabel(f"{PARAMETRIZATIONS[name]}: change of activations")
+        for axes, last, layer in zip(grid[0], grid[-1], layers, strict=True):
+            style.log_axis(axes.yaxis)
+            axes.set_title(layer.replace("feed_forward", "feed-forward").replace("_", " ").replace(".", ": "))
+            last.set_xlabel("model.width")
+        grid[0, 1].legend(title="updates", title_fontsize=8.5)
     return drawn
 
 

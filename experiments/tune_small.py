@@ -37,7 +37,7 @@ experiment = Experiment(
     ),
     optimizer=OptimizerConfig(name="adamw", schedule="linear", warmup_steps=20, b2=0.95, epsilon=1e-8),
     train=TrainConfig(
-        batch_size=16, steps=200, evaluate_every=200, checkpoint_every=200, keep_checkpoints=1, trackers=()
+        batch_size=16, steps=300, evaluate_every=300, checkpoint_every=300, keep_checkpoints=1, trackers=()
     ),
     sample=SampleConfig(max_new_tokens=32),
 )

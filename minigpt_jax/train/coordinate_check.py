@@ -19,8 +19,8 @@ from minigpt_jax.train import optim
 from minigpt_jax.train.state import TrainState
 from minigpt_jax.train.step import StepSpec, init_state, train_step
 
-LAYERS = ("token_embedding", "attention", "feed_forward", "logits")
-"""What is measured: the outputs of these layers, of attention and feed-forward in each block."""
+BRANCHES = ("attention", "feed_forward")
+"""The layers of each block whose outputs are measured, besides the token embedding and the logits."""
 
 
 class Activations(NamedTuple):
@@ -60,13 +60,15 @@ def activations(experiment: Experiment, batches: Sequence[Batch]) -> dict[str, A
         }
 
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
-    return {layer: Activations(*jax.device_get(sizes)) for layer, sizes in measured(stacked).items()}
+    sizes = jax.device_get(measured(stacked))
+    branches = [f"block_{i}.{branch}" for i in range(gpt.config.num_layers) for branch in BRANCHES]
+    return {layer: Activations(*sizes[layer]) for layer in ("token_embedding", *branches, "logits")}
 
 
 def slopes(widths: Sequence[int], sizes: Float[np.ndarray, "W N"]) -> Float[np.ndarray, "N"]:
     """The exponents with which sizes, one row for each width, grow with the width: by least squares in logarithms.
 
-    >>> slopes([32, 64, 128], np.array([[1.0, 3.0], [2.0, 3.0], [4.0, 3.0]])).tolist()
+    >>> slopes([32, 64, 128], np.array([[1.0, 3.0], [2.0, 3.0], [4.0, 3.0]])).round(3).tolist()
     [1.0, 0.0]
     """
     return np.polyfit(np.log2(widths), np.log2(sizes), 1)[0]
@@ -74,7 +76,7 @@ def slopes(widths: Sequence[int], sizes: Float[np.ndarray, "W N"]) -> Float[np.n
 
 def _outputs(gpt: model.GPT, params: Any, tokens_BT: Array) -> dict[str, Array]:
     def wanted(module: nn.Module, _: str) -> bool:
-        return module.name in LAYERS
+        return module.name in ("token_embedding", *BRANCHES)
 
     logits, captured = gpt.apply(
         {"params": params}, tokens_BT, capture_intermediates=wanted, mutable=["intermediates"]
@@ -82,9 +84,9 @@ def _outputs(gpt: model.GPT, params: Any, tokens_BT: Array) -> dict[str, Array]:
     intermediates: Any = captured["intermediates"]
     outputs = {"token_embedding": intermediates["token_embedding"]["__call__"][0]}
     for i in range(gpt.config.num_layers):
-        block = intermediates[f"block_{i}"]
-        outputs[f"block_{i}.attention"] = block["attention"]["__call__"][0][0]  # without the state for the cache
-        outputs[f"block_{i}.feed_forward"] = block["feed_forward"]["__call__"][0]
+        for branch in BRANCHES:
+            output = intermediates[f"block_{i}"][branch]["__call__"][0]
+            outputs[f"block_{i}.{branch}"] = output[0] if branch == "attention" else output  # without the cache's state
     return {**outputs, "logits": logits}
 
 
