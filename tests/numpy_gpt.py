@@ -50,7 +50,9 @@ def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | N
                 x = _norm(block[norm], config, x + branch(x))
     if config.norm_position == "pre":
         x = _norm(params["final_norm"], config, x)
-    output = {"kernel": table.T, "bias": params.get("output_bias", 0.0)} if config.tied_embeddings else params["output"]
+    scale = config.base_width / config.width if config.parametrization == "mup" else 1.0
+    tied = {"kernel": scale * table.T, "bias": params.get("output_bias", 0.0)}
+    output = tied if config.tied_embeddings else params["output"]
     logits = _dense(output, x)
     cap = config.logit_softcap
     logits = logits if cap is None else cap * np.tanh(logits / cap)

@@ -183,6 +183,14 @@ STOCK: dict[str, tuple[str, ModelConfig]] = {
         "MiniGPTForCausalLM",
         dataclasses.replace(BASE, output_bias=False, norm_epsilon=1e-6),
     ),
+    "gpt2, mup": (
+        "GPT2LMHeadModel",
+        dataclasses.replace(PRE, tied_embeddings=True, output_bias=False, parametrization="mup", base_width=4),
+    ),
+    "apertus, mup, feed-forward layers as wide as they are by default": (
+        "ApertusForCausalLM",
+        dataclasses.replace(ROTARY, activation="relu2", qk_norm=True, feed_forward=None, parametrization="mup"),
+    ),
     "everything": (
         "MiniGPTForCausalLM",
         dataclasses.replace(
@@ -198,6 +206,8 @@ STOCK: dict[str, tuple[str, ModelConfig]] = {
             pointer=6,
             repeats=2,
             logit_softcap=3.0,
+            parametrization="mup",
+            base_width=4,
         ),
     ),
 }

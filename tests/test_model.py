@@ -84,9 +84,10 @@ def test_convolutions_may_be_longer_than_a_prompt(length: int) -> None:
         logits, _, cache = step(module, params, text[:, position], cache, np.array([position]))
 
 
+@pytest.mark.parametrize("config", [EVERYTHING, replace(EVERYTHING, parametrization="mup", base_width=4)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_untied_is_the_same_model(dtype: Any) -> None:
-    tied, params = gpt(EVERYTHING, dtype), weights(EVERYTHING)
+def test_untied_is_the_same_model(dtype: Any, config: ModelConfig) -> None:
+    tied, params = gpt(config, dtype), weights(config)
     own, copied = model.untied(tied, params)
     assert not own.config.tied_embeddings
     np.testing.assert_allclose(full_pass(own, copied, RAGGED), full_pass(tied, params, RAGGED), rtol=1e-5, atol=1e-5)

@@ -238,8 +238,12 @@ def test_a_curve_over_the_rates_for_each_value_of_another_axis(tmp_path: Path):
     [axes] = figure.axes
     means = {tuple(one.values.values()): one.mean for one in grid.configurations}
     assert axes.get_xscale() == "log"
-    assert [line.get_label() for line in axes.lines] == ["1", "2", "4"]
-    for layers, line in zip((1, 2, 4), axes.lines, strict=True):
+    named, best = axes.lines[::2], axes.lines[1::2]
+    assert [line.get_label() for line in named] == ["1", "2", "4"]
+    for layers, line, mark in zip((1, 2, 4), named, best, strict=True):
+        rates, losses = np.asarray(line.get_data())
+        assert np.asarray(mark.get_data()).tolist() == [[rates[losses.argmin()]], [losses.min()]]
+        assert mark.get_markersize() > line.get_markersize()
         assert list(line.get_xdata()) == [1e-3, 3e-3, 1e-2]
         assert list(line.get_ydata()) == [means[rate, layers] for rate in (1e-3, 3e-3, 1e-2)]
     parsed = Page(report.sweep(tmp_path / "grid"))

@@ -56,6 +56,7 @@ CONFIGS = {
     "pointer": replace(TWO_LAYERS, pointer=8),
     "two passes": replace(TWO_LAYERS, repeats=2),
     "soft-cap": replace(TINY, logit_softcap=1.5),
+    "mup, tied": replace(TINY, tied_embeddings=True, parametrization="mup", base_width=4, feed_forward=None),
     "everything": EVERYTHING,
 }
 

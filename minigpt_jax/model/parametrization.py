@@ -6,7 +6,7 @@ that an update changes all activations by amounts that are independent of the wi
 
 | parameters | initial values | rate of Adam and Lion | rate of Muon |
 |---|---|---|---|
-| kernels of the blocks and of the pointer | Glorot's: 1 / sqrt(width) | 1 / m | 1 |
+| kernels of the blocks | Glorot's: 1 / sqrt(width) | 1 / m | 1 |
 | kernels of few outputs: output layer, head gates, sentinel | 1 / width | 1 / m | 1 / sqrt(m) |
 | the pointer's queries and keys, of few outputs too, but normalised | Glorot's | 1 / m | 1 / sqrt(m) |
 | embeddings, norms, biases, convolutions | unchanged | 1 | 1 |

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.ticker
 import numpy as np
@@ -45,7 +46,8 @@ def against(sweep: Sweep, axis: Axis) -> Figure:
 def by_rate(sweep: Sweep, rate: Axis, other: Axis) -> Figure | None:
     """Plots the objective against a learning rate, with a curve for each value of another axis.
 
-    If further axes vary, a curve shows the best configuration at each rate. Returns None if the other axis has too many
+    The best rate of each curve has a larger marker. If further axes vary, a curve shows the best configuration at each
+    rate. Returns None if the other axis has too many
     values.
     """
     measured = [one for one in sweep.configurations if one.mean is not None]
@@ -69,7 +71,9 @@ def by_rate(sweep: Sweep, rate: Axis, other: Axis) -> Figure | None:
             # Lines connect the rates of a list. Between the random rates of a range they would have no meaning.
             line = "-" if rate.values else ""
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, linestyle=line, color=style.SERIES[i], marker=style.MARKERS[i], label=_say(value))
+            look: dict[str, Any] = {"color": style.SERIES[i], "marker": style.MARKERS[i]}
+            axes.plot(xs, ys, linestyle=line, label=_say(value), **look)
+            axes.plot(*min(points, key=lambda point: point[1]), linestyle="", markersize=9, **look)
         style.loss_axis(axes, drawn)
         _ticks(axes, rate, measured)
         axes.legend(title=sweep.label(other), title_fontsize=8.5)

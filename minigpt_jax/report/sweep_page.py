@@ -175,10 +175,13 @@ def against(sweep: Sweep) -> list[Block]:
         if (drawn := axes_plots.against(sweep, axis))
     ]
     rates = [axis for axis in informative if axis.numeric and axis.field.endswith("learning_rate")]
+    curves_by_rate = []
     for rate, other in product(rates, informative):
         if other is not rate and (drawn := axes_plots.by_rate(sweep, rate, other)):
             name = f"{rate.field}-by-{other.field}".replace(".", "-")
-            shown.append(Plot(name, f"{sweep.objective} against {rate.field} for each {other.field}", drawn))
+            title = f"{sweep.objective} against {rate.field} for each {other.field}"
+            curves_by_rate.append(Plot(name, title, drawn))
+    shown += curves_by_rate
     if len(informative) == 2:
         for across, up in combinations(informative, 2):
             if drawn := axes_plots.heat_map(sweep, across, up):
@@ -190,6 +193,8 @@ def against(sweep: Sweep) -> list[Block]:
     key += ("; small dots: single seeds" if several else "") + (
         "; crosses: configurations with a diverged seed" if sweep.counts["diverged"] else ""
     )
+    if curves_by_rate:
+        key += ". Along a curve, the larger marker is the best rate"
     return [Plots(shown), Text(f"{key}.")]
 
 
