@@ -112,8 +112,7 @@ def _facts(config: ModelConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name
-        not in ("dropout", "zero_init", "parametrization", "base_width", "isolate_documents", "dtype", "remat")
+        if field.name not in _OF_TRAINING
     }
     facts |= {f"{part}_bias": config.has_bias(part) for part in ("qkv", "norm", "output")}
     facts |= {"head_width": config.head_size, "num_kv_heads": config.kv_heads}
