@@ -3,23 +3,25 @@
     ./launch.sh experiments/quickstart.py
 
 The corpus is drawn from a known grammar, so its entropy is known: no model can have a lower expected loss. Result:
-BPB bits per byte, which is GAP above the entropy of 0.1444 (perplexity PPL). Heroes mostly keep their names to the end.
+0.160 bits per byte, which is 0.016 above the entropy of 0.144 (perplexity 1.60). Most heroes keep their names to the
+end of the tale.
 
 What was tried, as the distance above the entropy after 500 steps of 2,048 tokens, padding included:
 
 | recipe | distance |
 |---|---|
-| plain: without pointer, convolution, head gate, embedding norm and zero init, Muon, packed rows, rate 3e-3 | 0.1046 |
-| with all of them and NorMuon | 0.0506 |
-| windows of 256, and of 512, instead of 128 | 0.0385, 0.0334 |
-| rows of whole tales, windows of 128 (and of 256) | 0.0214 (0.0238) |
-| these rows, but the plain model (with zero init and NorMuon; and embedding norm) | 0.0894 (0.0866; 0.0874) |
-| 4 heads instead of 8 | 0.0217 |
-| a rate of 6e-3 | 0.0196 |
-TRIED
+| plain: Muon at a rate of 3e-3, packed rows of 128 tokens, the model without the last five settings | 0.1046 |
+| all five settings, and NorMuon | 0.0506 |
+| also windows of 256 tokens; of 512 | 0.0385; 0.0334 |
+| instead rows of whole tales, in windows of 128 tokens; of 256 | 0.0214; 0.0238 |
+| these rows and the plain model; with zero init and NorMuon; and with embedding norm | 0.0894; 0.0866; 0.0874 |
+| these rows and all five settings, but 4 heads instead of 8 | 0.0217 |
+| a rate of 6e-3 instead of 3e-3 | 0.0196 |
+| 1,000 steps of half the batch | 0.0184 |
+| this file: 4 heads, a rate of 6e-3 and 600 steps | 0.0158 |
 
-A window that begins inside a tale lacks its hero, which costs more than anything else; a tale has 126 words at most, so
-each row can hold one. After that it is the pointer and the convolution that copy names.
+A window that begins inside a tale lacks its hero. A tale has at most 126 words, so each row can hold one. Names are
+copied by the pointer and the convolution: without these two no recipe came below 0.08.
 """
 
 from minigpt_jax import (
@@ -55,6 +57,6 @@ experiment = Experiment(
         pointer=32,
     ),
     optimizer=OptimizerConfig(name="normuon", learning_rate=6e-3, schedule="linear", warmup_steps=30, b2=0.95),
-    train=TrainConfig(batch_size=16, steps=500, log_every=20, evaluate_every=250),
+    train=TrainConfig(batch_size=16, steps=600, log_every=20, evaluate_every=300),
     sample=SampleConfig(prompts=("", "once upon a time , there was a brave")),
 )
