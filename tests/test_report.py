@@ -150,6 +150,19 @@ def test_outliers_do_not_squash_the_loss_axis(tmp_path: Path):
     assert axes.get_ylim()[1] < 1.3 * usual[1]
 
 
+@pytest.mark.parametrize("label", [None, "r"])
+def test_a_single_evaluation_is_seen_in_a_crowd(tmp_path: Path, label: str | None):
+    """A line through one point has no length."""
+    for points in (1, 2):
+        fake_sweep.write_run(tmp_path / str(points), points=points)
+    drawn = [curves.Curve(runs.read(tmp_path / name), "valid", own) for name, own in [("1", label), ("2", None)]]
+    [axes] = curves.plot(drawn, "step", "loss").axes
+    alone, several = axes.lines
+    assert len(alone.get_xdata()) == 1
+    assert alone.get_marker() not in ("", "None")
+    assert several.get_marker() in ("", "None")
+
+
 @pytest.mark.parametrize(
     "text", ["", None, '{"step": 5, "split": "train", "loss": 5.0', '{"step": 5, "split": "valid", "loss": null}\n']
 )

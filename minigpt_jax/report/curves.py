@@ -67,12 +67,13 @@ def plot(curves: Sequence[Curve], x: str, title: str, y: str = "loss", floor: fl
                 [line] = axes.plot(xs, ys, color=style.MUTED, linewidth=0.8, zorder=1.5)
                 line.set_alpha(min(0.6, max(0.15, 40 / crowd)))  # many overlapping lines stay distinguishable
                 line.set_rasterized(crowd >= RASTER_FROM)
+                line.set_marker("." if len(ys) == 1 else "")  # a line through one point is not seen
             else:
                 colour, marker = style.SERIES[curve.series], style.MARKERS[curve.series]
                 [line] = axes.plot(xs, ys, color=colour, linewidth=1.1 if crowd else 1.6, zorder=2.5)
                 if len(ys) > NOISY:
                     line.set(linewidth=0.7, alpha=0.55, zorder=2.2)
-                line.set_marker(marker if len(ys) <= MARKED and not crowd else "")
+                line.set_marker(marker if len(ys) == 1 or (len(ys) <= MARKED and not crowd) else "")
                 named.setdefault((curve.series, curve.label), line)
                 if ys and not curve.diverged:
                     ceiling = max(ceiling or 0.0, *ys)
