@@ -156,7 +156,7 @@ def test_a_caller_that_leaves_frees_its_row(lm: LanguageModel):
         assert run(main) < ROOM
         [pool] = engine._pools.values()
         assert pool.idle
-        assert pool.counters.texts == 1
+        assert pool.finished == 1
     finally:
         engine.close()
 

@@ -156,7 +156,7 @@ def options(config: Any, prefix: str = "") -> Iterator[Option]:
     Raises:
         UserError: a section is not of its class.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _type_hints(type(config))
     for field in dataclasses.fields(config):
         name, kind, value = prefix + field.name, hints[field.name], getattr(config, field.name)
         if not dataclasses.is_dataclass(kind):
@@ -165,6 +165,10 @@ def options(config: Any, prefix: str = "") -> Iterator[Option]:
             yield from options(value, f"{name}.")
         else:
             raise UserError(f"{name} is {_shown(value)}: must be a {getattr(kind, '__name__', kind)}")
+
+
+_type_hints = functools.cache(typing.get_type_hints)
+"""The types of a class's fields. Looking them up takes much of the time that making an instance takes."""
 
 
 def check_option(option: Option) -> None:

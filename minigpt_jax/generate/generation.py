@@ -80,7 +80,7 @@ def generations(
             else:
                 shown = tokens[: len(tokens) - stop_overlap(tokens, sequences)] if stopped else tokens
                 text, full_text = decode(shown), decode(row.ids[1:] + shown)
-            logprobs = [float(x) for x in output.logprobs[b, k, : len(tokens)]]
+            logprobs = output.logprobs[b, k, : len(tokens)].tolist()
             generations.append(
                 Generation(
                     prompt=row.prompt,

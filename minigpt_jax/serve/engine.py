@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from minigpt_jax.samplers import Sampler
 from minigpt_jax.samplers.methods import Greedy, MinP, Random, TopK, TopP, Typical
 from minigpt_jax.serve.pool import SIZES, Entry, Pool
 from minigpt_jax.serve.programs import Compiler, Kind
-from minigpt_jax.serve.ticket import Job, Ticket
+from minigpt_jax.serve.ticket import Job, Ticket, publish
 
 MAX_WAITING = 256
 """Texts that may wait for a row."""
@@ -27,7 +28,9 @@ MAX_TEXTS = 128
 """Texts of one request."""
 _IDLE_POOLS = 4
 """Idle pools that keep their memory on the device."""
-_LEAST_WIDTH, _WIDTH_STEP = 32, 4
+_GATHERING, _MOST_GATHERING = 0.002, 0.02
+"""Seconds without a request, and most seconds, that an idle engine waits for others after the first."""
+_LEAST_WIDTH, _WIDTH_STEP = 8, 4
 
 T = TypeVar("T")
 
@@ -109,21 +112,21 @@ class Engine:
             raise QueueFullError("the server is shutting down")
         if (waiting := self.waiting()) + len(plan.rows) > self._max_waiting:
             raise QueueFullError(f"{waiting} texts are waiting already; try again later")
-        own = samplers.per_row([_shared(method)])
         ticket = Ticket(streamed, self._wake.set)
+        if not plan.rows:
+            publish([ticket])
+            return ticket
         window = lm.model.sequence_length
+        sizes = requests.Sizes(len(plan.rows), window, self.room, window)
+        request = requests.request(plan.rows, sizes, lm.tokenizer, lm.model.vocabulary_size)
+        own = samplers.per_row([_shared(method)])
         entries = []
-        for row in plan.rows:
+        for i, row in enumerate(plan.rows):
             job = Job(ticket, row, StopScanner.of(row.settings, lm.tokenizer.decode))
             job.generations = [Generation(row.prompt, "", row.prompt, [], [], "length", 0.0)] * row.returned
-            entries.append(Entry(job, own, _width(len(row.ids), window)))
+            row_alone = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], request)
+            entries.append(Entry(job, row_alone, own, _width(len(row.ids), window)))
             ticket.jobs.append(job)
-        if not entries:
-            ticket.publish()
-            return ticket
-        request = requests.request(
-            plan.rows[:1], requests.Sizes(1, window, self.room, window), lm.tokenizer, lm.model.vocabulary_size
-        )  # raises UserError for what only the vocabulary shows
         kind = Kind(
             gpt=lm.stepped.model,
             room=self.room,
@@ -176,14 +179,15 @@ class Engine:
     def _enter(self, lm: LanguageModel, kind: Kind, ticket: Ticket, entries: list[Entry]) -> None:
         """Queues a request's texts in their pool."""
         key = (id(lm), kind)
-        with self._lock:
-            self._posted -= len(entries)
         try:
             if key not in self._pools:
                 self._pools[key] = Pool(lm, kind, entries[0], self._compiler, self._sizes)
             self._pools[key].waiting += entries
         except Exception as error:
             self._fail([ticket], error)
+        finally:
+            with self._lock:
+                self._posted -= len(entries)
 
     def _run(self) -> None:
         while True:
@@ -202,6 +206,15 @@ class Engine:
                 if self._closing and all(pool.idle for pool in self._pools.values()):
                     return
                 self._wake.wait()
+                self._gather()
+
+    def _gather(self) -> None:
+        """Waits until no request has come for a moment, so that those that come together start together."""
+        end = time.monotonic() + _MOST_GATHERING
+        while time.monotonic() < end:
+            self._wake.clear()
+            if not self._wake.wait(_GATHERING):
+                return
 
     def _tidy(self) -> None:
         """Drops what is no longer needed."""

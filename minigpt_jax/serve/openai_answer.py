@@ -46,13 +46,16 @@ class Answer:
         ]
         return self._head | {"choices": choices, "usage": self._usage(texts)}
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The bodies of a streamed answer: for each choice those with its growing text, the last with its end."""
+    async def events(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """The bodies of a streamed answer, those of an update at once: for each choice those with its growing text, the
+        last with its end.
+        """
         await self._score()
         streams: dict[int, TextStream] = {}
         shown: dict[int, int] = {}  # tokens whose log-probabilities have been sent
         ended: set[int] = set()
         async for update in self._updates():
+            bodies = []
             for i, (text, finished) in enumerate(zip(update.generations, update.finished, strict=True)):
                 if i in ended:
                     continue
@@ -62,12 +65,14 @@ class Answer:
                 piece = streams[i].piece(text, finished)
                 if piece or finished:
                     first, last = shown.get(i, 0), len(text.tokens)
-                    yield self._head | {"choices": [self._choice(i, piece, text, first, last, finished)]}
+                    bodies.append(self._head | {"choices": [self._choice(i, piece, text, first, last, finished)]})
                     shown[i] = last
                 if finished:
                     ended.add(i)
             if update.done and self._asked.include_usage:
-                yield self._head | {"choices": [], "usage": self._usage(update.generations)}
+                bodies.append(self._head | {"choices": [], "usage": self._usage(update.generations)})
+            if bodies:
+                yield bodies
 
     def cancel(self) -> None:
         """Frees the rows of texts that have not ended."""
@@ -129,6 +134,9 @@ class Answer:
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def event(body: dict[str, Any]) -> str:
     """A server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    return f"data: {_encode(body)}\n\n"

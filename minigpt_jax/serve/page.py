@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -30,6 +30,7 @@ from minigpt_jax.serve.engine import Engine, EngineError
 from minigpt_jax.serve.page_requests import Asked, plain
 from minigpt_jax.serve.runs import Runs
 from minigpt_jax.serve.security import read_json
+from minigpt_jax.serve.streaming import GrowingResponse
 from minigpt_jax.serve.ticket import Ticket
 
 STATIC = Path(__file__).parent / "static"
@@ -65,7 +66,7 @@ def routes(runs: Runs) -> list[BaseRoute]:
     async def sample(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
         asked = page_requests.parse(body, lm)
         ticket = engine.submit([asked.prompt], asked.sampler, asked.settings, streamed=asked.sampler.streams)
-        return StreamingResponse(_lines(lm, ticket, asked), media_type="application/x-ndjson")
+        return GrowingResponse(_lines(lm, ticket, asked), ticket.cancel, "application/x-ndjson")
 
     async def inspect(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
         asked, tokens = page_requests.parse(body, lm), page_requests.token_ids(body, "tokens")
@@ -163,8 +164,6 @@ async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterat
             yield _line(line)
     except (UserError, EngineError) as error:  # it has been found out only now
         yield _line({"error": _error(error)})
-    finally:
-        ticket.cancel()
 
 
 def _model(engine: Engine) -> dict[str, Any]:

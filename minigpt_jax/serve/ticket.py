@@ -1,7 +1,7 @@
 """The texts of one request as they grow: written by the engine's thread, read in an event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -34,11 +34,25 @@ class Job:
     finished: bool = False
     tokens: int = 0
     """New tokens so far."""
+    shown: int = 0
+    """New tokens in `generations`."""
 
     @property
     def watched(self) -> bool:
         """Whether its text is needed before it is whole."""
         return self.ticket.streamed or self.scanner is not None
+
+    def has_grown(self, most: int) -> bool:
+        """Whether there are so many more tokens than in `generations`, or twice as many."""
+        return self.tokens >= min(2 * self.shown + 1, self.shown + most)
+
+    def grow(self, generations: list[Generation], finished: bool) -> None:
+        """Takes the texts of all tokens so far."""
+        self.generations, self.finished, self.shown = generations, finished, self.tokens
+
+
+News = tuple["Ticket", Update | None, Exception | None]
+"""A ticket, and what its reader learns: an update or an error."""
 
 
 class Ticket:
@@ -63,9 +77,10 @@ class Ticket:
         self._error: Exception | None = None
 
     def cancel(self) -> None:
-        """Frees the rows. Has no effect once the texts are whole."""
+        """Ends the updates and frees the rows. Has no effect once the texts are whole."""
         if not self.cancelled:
             self.cancelled = True
+            self._news.set()
             self._wake()
 
     async def __aiter__(self) -> AsyncIterator[Update]:
@@ -78,6 +93,8 @@ class Ticket:
             self._news.clear()
             if self._error is not None:
                 raise self._error
+            if self.cancelled:
+                return
             assert self._update is not None
             update = self._update
             yield update
@@ -93,28 +110,40 @@ class Ticket:
 
     # What follows is called in the engine's thread.
 
-    def publish(self) -> None:
-        """Makes the present texts of the jobs known."""
-        update = Update(
-            [one for job in self.jobs for one in job.generations],
-            [job.finished for job in self.jobs for _ in job.generations],
-        )
-        self._call(self._set, update, None)
-
-    def fail(self, error: Exception) -> None:
-        """Ends the ticket by an error."""
-        self._call(self._set, None, error)
-
     @property
     def done(self) -> bool:
         return all(job.finished for job in self.jobs)
 
-    def _set(self, update: Update | None, error: Exception | None) -> None:
-        self._update, self._error = update or self._update, error
-        self._news.set()
+    def fail(self, error: Exception) -> None:
+        """Ends the ticket by an error."""
+        _tell([(self, None, error)])
 
-    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+
+def publish(tickets: Iterable[Ticket]) -> None:
+    """Makes the present texts of tickets known, by one call in each event loop. Called in the engine's thread."""
+    _tell([(ticket, _present(ticket), None) for ticket in tickets])
+
+
+def _present(ticket: Ticket) -> Update:
+    return Update(
+        [one for job in ticket.jobs for one in job.generations],
+        [job.finished for job in ticket.jobs for _ in job.generations],
+    )
+
+
+def _tell(news: list[News]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[News]] = {}
+    for one in news:
+        by_loop.setdefault(one[0]._loop, []).append(one)
+    for loop, told in by_loop.items():
         try:
-            self._loop.call_soon_threadsafe(function, *arguments)
+            loop.call_soon_threadsafe(_set, told)
         except RuntimeError:  # the event loop has been closed: nobody reads this any more
-            self.cancelled = True
+            for ticket, *_ in told:
+                ticket.cancelled = True
+
+
+def _set(news: list[News]) -> None:
+    for ticket, update, error in news:
+        ticket._update, ticket._error = update or ticket._update, error
+        ticket._news.set()
