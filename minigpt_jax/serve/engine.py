@@ -28,8 +28,8 @@ MAX_TEXTS = 128
 """Texts of one request."""
 _IDLE_POOLS = 4
 """Idle pools that keep their memory on the device."""
-_GATHERING, _MOST_GATHERING = 0.002, 0.02
-"""Seconds without a request, and most seconds, that an idle engine waits for others after the first."""
+_QUIET_ROUNDS, _MOST_GATHERING = 3, 0.05
+"""An idle engine starts once its event loop has gone round so often without a request, or after so many seconds."""
 _LEAST_WIDTH, _WIDTH_STEP = 8, 4
 
 T = TypeVar("T")
@@ -68,6 +68,9 @@ class Engine:
         self._wake = threading.Event()
         self._inbox: deque[Callable[[], None]] = deque()
         self._pools: dict[Any, Pool] = {}
+        self._gathering_since = 0.0
+        self._last: Ticket | None = None
+        """The request that came last."""
         self._posted = 0
         """Texts on their way to a pool."""
         self._lock = threading.Lock()
@@ -138,8 +141,19 @@ class Engine:
         )
         with self._lock:
             self._posted += len(entries)
-        self._post(lambda: self._enter(lm, kind, ticket, entries))
+        if not self._inbox:
+            self._gathering_since = time.monotonic()
+        self._inbox.append(lambda: self._enter(lm, kind, ticket, entries))
+        self._last = ticket
+        self._wake_when_quiet(ticket, _QUIET_ROUNDS)
         return ticket
+
+    def _wake_when_quiet(self, ticket: Ticket, rounds: int) -> None:
+        """Wakes the engine once no further request comes, so that requests that come together start together."""
+        if not rounds or time.monotonic() - self._gathering_since > _MOST_GATHERING:
+            self._wake.set()
+        elif ticket is self._last:  # else it is the last one's turn
+            asyncio.get_running_loop().call_soon(self._wake_when_quiet, ticket, rounds - 1)
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """The result of a function that uses JAX, which the engine's thread calls between two chunks."""
@@ -206,15 +220,6 @@ class Engine:
                 if self._closing and all(pool.idle for pool in self._pools.values()):
                     return
                 self._wake.wait()
-                self._gather()
-
-    def _gather(self) -> None:
-        """Waits until no request has come for a moment, so that those that come together start together."""
-        end = time.monotonic() + _MOST_GATHERING
-        while time.monotonic() < end:
-            self._wake.clear()
-            if not self._wake.wait(_GATHERING):
-                return
 
     def _tidy(self) -> None:
         """Drops what is no longer needed."""

@@ -1,8 +1,10 @@
 """How many tokens a pool generates between two looks at its texts."""
 
-CHUNK_SECONDS = 0.03
+CHUNK_SECONDS = 0.04
 """A chunk takes about this long, so that the work between chunks costs little, and nobody sees a text halt."""
 _FIRST, _MOST = 8, 128
+_LEAST = 4
+"""Chunks of fewer tokens tell little, because starting a chunk takes time too."""
 
 
 class Pace:
@@ -15,6 +17,10 @@ class Pace:
     def __init__(self) -> None:
         self.tokens = _FIRST
 
+    def part_of(self, rest: int) -> int:
+        """The tokens of the next chunk, if so many are to come. Chunks are alike, so that none of a few is the last."""
+        return -(-rest // max(1, round(rest / self.tokens)))
+
     def observe(self, tokens: int, seconds: float, waited: bool) -> None:
         """Learns from a chunk of so many tokens.
 
@@ -22,5 +28,7 @@ class Pace:
             seconds: from the start of the chunk until its end was seen.
             waited: whether somebody waited for the end. Else the chunk may have taken less time.
         """
+        if tokens < min(_LEAST, self.tokens):
+            return
         fitting = tokens * CHUNK_SECONDS / seconds if waited else 2 * self.tokens
         self.tokens = max(1, min(round(fitting), 2 * self.tokens, _MOST))

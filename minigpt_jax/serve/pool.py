@@ -27,8 +27,8 @@ from minigpt_jax.serve.ticket import Job, publish
 SIZES = (1, 8, 32)
 """Rows that a state may have."""
 _YOUNG = 8
-"""Until a text has this many tokens, all texts are looked at each time that it has doubled, for its first tokens are
-waited for, and other texts that are about to join it should not wait. A chunk has at most as many if texts wait."""
+"""All texts are looked at when one has its first token, for which its reader waits, and when it has this many, since
+other texts may be about to join. If texts wait for a row, no chunk has more tokens than this."""
 _PATIENCE = 16
 """Chunks after which a state shrinks that has been too large all the while."""
 
@@ -250,9 +250,10 @@ class Pool:
         if self._changed:
             # A copy, since the device's arrays may share memory with those of the host, which are changed in place.
             self._on_device, self._changed = jax.device_put(jax.tree.map(np.copy, self._asked)), False
-        most = min(self._pace.tokens, _YOUNG) if self.waiting else self._pace.tokens
-        young = [job.tokens + 1 for job in self._rows if job is not None and job.tokens < _YOUNG]
-        count, began = min([most, *young]), time.perf_counter()
+        jobs = [job for job in self._rows if job is not None]
+        most = self._pace.part_of(max(job.row.limit - job.tokens for job in jobs))
+        young = [_YOUNG - job.tokens if job.tokens else 1 for job in jobs if job.tokens < _YOUNG]
+        count, began = min([min(most, _YOUNG) if self.waiting else most, *young]), time.perf_counter()
         program = self._programs.want("advance", len(self._rows))
         arguments = self._state, self.lm.stepped.weights, *self._on_device, self._halted, np.int32(count)
         self._state, output, running = program(*arguments)
