@@ -92,6 +92,7 @@ class Engine:
         *,
         row_ids: Iterable[int] | None = None,
         streamed: bool = False,
+        full: bool = True,
     ) -> Ticket:
         """Starts to sample the texts that `LanguageModel.generate` returns for the same arguments.
 
@@ -99,6 +100,7 @@ class Engine:
 
         Args:
             streamed: whether the ticket has updates while the texts grow.
+            full: whether `full_text` is needed; if not, it may be empty.
 
         Raises:
             UserError: as `generate` does, and for more or longer texts than the engine takes.
@@ -115,7 +117,7 @@ class Engine:
             raise QueueFullError("the server is shutting down")
         if (waiting := self.waiting()) + len(plan.rows) > self._max_waiting:
             raise QueueFullError(f"{waiting} texts are waiting already; try again later")
-        ticket = Ticket(streamed, self._wake.set)
+        ticket = Ticket(streamed, full, self._wake.set)
         if not plan.rows:
             publish([ticket])
             return ticket

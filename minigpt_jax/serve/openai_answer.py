@@ -34,7 +34,9 @@ class Answer:
         }
         self._ticket = None
         if asked.generates:
-            self._ticket = engine.submit(asked.prompts, asked.sampler, asked.settings, streamed=asked.stream)
+            self._ticket = engine.submit(
+                asked.prompts, asked.sampler, asked.settings, streamed=asked.stream, full=asked.echo
+            )
 
     async def body(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""

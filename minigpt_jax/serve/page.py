@@ -65,7 +65,8 @@ def routes(runs: Runs) -> list[BaseRoute]:
 
     async def sample(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
         asked = page_requests.parse(body, lm)
-        ticket = engine.submit([asked.prompt], asked.sampler, asked.settings, streamed=asked.sampler.streams)
+        streamed = asked.sampler.streams
+        ticket = engine.submit([asked.prompt], asked.sampler, asked.settings, streamed=streamed, full=False)
         return GrowingResponse(_lines(lm, ticket, asked), ticket.cancel, "application/x-ndjson")
 
     async def inspect(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:

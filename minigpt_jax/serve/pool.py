@@ -283,7 +283,8 @@ class Pool:
             return
         output = jax.tree.map(lambda leaf: leaf[rows], chunk.output)
         asked, scanners = [job.row for job in jobs], [job.scanner for job in jobs]
-        texts, stopped = generations(self.lm.tokenizer, asked, scanners, output)
+        full = any(job.ticket.full for job in jobs)
+        texts, stopped = generations(self.lm.tokenizer, asked, scanners, output, full)
         rest = iter(texts)
         for row, job, stop in zip(rows, jobs, stopped, strict=True):
             job.grow([*itertools.islice(rest, job.row.returned)], bool(stop) or not chunk.running[row])

@@ -63,11 +63,12 @@ class Ticket:
 
     Args:
         streamed: whether there are updates before the texts are whole.
+        full: whether the reader needs the texts' `full_text`.
         wake: called when the ticket is cancelled.
     """
 
-    def __init__(self, streamed: bool, wake: Callable[[], None]) -> None:
-        self.streamed = streamed
+    def __init__(self, streamed: bool, full: bool, wake: Callable[[], None]) -> None:
+        self.streamed, self.full = streamed, full
         self.jobs: list[Job] = []
         self.cancelled = False
         self._wake = wake
