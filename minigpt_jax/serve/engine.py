@@ -13,14 +13,13 @@ import jax
 from minigpt_jax import samplers
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import GenerationSettings, LanguageModel, requests
-from minigpt_jax.generate.generation import Generation
 from minigpt_jax.generate.methods import as_sampler
 from minigpt_jax.generate.texts import StopScanner, as_prompts
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.samplers.methods import Greedy, MinP, Random, TopK, TopP, Typical
 from minigpt_jax.serve.pool import SIZES, Entry, Pool
 from minigpt_jax.serve.programs import Compiler, Kind
-from minigpt_jax.serve.ticket import Job, Ticket, publish
+from minigpt_jax.serve.ticket import Ticket, publish
 
 MAX_WAITING = 256
 """Texts that may wait for a row."""
@@ -127,11 +126,9 @@ class Engine:
         own = samplers.per_row([_shared(method)])
         entries = []
         for i, row in enumerate(plan.rows):
-            job = Job(ticket, row, StopScanner.of(row.settings, lm.tokenizer.decode))
-            job.generations = [Generation(row.prompt, "", row.prompt, [], [], "length", 0.0)] * row.returned
+            job = ticket.job(row, StopScanner.of(row.settings, lm.tokenizer.decode))
             row_alone = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], request)
             entries.append(Entry(job, row_alone, own, _width(len(row.ids), window)))
-            ticket.jobs.append(job)
         kind = Kind(
             gpt=lm.stepped.model,
             room=self.room,

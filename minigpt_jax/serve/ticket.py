@@ -1,8 +1,9 @@
 """The texts of one request as they grow: written by the engine's thread, read in an event loop."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from minigpt_jax.generate.generation import Generation
@@ -28,14 +29,15 @@ class Job:
     """One row of a request."""
 
     ticket: "Ticket"
+    place: int
+    """Of the row in its request."""
     row: Row
     scanner: StopScanner | None
-    generations: list[Generation] = field(default_factory=list)
     finished: bool = False
     tokens: int = 0
     """New tokens so far."""
     shown: int = 0
-    """New tokens in `generations`."""
+    """New tokens that the ticket has."""
 
     @property
     def watched(self) -> bool:
@@ -43,12 +45,13 @@ class Job:
         return self.ticket.streamed or self.scanner is not None
 
     def has_grown(self, most: int) -> bool:
-        """Whether there are so many more tokens than in `generations`, or twice as many."""
+        """Whether there are so many more tokens than the ticket has, or twice as many."""
         return self.tokens >= min(2 * self.shown + 1, self.shown + most)
 
     def grow(self, generations: list[Generation], finished: bool) -> None:
-        """Takes the texts of all tokens so far."""
-        self.generations, self.finished, self.shown = generations, finished, self.tokens
+        """Hands the texts of all tokens so far to the ticket."""
+        self.finished, self.shown = finished, self.tokens
+        self.ticket.texts[self.place], self.ticket.finished[self.place] = generations, finished
 
 
 News = tuple["Ticket", Update | None, Exception | None]
@@ -69,13 +72,21 @@ class Ticket:
 
     def __init__(self, streamed: bool, full: bool, wake: Callable[[], None]) -> None:
         self.streamed, self.full = streamed, full
-        self.jobs: list[Job] = []
+        # It does not know its jobs, which know it: of a cycle, memory would be freed late.
+        self.texts: list[list[Generation]] = []
+        self.finished: list[bool] = []
         self.cancelled = False
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._update: Update | None = None
         self._error: Exception | None = None
+
+    def job(self, row: Row, scanner: StopScanner | None) -> Job:
+        """A job for the next row of the request."""
+        self.texts.append([Generation(row.prompt, "", row.prompt, [], [], "length", 0.0)] * row.returned)
+        self.finished.append(False)
+        return Job(self, len(self.texts) - 1, row, scanner)
 
     def cancel(self) -> None:
         """Ends the updates and frees the rows. Has no effect once the texts are whole."""
@@ -113,7 +124,8 @@ class Ticket:
 
     @property
     def done(self) -> bool:
-        return all(job.finished for job in self.jobs)
+        """Whether all texts are whole."""
+        return all(self.finished)
 
     def fail(self, error: Exception) -> None:
         """Ends the ticket by an error."""
@@ -126,10 +138,8 @@ def publish(tickets: Iterable[Ticket]) -> None:
 
 
 def _present(ticket: Ticket) -> Update:
-    return Update(
-        [one for job in ticket.jobs for one in job.generations],
-        [job.finished for job in ticket.jobs for _ in job.generations],
-    )
+    finished = [one for one, texts in zip(ticket.finished, ticket.texts, strict=True) for _ in texts]
+    return Update([*itertools.chain.from_iterable(ticket.texts)], finished)
 
 
 def _tell(news: list[News]) -> None:
