@@ -6,18 +6,25 @@
 Starts `minigpt serve`, asks it as many clients do, by several methods, with prompts and limits of mixed lengths, some
 streamed, and some clients that leave early. Then every text is compared with that of `generate` for its request alone.
 Text is promised to be equal in float32 on CPU. Writes a table and JSON into runs/benchmarks.
+
+The clients share the cores with the server. Where throughput is measured, they are therefore as light as clients can
+be: one thread opens all streams, and reads bytes, which it parses once the last stream has ended.
 """
 
 import http.client
+import itertools
 import json
 import queue
 import random
 import re
+import selectors
+import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +39,10 @@ METHODS: list[dict[str, Any]] = [
     {"sampler": "contrastive", "k": 4, "alpha": 0.6},
     {"sampler": "beam", "num_beams": 4},
 ]
+_PARTS = 4
+"""Parts of the load, after each of which memory is looked at."""
+_ROUNDS = 8
+"""Rounds of throughput, of which the fastest counts."""
 PROMPTS = ["", "once upon a time", "the", "there was a little girl who lived in the wood, and one day she said", "he"]
 
 
@@ -75,19 +86,17 @@ def main(arguments: list[str]) -> int:
             memory = [_memory(server.pid)]
             answers: list[Any] = []
             seconds = 0.0
-            for part in (asked[: len(asked) // 2], asked[len(asked) // 2 :]):
+            bounds = [len(asked) * i // _PARTS for i in range(_PARTS + 1)]
+            for part in (asked[start:end] for start, end in itertools.pairwise(bounds)):
                 start = time.perf_counter()
                 answers += _load(address[0], part, chosen.clients)
                 seconds += time.perf_counter() - start
                 memory.append(_memory(server.pid))
             display.console.print("streams …")
             firsts = [_ask(address[0], _stream(chosen.tokens, i))["first"] for i in range(20)]
-            rates = []
-            for _ in range(3):
-                start = time.perf_counter()
-                together = _load(address[0], [_stream(chosen.tokens, i) for i in range(chosen.streams)], chosen.streams)
-                count = sum(one["usage"]["completion_tokens"] for one in together)
-                rates.append(count / (time.perf_counter() - start))
+            rates = [
+                _rate(address[0], [_stream(chosen.tokens, i) for i in range(chosen.streams)]) for _ in range(_ROUNDS)
+            ]
         finally:
             server.terminate()
     wrong, lost, left, rate = _compare(chosen, asked, answers)
@@ -96,7 +105,7 @@ def main(arguments: list[str]) -> int:
         "texts lost": lost,
         "texts wrong": wrong,
         "clients that left early": left,
-        "memory before, halfway and after, MB": memory,
+        "memory before, and after each quarter, MB": memory,
         "first token of one stream, ms, median": 1000 * statistics.median(firsts),
         "first token of one stream, ms, worst of 20": 1000 * max(firsts),
         f"tokens a second, {chosen.streams} streams": max(rates),
@@ -181,15 +190,46 @@ def _ask(address: str, request: dict[str, Any]) -> dict[str, Any]:
     return {"text": text, "usage": usage, "first": first}
 
 
+def _rate(address: str, asked: list[dict[str, Any]]) -> float:
+    """The tokens a second of streams that run together, from the first connection to the last byte."""
+    host, port = address.split(":")
+    requests = []
+    for body in map(json.dumps, asked):
+        head = f"Host: {address}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        requests.append(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
+    selector = selectors.DefaultSelector()
+    answers = [bytearray() for _ in asked]
+    start = time.perf_counter()
+    for request, answer in zip(requests, answers, strict=True):
+        connection = socket.create_connection((host, int(port)), timeout=600)
+        connection.sendall(request)
+        selector.register(connection, selectors.EVENT_READ, answer)
+    while selector.get_map():
+        for key, _ in selector.select():
+            assert isinstance(key.fileobj, socket.socket)
+            if part := key.fileobj.recv(1 << 16):
+                key.data.extend(part)
+            else:
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+    seconds = time.perf_counter() - start
+    counts = [re.search(rb'"completion_tokens": (\d+)', answer) for answer in answers]
+    return sum(int(count[1]) for count in counts if count) / seconds
+
+
 def _wait_until_compiled(address: str, asked: list[dict[str, Any]], clients: int) -> None:
-    """Asks until the same requests take no longer than the time before."""
-    before = float("inf")
+    """Asks until the server has compiled all that such requests need, whether together or alone."""
     while True:
-        start = time.perf_counter()
         _load(address, asked, clients)
-        if (seconds := time.perf_counter() - start) > 0.8 * before:
+        if not _compiling(address):
             return
-        before = seconds
+        while _compiling(address):
+            time.sleep(0.1)
+
+
+def _compiling(address: str) -> bool:
+    with urllib.request.urlopen(f"http://{address}/health") as response:
+        return json.load(response)["compiling"]
 
 
 def _memory(process: int) -> float:
@@ -232,7 +272,7 @@ def _compare(chosen: Arguments, asked: list[dict[str, Any]], answers: list[Any])
     )
     call()
     rates = []
-    for _ in range(3):
+    for _ in range(_ROUNDS):
         start = time.perf_counter()
         count = sum(len(one.tokens) for one in call())
         rates.append(count / (time.perf_counter() - start))

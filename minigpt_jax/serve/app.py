@@ -27,7 +27,8 @@ def create_app(runs: Runs, *, hosts: Collection[str] | None = LOOPBACK, api_key:
     """
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        compiling = any(engine.compiling() for engine in runs.engines.values())
+        return JSONResponse({"status": "ok", "compiling": compiling})
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -68,8 +68,7 @@ class Engine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._pools: dict[Any, Pool] = {}
         self._gathering_since = 0.0
-        self._last: Ticket | None = None
-        """The request that came last."""
+        self._requests = 0
         self._posted = 0
         """Texts on their way to a pool."""
         self._lock = threading.Lock()
@@ -143,16 +142,16 @@ class Engine:
         if not self._inbox:
             self._gathering_since = time.monotonic()
         self._inbox.append(lambda: self._enter(lm, kind, ticket, entries))
-        self._last = ticket
-        self._wake_when_quiet(ticket, _QUIET_ROUNDS)
+        self._requests += 1
+        self._wake_when_quiet(self._requests, _QUIET_ROUNDS)
         return ticket
 
-    def _wake_when_quiet(self, ticket: Ticket, rounds: int) -> None:
-        """Wakes the engine once no further request comes, so that requests that come together start together."""
+    def _wake_when_quiet(self, request: int, rounds: int) -> None:
+        """Wakes the engine once no request comes after this one, so that those that come together start together."""
         if not rounds or time.monotonic() - self._gathering_since > _MOST_GATHERING:
             self._wake.set()
-        elif ticket is self._last:  # else it is the last one's turn
-            asyncio.get_running_loop().call_soon(self._wake_when_quiet, ticket, rounds - 1)
+        elif request == self._requests:  # else it is for a later one to do
+            asyncio.get_running_loop().call_soon(self._wake_when_quiet, request, rounds - 1)
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """The result of a function that uses JAX, which the engine's thread calls between two chunks."""
