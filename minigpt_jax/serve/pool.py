@@ -315,11 +315,9 @@ def _joined(trees: Sequence[Any]) -> Any:
 
 
 def _filled_up(request: Request, rows: int) -> Request:
-    """The request with further rows, which generate nothing."""
+    """The request with copies of its first row, up to a number of rows."""
     missing = rows - len(request.length)
-    filled = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], missing, axis=0)]), request)
-    filled.limit[rows - missing :] = 0
-    return filled
+    return jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], missing, axis=0)]), request)
 
 
 def _without_penalties(request: Request) -> Request:
