@@ -8,7 +8,8 @@ streamed, and some clients that leave early. Then every text is compared with th
 Text is promised to be equal in float32 on CPU. Writes a table and JSON into runs/benchmarks.
 
 The clients share the cores with the server. Where throughput is measured, they are therefore as light as clients can
-be: one thread opens all streams, and reads bytes, which it parses once the last stream has ended.
+be: one thread opens all streams, and reads bytes, which it parses once the last stream has ended. Rounds of streams and
+rounds of `generate` alternate, so that other work on the machine slows both.
 """
 
 import http.client
@@ -27,9 +28,12 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
+
+if TYPE_CHECKING:
+    from minigpt_jax import LanguageModel
 
 METHODS: list[dict[str, Any]] = [
     {"temperature": 0},
@@ -41,8 +45,8 @@ METHODS: list[dict[str, Any]] = [
 ]
 _PARTS = 4
 """Parts of the load, after each of which memory is looked at."""
-_ROUNDS = 8
-"""Rounds of throughput, of which the fastest counts."""
+_ROUNDS = 15
+"""Rounds of throughput, of which the median counts."""
 PROMPTS = ["", "once upon a time", "the", "there was a little girl who lived in the wood, and one day she said", "he"]
 
 
@@ -68,10 +72,12 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Runs the load and writes the table. Returns the exit status, which is 1 if a text was lost or wrong."""
+    import minigpt_jax
     from minigpt_jax import display
     from minigpt_jax.benchmark import rounds
 
     chosen = tyro.cli(Arguments, args=arguments, prog="minigpt benchmark_serve.py")
+    lm = minigpt_jax.load(chosen.run_dir)
     rng = random.Random(chosen.seed)
     asked = [_request(rng) for _ in range(chosen.requests)]
     command = [sys.executable, "-m", "minigpt_jax", "serve", str(chosen.run_dir), "--port", "0"]
@@ -94,12 +100,11 @@ def main(arguments: list[str]) -> int:
                 memory.append(_memory(server.pid))
             display.console.print("streams …")
             firsts = [_ask(address[0], _stream(chosen.tokens, i))["first"] for i in range(20)]
-            rates = [
-                _rate(address[0], [_stream(chosen.tokens, i) for i in range(chosen.streams)]) for _ in range(_ROUNDS)
-            ]
+            rates, own_rates = _rates(chosen, lm, address[0])
         finally:
             server.terminate()
-    wrong, lost, left, rate = _compare(chosen, asked, answers)
+    wrong, lost, left = _compare(lm, asked, answers)
+    share = statistics.median(rate / own for rate, own in zip(rates, own_rates, strict=True))
     figures = {
         "requests a second": chosen.requests / seconds,
         "texts lost": lost,
@@ -108,9 +113,9 @@ def main(arguments: list[str]) -> int:
         "memory before, and after each quarter, MB": memory,
         "first token of one stream, ms, median": 1000 * statistics.median(firsts),
         "first token of one stream, ms, worst of 20": 1000 * max(firsts),
-        f"tokens a second, {chosen.streams} streams": max(rates),
-        f"tokens a second, generate with {chosen.streams} prompts": rate,
-        "of those, share": max(rates) / rate,
+        f"tokens a second, {chosen.streams} streams": statistics.median(rates),
+        f"tokens a second, generate with {chosen.streams} prompts": statistics.median(own_rates),
+        "of those, share": share,
     }
     rows = [[name, " · ".join(f"{x:,.0f}" for x in v) if isinstance(v, list) else v] for name, v in figures.items()]
     table = rounds.markdown_table(["", ""], rows)
@@ -190,6 +195,20 @@ def _ask(address: str, request: dict[str, Any]) -> dict[str, Any]:
     return {"text": text, "usage": usage, "first": first}
 
 
+def _rates(chosen: Arguments, lm: "LanguageModel", address: str) -> tuple[list[float], list[float]]:
+    """The tokens a second of streams that run together, and those of `generate` in this process, in turn."""
+    from minigpt_jax import Random
+
+    prompts, row_ids = [PROMPTS[1]] * chosen.streams, [0] * chosen.streams
+    rates, own = [], []
+    for _ in range(1 + _ROUNDS):
+        rates.append(_rate(address, [_stream(chosen.tokens, i) for i in range(chosen.streams)]))
+        start = time.perf_counter()
+        texts = lm.generate(prompts, Random(), max_new_tokens=chosen.tokens, row_ids=row_ids)
+        own.append(sum(len(one.tokens) for one in texts) / (time.perf_counter() - start))
+    return rates[1:], own[1:]  # the first round compiles
+
+
 def _rate(address: str, asked: list[dict[str, Any]]) -> float:
     """The tokens a second of streams that run together, from the first connection to the last byte."""
     host, port = address.split(":")
@@ -241,12 +260,10 @@ def _memory(process: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _compare(chosen: Arguments, asked: list[dict[str, Any]], answers: list[Any]) -> tuple[int, int, int, float]:
-    """Wrong texts, lost ones, clients that left, and the tokens a second of `generate`."""
-    import minigpt_jax
+def _compare(lm: "LanguageModel", asked: list[dict[str, Any]], answers: list[Any]) -> tuple[int, int, int]:
+    """Wrong texts, lost ones, and clients that left."""
     from minigpt_jax.serve import openai_request
 
-    lm = minigpt_jax.load(chosen.run_dir)
     wrong = lost = left = 0
     alone: dict[str, str] = {}
     for request, answer in zip(asked, answers, strict=True):
@@ -267,13 +284,4 @@ def _compare(chosen: Arguments, asked: list[dict[str, Any]], answers: list[Any])
         if not right:
             wrong += 1
             print(f"wrong: {request}:\n  {answer['text']!r}\n  {alone[key]!r}", file=sys.stderr)
-    call = lambda: lm.generate(  # noqa: E731
-        [PROMPTS[1]] * chosen.streams, minigpt_jax.Random(), max_new_tokens=chosen.tokens, row_ids=[0] * chosen.streams
-    )
-    call()
-    rates = []
-    for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        count = sum(len(one.tokens) for one in call())
-        rates.append(count / (time.perf_counter() - start))
-    return wrong, lost, left, max(rates)
+    return wrong, lost, left

@@ -178,6 +178,7 @@ def test_a_stop_string_frees_the_row_on_the_device_too(lm: LanguageModel):
         assert all(len(one.tokens) < ROOM for one in texts)
         assert other.tokens == lm.generate(["a"], Random(), 200)[0].tokens
         [pool] = engine._pools.values()
+        assert pool._state is not None
         assert not np.asarray(pool._state.running).any()
     finally:
         engine.close()

@@ -209,7 +209,7 @@ class Engine:
             busy = False
             for key, pool in list(self._pools.items()):
                 try:
-                    busy |= pool.turn()
+                    busy |= not pool.idle and pool.turn()
                 except Exception as error:
                     del self._pools[key]
                     self._fail({job.ticket for job in pool.jobs()}, error)
