@@ -2,6 +2,7 @@
 
 programs        the compiled programs of a pool, which a thread of their own compiles ahead of their use
 pace            how many tokens a pool generates between two looks at its texts
+priority        which threads go first where cores are few
 pool            texts of one kind of sampler that share a batch, which they join and leave while it runs
 ticket          the texts of one request, as they grow
 engine          the thread that runs the pools of one model

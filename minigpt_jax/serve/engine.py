@@ -18,6 +18,7 @@ from minigpt_jax.generate.texts import StopScanner, as_prompts
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.samplers.methods import Greedy, MinP, Random, TopK, TopP, Typical
 from minigpt_jax.serve.pool import SIZES, Entry, Pool
+from minigpt_jax.serve.priority import give_way
 from minigpt_jax.serve.programs import Compiler, Kind
 from minigpt_jax.serve.ticket import Ticket, publish
 
@@ -202,6 +203,7 @@ class Engine:
                 self._posted -= len(entries)
 
     def _run(self) -> None:
+        give_way()
         while True:
             self._wake.clear()
             while self._inbox:

@@ -1,7 +1,7 @@
 """The texts of a request for a completion, as the bodies and events of OpenAI's API."""
 
 import json
-import secrets
+import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ class Answer:
         self._prompts = [ids[1:] for ids in self._lm.ids(asked.prompts)]
         self._scores: list[TokenScores] = []
         self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
+            "id": f"cmpl-{random.getrandbits(96):024x}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": engine.name,
@@ -48,9 +48,10 @@ class Answer:
         ]
         return self._head | {"choices": choices, "usage": self._usage(texts)}
 
-    async def events(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """The bodies of a streamed answer, those of an update at once: for each choice those with its growing text, the
-        last with its end.
+    async def events(self) -> AsyncIterator[tuple[list[dict[str, Any]], bool]]:
+        """The bodies of a streamed answer, those of an update at once, and whether they are the last ones.
+
+        Of each choice they have its growing text, and at last its end.
         """
         await self._score()
         streams: dict[int, TextStream] = {}
@@ -73,8 +74,8 @@ class Answer:
                     ended.add(i)
             if update.done and self._asked.include_usage:
                 bodies.append(self._head | {"choices": [], "usage": self._usage(update.generations)})
-            if bodies:
-                yield bodies
+            if bodies or update.done:
+                yield bodies, update.done
 
     def cancel(self) -> None:
         """Frees the rows of texts that have not ended."""

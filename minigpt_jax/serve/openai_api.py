@@ -84,12 +84,14 @@ def _model(runs: Runs, engine: Engine) -> dict[str, Any]:
     }
 
 
-async def _events(answer: Answer) -> AsyncIterator[str]:
-    """The events of a streamed answer, to their end mark."""
+async def _events(answer: Answer) -> AsyncIterator[tuple[str, bool]]:
+    """The events of a streamed answer, and whether they are the last."""
     try:
-        async for bodies in answer.events():
-            yield "".join(map(event, bodies))
+        async for bodies, last in answer.events():
+            yield "".join(map(event, bodies)) + _END * last, last
     except Exception as error:  # the status has been sent already
         failed = await error_response(Request({"type": "http"}), error)
-        yield event(json.loads(bytes(failed.body)))
-    yield "data: [DONE]\n\n"
+        yield event(json.loads(bytes(failed.body))) + _END, True
+
+
+_END = "data: [DONE]\n\n"

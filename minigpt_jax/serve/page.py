@@ -141,8 +141,8 @@ def palette_css() -> str:
     return f":root {{ {variables(0)} }}\n@media (prefers-color-scheme: dark) {{\n  :root {{ {variables(1)} }}\n}}\n"
 
 
-async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterator[str]:
-    """The growing text, a JSON object a line: what has changed from token number `from` on.
+async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterator[tuple[str, bool]]:
+    """The growing text, a JSON object a line: what has changed from token number `from` on; and whether it is the last.
 
     The tokens begin with those of the branch. The last line has `finish_reason`, or `error`.
     """
@@ -151,7 +151,7 @@ async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterat
     head, pieces = splitter.split(asked.branch)
     first = {"prompt_text": head, "prompt_ids": asked.prompt[:count], "step": lm.step}
     try:
-        yield _line({**first, "from": 0, "tokens": asked.branch, "pieces": pieces})
+        yield _line({**first, "from": 0, "tokens": asked.branch, "pieces": pieces}), False
         async for update in ticket:
             best = update.generations[0]
             tokens = [*asked.branch, *best.tokens]
@@ -162,9 +162,9 @@ async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterat
             line["logprobs"] += plain(best.logprobs[max(same - len(asked.branch), 0) :])
             if update.done:
                 line["finish_reason"] = best.finish_reason
-            yield _line(line)
+            yield _line(line), update.done
     except (UserError, EngineError) as error:  # it has been found out only now
-        yield _line({"error": _error(error)})
+        yield _line({"error": _error(error)}), True
 
 
 def _model(engine: Engine) -> dict[str, Any]:
