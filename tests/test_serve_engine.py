@@ -18,6 +18,7 @@ from minigpt_jax.generate import GenerationSettings, LanguageModel
 from minigpt_jax.generate.text_stream import TextStream
 from minigpt_jax.serve import pool
 from minigpt_jax.serve.engine import MAX_TEXTS, Engine, EngineError, QueueFullError
+from minigpt_jax.serve.pace import Pace
 from minigpt_jax.serve.runs import ModelNotFoundError, Runs, Source
 from minigpt_jax.serve.ticket import Update
 
@@ -162,7 +163,8 @@ def test_a_caller_that_leaves_frees_its_row(lm: LanguageModel):
         engine.close()
 
 
-def test_a_stop_string_frees_the_row_on_the_device_too(lm: LanguageModel):
+def test_a_stop_string_frees_the_row_on_the_device_too(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Pace, "observe", lambda *_: None)  # chunks of 8 tokens
     engine = Engine(lm, "random", ROOM, sizes=(2,))
     stopped = [settings(seed=seed, stop=["b"], max_new_tokens=ROOM) for seed in range(5)]
 
@@ -180,6 +182,8 @@ def test_a_stop_string_frees_the_row_on_the_device_too(lm: LanguageModel):
         [pool] = engine._pools.values()
         assert pool._state is not None
         assert not np.asarray(pool._state.running).any()
+        longest = max(len(one.tokens) for one in texts)
+        assert min(pool._state.step) <= longest + 3 * 8  # it is found a chunk late, but before the other text ends
     finally:
         engine.close()
 
