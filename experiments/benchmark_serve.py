@@ -10,6 +10,10 @@ Text is promised to be equal in float32 on CPU. Writes a table and JSON into run
 The clients share the cores with the server. Where throughput is measured, they are therefore as light as clients can
 be: one thread opens all streams, and reads bytes, which it parses once the last stream has ended. Rounds of streams and
 rounds of `generate` alternate, so that other work on the machine slows both.
+
+Found for the quickstart's model on two cores (of a machine with other work): 32 streams make 0.79 of the tokens a
+second of `generate` with 32 prompts; the first token of a stream comes after 8 ms; 88 requests a second, none lost or
+wrong. Memory goes from 836 to 976 MB with the first 250 requests, and ends at 1,000 MB after 1,000.
 """
 
 import http.client
