@@ -16,7 +16,9 @@ from test_generate import WINDOW, language_model
 from minigpt_jax import Beam, Contrastive, Greedy, Random, Sampler, TopK, TopP, UserError, samplers
 from minigpt_jax.generate import GenerationSettings, LanguageModel
 from minigpt_jax.generate.text_stream import TextStream
-from minigpt_jax.serve.engine import MAX_TEXTS, Engine, QueueFullError
+from minigpt_jax.serve import pool
+from minigpt_jax.serve.engine import MAX_TEXTS, Engine, EngineError, QueueFullError
+from minigpt_jax.serve.pace import Pace
 from minigpt_jax.serve.runs import ModelNotFoundError, Runs, Source
 from minigpt_jax.serve.ticket import Update
 
@@ -156,7 +158,58 @@ def test_a_caller_that_leaves_frees_its_row(lm: LanguageModel):
         assert run(main) < ROOM
         [pool] = engine._pools.values()
         assert pool.idle
-        assert pool.counters.texts == 1
+        assert pool.finished == 1
+    finally:
+        engine.close()
+
+
+def test_a_stop_string_frees_the_row_on_the_device_too(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Pace, "observe", lambda *_: None)  # chunks of 8 tokens
+    engine = Engine(lm, "random", ROOM, sizes=(2,))
+    stopped = [settings(seed=seed, stop=["b"], max_new_tokens=ROOM) for seed in range(5)]
+
+    async def main() -> list[Any]:
+        texts = [engine.submit("the cat", Random(), one).whole() for one in stopped]
+        [other] = await engine.submit("a", Random(), settings(max_new_tokens=200)).whole()
+        return [*(one for [one] in await asyncio.gather(*texts)), other]
+
+    try:
+        *texts, other = run(main)
+        alone = [lm.generate(["the cat"], Random(), settings=asked)[0] for asked in stopped]
+        assert [(one.text, one.tokens) for one in texts] == [(one.text, one.tokens) for one in alone]
+        assert all(len(one.tokens) < ROOM for one in texts)
+        assert other.tokens == lm.generate(["a"], Random(), 200)[0].tokens
+        [pool] = engine._pools.values()
+        assert pool._state is not None
+        assert not np.asarray(pool._state.running).any()
+        longest = max(len(one.tokens) for one in texts)
+        assert min(pool._state.step) <= longest + 3 * 8  # it is found a chunk late, but before the other text ends
+    finally:
+        engine.close()
+
+
+def test_an_engine_that_fails_tells_all_its_callers(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(lm, "random", ROOM, sizes=(2,))
+
+    def fails(*_: Any) -> Any:
+        raise ValueError("no text")
+
+    async def main() -> None:
+        # The first ends in the chunk whose texts cannot be made.
+        tickets = [engine.submit("a", Greedy(), settings(max_new_tokens=count)) for count in (1, 50, 50)]
+        for ticket in tickets:
+            with pytest.raises(EngineError, match="ValueError: no text"):
+                await ticket.whole()
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(pool, "generations", fails)
+            run(main)
+
+        async def again() -> list[Any]:
+            return await engine.submit("a", Greedy(), settings()).whole()
+
+        assert [one.tokens for one in run(again)] == [one.tokens for one in lm.generate(["a"], max_new_tokens=14)]
     finally:
         engine.close()
 

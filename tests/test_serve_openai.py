@@ -213,7 +213,19 @@ def test_defaults_are_openais():
         openai_request.parse([])
 
 
+def test_a_stream_ends_with_its_mark(server: LocalServer):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    body = json.dumps({"prompt": "a", "max_tokens": 30, "stream": True})
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    *events, mark, rest = connection.getresponse().read().decode().split("\n\n")
+    assert (mark, rest) == ("data: [DONE]", "")
+    reasons = [json.loads(one.removeprefix("data: "))["choices"][0]["finish_reason"] for one in events]
+    assert reasons == [None] * (len(events) - 1) + ["length"]
+
+
 def test_a_client_that_leaves_frees_its_row(server: LocalServer, client: Any, lm: LanguageModel):
+    finished = lambda: sum(pool.finished for pool in server.runs.engine(None)._pools.values())  # noqa: E731
+    before = finished()
     for stream in (True, False):
         raw = socket.create_connection(("127.0.0.1", server.port))
         body = json.dumps({"prompt": "a", "max_tokens": 4000, "stream": stream, "temperature": 0}).encode()
@@ -231,6 +243,7 @@ def test_a_client_that_leaves_frees_its_row(server: LocalServer, client: Any, lm
         while not all(pool.idle for pool in server.runs.engine(None)._pools.values()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+    assert finished() == before
 
 
 @pytest.mark.parametrize(

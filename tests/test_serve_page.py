@@ -1,6 +1,7 @@
 """The requests that the page makes: texts, what was possible, trees and errors, against the model in this process."""
 
 import json
+import time
 
 import pytest
 
@@ -17,6 +18,7 @@ from minigpt_jax.samplers.methods import METHODS
 from minigpt_jax.serve.app import create_app
 from minigpt_jax.serve.engine import Engine
 from minigpt_jax.serve.page_requests import SETTINGS
+from minigpt_jax.serve.pool import Pool
 from minigpt_jax.serve.runs import Runs
 
 PROMPT, NEW = "<b>é & ", 12
@@ -60,7 +62,10 @@ def sampled(client, body):
 
 
 @pytest.mark.parametrize("method", ["greedy", "top_p", "contrastive", "beam"])
-def test_a_text_is_that_of_generate(client, lm, method):
+def test_a_text_is_that_of_generate(client, lm, method, monkeypatch):
+    land = Pool._land
+    # A slow model, since a reader misses updates that come too fast.
+    monkeypatch.setattr(Pool, "_land", lambda pool: (time.sleep(0.03), land(pool)))
     tokens, pieces, logprobs, lines = sampled(client, asked(method))
     settings = GenerationSettings(max_new_tokens=NEW, seed=3)
     [expected] = lm.generate([PROMPT], method, settings=settings)

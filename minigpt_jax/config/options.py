@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import operator
 import re
 import types
 import typing
@@ -81,16 +82,16 @@ class Facts:
 
     def range_problem(self, value: float) -> str | None:
         """The bounds that a number violates, in words, or None."""
-        rules = {
-            "at least": (self.at_least, lambda bound: value >= bound),
-            "above": (self.above, lambda bound: value > bound),
-            "at most": (self.at_most, lambda bound: value <= bound),
-            "below": (self.below, lambda bound: value < bound),
-        }
-        given = {words: (bound, holds) for words, (bound, holds) in rules.items() if bound is not None}
-        if all(holds(bound) for bound, holds in given.values()):
+        rules = (
+            ("at least", self.at_least, operator.ge),
+            ("above", self.above, operator.gt),
+            ("at most", self.at_most, operator.le),
+            ("below", self.below, operator.lt),
+        )
+        given = [(words, bound, holds) for words, bound, holds in rules if bound is not None]
+        if all(holds(value, bound) for _, bound, holds in given):
             return None
-        return "must be " + " and ".join(f"{words} {bound:,}" for words, (bound, _) in given.items())
+        return "must be " + " and ".join(f"{words} {bound:,}" for words, bound, _ in given)
 
 
 def option(default: Any, *, aliases: tuple[str | Alias, ...] = (), **facts: Any) -> Any:
@@ -156,7 +157,7 @@ def options(config: Any, prefix: str = "") -> Iterator[Option]:
     Raises:
         UserError: a section is not of its class.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _type_hints(type(config))
     for field in dataclasses.fields(config):
         name, kind, value = prefix + field.name, hints[field.name], getattr(config, field.name)
         if not dataclasses.is_dataclass(kind):
@@ -165,6 +166,10 @@ def options(config: Any, prefix: str = "") -> Iterator[Option]:
             yield from options(value, f"{name}.")
         else:
             raise UserError(f"{name} is {_shown(value)}: must be a {getattr(kind, '__name__', kind)}")
+
+
+_type_hints = functools.cache(typing.get_type_hints)
+"""The types of a class's fields. Looking them up takes much of the time that making an instance takes."""
 
 
 def check_option(option: Option) -> None:
@@ -180,6 +185,8 @@ def flag_name(name: str) -> str:
 
 def problem(kind: Any, value: Any, facts: Facts) -> str | None:
     """The rule that a value violates (its type, its choices or its bounds), in words, or None."""
+    if kind in (int, float):
+        return _number_problem(kind, value, facts)
     if typing.get_origin(kind) is Literal:
         return _choice_problem(value, typing.get_args(kind))
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -197,8 +204,6 @@ def problem(kind: Any, value: Any, facts: Facts) -> str | None:
         return None if isinstance(value, str) else "must be a text"
     if kind is Path:
         return None if isinstance(value, Path) else f"must be a path; write Path({str(value)!r})"
-    if kind in (int, float):
-        return _number_problem(kind, value, facts)
     raise TypeError(f"an experiment's field cannot be of type {kind}")
 
 

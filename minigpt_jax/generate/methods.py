@@ -7,6 +7,7 @@ Several values of a setting make several samplers, and several settings every co
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -118,6 +119,7 @@ def settings_of(kind: type[Sampler]) -> dict[str, type]:
     return {field.name: _plain_type(field.type) for field in dataclasses.fields(kind) if field.init}
 
 
+@functools.cache
 def _plain_type(annotation: Any) -> type:
     # Read as text, since an annotation may be a string whose names cannot be looked up from here.
     words = re.findall(r"\w+", annotation if isinstance(annotation, str) else str(annotation))

@@ -68,7 +68,7 @@ class GenerationSettings:
         self._set("logit_bias", _bias(self.logit_bias))
         self._set("processors", _processors(self.processors))
         for one in options(self):
-            if one.name in _NOT_NUMBERS:
+            if one.name in _NOT_NUMBERS or one.value is one.default:
                 continue
             self._set(one.name, _plain(one.value))
             check_option(one._replace(value=getattr(self, one.name)))

@@ -176,7 +176,7 @@ def request(
         raise ValueError("a prompt has no token: give it the one that texts begin with")
 
     def by_row(value: Any, dtype: Any) -> np.ndarray:
-        return np.broadcast_to(np.asarray(value, dtype), (rows,)).copy()
+        return np.full(rows, np.asarray(value, dtype))
 
     stops_EL = _padded(stops, power_bucket(len(stops), 4), power_bucket(max(map(len, stops), default=0), 4), -1)
     fields: dict[str, Any] = dict(

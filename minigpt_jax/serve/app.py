@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 from minigpt_jax.errors import UserError
 from minigpt_jax.serve import openai_api, page
 from minigpt_jax.serve.engine import EngineError, QueueFullError
+from minigpt_jax.serve.priority import give_way
 from minigpt_jax.serve.runs import ModelNotFoundError, Runs
 from minigpt_jax.serve.security import LOOPBACK, Guard, RefusedError
 
@@ -27,10 +28,12 @@ def create_app(runs: Runs, *, hosts: Collection[str] | None = LOOPBACK, api_key:
     """
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        compiling = any(engine.compiling() for engine in runs.engines.values())
+        return JSONResponse({"status": "ok", "compiling": compiling})
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        give_way()
         yield
         await anyio.to_thread.run_sync(runs.close)
 

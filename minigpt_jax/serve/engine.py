@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -12,14 +13,14 @@ import jax
 from minigpt_jax import samplers
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import GenerationSettings, LanguageModel, requests
-from minigpt_jax.generate.generation import Generation
 from minigpt_jax.generate.methods import as_sampler
 from minigpt_jax.generate.texts import StopScanner, as_prompts
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.samplers.methods import Greedy, MinP, Random, TopK, TopP, Typical
 from minigpt_jax.serve.pool import SIZES, Entry, Pool
+from minigpt_jax.serve.priority import give_way
 from minigpt_jax.serve.programs import Compiler, Kind
-from minigpt_jax.serve.ticket import Job, Ticket
+from minigpt_jax.serve.ticket import Ticket, publish
 
 MAX_WAITING = 256
 """Texts that may wait for a row."""
@@ -27,7 +28,9 @@ MAX_TEXTS = 128
 """Texts of one request."""
 _IDLE_POOLS = 4
 """Idle pools that keep their memory on the device."""
-_LEAST_WIDTH, _WIDTH_STEP = 32, 4
+_QUIET_ROUNDS, _MOST_GATHERING = 3, 0.05
+"""An idle engine starts once its event loop has gone round so often without a request, or after so many seconds."""
+_LEAST_WIDTH, _WIDTH_STEP = 8, 4
 
 T = TypeVar("T")
 
@@ -65,6 +68,8 @@ class Engine:
         self._wake = threading.Event()
         self._inbox: deque[Callable[[], None]] = deque()
         self._pools: dict[Any, Pool] = {}
+        self._gathering_since = 0.0
+        self._requests = 0
         self._posted = 0
         """Texts on their way to a pool."""
         self._lock = threading.Lock()
@@ -86,6 +91,7 @@ class Engine:
         *,
         row_ids: Iterable[int] | None = None,
         streamed: bool = False,
+        full: bool = True,
     ) -> Ticket:
         """Starts to sample the texts that `LanguageModel.generate` returns for the same arguments.
 
@@ -93,6 +99,7 @@ class Engine:
 
         Args:
             streamed: whether the ticket has updates while the texts grow.
+            full: whether `full_text` is needed; if not, it may be empty.
 
         Raises:
             UserError: as `generate` does, and for more or longer texts than the engine takes.
@@ -109,21 +116,19 @@ class Engine:
             raise QueueFullError("the server is shutting down")
         if (waiting := self.waiting()) + len(plan.rows) > self._max_waiting:
             raise QueueFullError(f"{waiting} texts are waiting already; try again later")
-        own = samplers.per_row([_shared(method)])
-        ticket = Ticket(streamed, self._wake.set)
-        window = lm.model.sequence_length
-        entries = []
-        for row in plan.rows:
-            job = Job(ticket, row, StopScanner.of(row.settings, lm.tokenizer.decode))
-            job.generations = [Generation(row.prompt, "", row.prompt, [], [], "length", 0.0)] * row.returned
-            entries.append(Entry(job, own, _width(len(row.ids), window)))
-            ticket.jobs.append(job)
-        if not entries:
-            ticket.publish()
+        ticket = Ticket(streamed, full, self._wake.set)
+        if not plan.rows:
+            publish([ticket])
             return ticket
-        request = requests.request(
-            plan.rows[:1], requests.Sizes(1, window, self.room, window), lm.tokenizer, lm.model.vocabulary_size
-        )  # raises UserError for what only the vocabulary shows
+        window = lm.model.sequence_length
+        sizes = requests.Sizes(len(plan.rows), window, self.room, window)
+        request = requests.request(plan.rows, sizes, lm.tokenizer, lm.model.vocabulary_size)
+        own = samplers.per_row([_shared(method)])
+        entries = []
+        for i, row in enumerate(plan.rows):
+            job = ticket.job(row, StopScanner.of(row.settings, lm.tokenizer.decode))
+            row_alone = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], request)
+            entries.append(Entry(job, row_alone, own, _width(len(row.ids), window)))
         kind = Kind(
             gpt=lm.stepped.model,
             room=self.room,
@@ -135,8 +140,19 @@ class Engine:
         )
         with self._lock:
             self._posted += len(entries)
-        self._post(lambda: self._enter(lm, kind, ticket, entries))
+        if not self._inbox:
+            self._gathering_since = time.monotonic()
+        self._inbox.append(lambda: self._enter(lm, kind, ticket, entries))
+        self._requests += 1
+        self._wake_when_quiet(self._requests, _QUIET_ROUNDS)
         return ticket
+
+    def _wake_when_quiet(self, request: int, rounds: int) -> None:
+        """Wakes the engine once no request comes after this one, so that those that come together start together."""
+        if not rounds or time.monotonic() - self._gathering_since > _MOST_GATHERING:
+            self._wake.set()
+        elif request == self._requests:  # else it is for a later one to do
+            asyncio.get_running_loop().call_soon(self._wake_when_quiet, request, rounds - 1)
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """The result of a function that uses JAX, which the engine's thread calls between two chunks."""
@@ -176,16 +192,18 @@ class Engine:
     def _enter(self, lm: LanguageModel, kind: Kind, ticket: Ticket, entries: list[Entry]) -> None:
         """Queues a request's texts in their pool."""
         key = (id(lm), kind)
-        with self._lock:
-            self._posted -= len(entries)
         try:
             if key not in self._pools:
                 self._pools[key] = Pool(lm, kind, entries[0], self._compiler, self._sizes)
             self._pools[key].waiting += entries
         except Exception as error:
             self._fail([ticket], error)
+        finally:
+            with self._lock:
+                self._posted -= len(entries)
 
     def _run(self) -> None:
+        give_way()
         while True:
             self._wake.clear()
             while self._inbox:
@@ -193,7 +211,7 @@ class Engine:
             busy = False
             for key, pool in list(self._pools.items()):
                 try:
-                    busy |= pool.turn()
+                    busy |= not pool.idle and pool.turn()
                 except Exception as error:
                     del self._pools[key]
                     self._fail({job.ticket for job in pool.jobs()}, error)

@@ -1,7 +1,7 @@
 """The texts of a request for a completion, as the bodies and events of OpenAI's API."""
 
 import json
-import secrets
+import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ class Answer:
         self._prompts = [ids[1:] for ids in self._lm.ids(asked.prompts)]
         self._scores: list[TokenScores] = []
         self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
+            "id": f"cmpl-{random.getrandbits(96):024x}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": engine.name,
@@ -34,7 +34,9 @@ class Answer:
         }
         self._ticket = None
         if asked.generates:
-            self._ticket = engine.submit(asked.prompts, asked.sampler, asked.settings, streamed=asked.stream)
+            self._ticket = engine.submit(
+                asked.prompts, asked.sampler, asked.settings, streamed=asked.stream, full=asked.echo
+            )
 
     async def body(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
@@ -46,13 +48,17 @@ class Answer:
         ]
         return self._head | {"choices": choices, "usage": self._usage(texts)}
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The bodies of a streamed answer: for each choice those with its growing text, the last with its end."""
+    async def events(self) -> AsyncIterator[tuple[list[dict[str, Any]], bool]]:
+        """The bodies of a streamed answer, those of an update at once, and whether they are the last ones.
+
+        Of each choice they have its growing text, and at last its end.
+        """
         await self._score()
         streams: dict[int, TextStream] = {}
         shown: dict[int, int] = {}  # tokens whose log-probabilities have been sent
         ended: set[int] = set()
         async for update in self._updates():
+            bodies = []
             for i, (text, finished) in enumerate(zip(update.generations, update.finished, strict=True)):
                 if i in ended:
                     continue
@@ -62,12 +68,14 @@ class Answer:
                 piece = streams[i].piece(text, finished)
                 if piece or finished:
                     first, last = shown.get(i, 0), len(text.tokens)
-                    yield self._head | {"choices": [self._choice(i, piece, text, first, last, finished)]}
+                    bodies.append(self._head | {"choices": [self._choice(i, piece, text, first, last, finished)]})
                     shown[i] = last
                 if finished:
                     ended.add(i)
             if update.done and self._asked.include_usage:
-                yield self._head | {"choices": [], "usage": self._usage(update.generations)}
+                bodies.append(self._head | {"choices": [], "usage": self._usage(update.generations)})
+            if bodies or update.done:
+                yield bodies, update.done
 
     def cancel(self) -> None:
         """Frees the rows of texts that have not ended."""
@@ -129,6 +137,9 @@ class Answer:
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def event(body: dict[str, Any]) -> str:
     """A server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    return f"data: {_encode(body)}\n\n"

@@ -1,13 +1,12 @@
 """OpenAI's API: /v1/models and /v1/completions, with the bodies, events and errors that its clients know."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from minigpt_jax.errors import UserError
@@ -17,6 +16,7 @@ from minigpt_jax.serve.openai_answer import Answer, event
 from minigpt_jax.serve.openai_request import FieldError
 from minigpt_jax.serve.runs import ModelNotFoundError, Runs
 from minigpt_jax.serve.security import RefusedError, read_json
+from minigpt_jax.serve.streaming import GrowingResponse, until_client_leaves
 
 
 def routes(runs: Runs) -> list[Route]:
@@ -34,8 +34,9 @@ def routes(runs: Runs) -> list[Route]:
         engine = runs.engine(body.get("model"))
         answer = Answer(engine, asked)
         if asked.stream:
-            return StreamingResponse(_events(answer), media_type="text/event-stream")
-        return await _unless_client_leaves(request, answer)
+            return GrowingResponse(_events(answer), answer.cancel, "text/event-stream")
+        async with until_client_leaves(request.receive, answer.cancel):
+            return JSONResponse(await answer.body())
 
     return [
         Route("/v1/models", models),
@@ -83,35 +84,14 @@ def _model(runs: Runs, engine: Engine) -> dict[str, Any]:
     }
 
 
-async def _events(answer: Answer) -> AsyncIterator[str]:
-    """The events of a streamed answer, to their end mark."""
+async def _events(answer: Answer) -> AsyncIterator[tuple[str, bool]]:
+    """The events of a streamed answer, and whether they are the last."""
     try:
-        async for body in answer.events():
-            yield event(body)
+        async for bodies, last in answer.events():
+            yield "".join(map(event, bodies)) + _END * last, last
     except Exception as error:  # the status has been sent already
         failed = await error_response(Request({"type": "http"}), error)
-        yield event(json.loads(bytes(failed.body)))
-    finally:
-        answer.cancel()
-    yield "data: [DONE]\n\n"
+        yield event(json.loads(bytes(failed.body))) + _END, True
 
 
-async def _unless_client_leaves(request: Request, answer: Answer) -> Response:
-    """The whole answer; if the client leaves before, its texts are not finished."""
-    body = asyncio.create_task(answer.body())
-    left = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({body, left}, return_when=asyncio.FIRST_COMPLETED)
-        if not body.done():
-            return Response(status_code=499)  # nobody reads this
-        return JSONResponse(body.result())
-    finally:
-        answer.cancel()
-        body.cancel()
-        left.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    """Returns once the client has closed its connection. The body must have been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+_END = "data: [DONE]\n\n"

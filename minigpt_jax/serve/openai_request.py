@@ -103,6 +103,8 @@ def parse(body: Any) -> Completion:
         raise FieldError(f"logprobs {logprobs}: must be 0 to {MAX_LOGPROBS}", "logprobs")
     options = _typed(body, "stream_options", dict, {})
     settings = {name: body[name] for name in _SETTINGS if name in body}
+    if "seed" not in settings:  # the same request gives another text each time, as OpenAI's does
+        settings["seed"] = secrets.randbits(63)
     return Completion(
         prompts=_prompts(body.get("prompt", "")),
         sampler=_sampler(body),
@@ -112,8 +114,7 @@ def parse(body: Any) -> Completion:
             logit_bias=_bias(_typed(body, "logit_bias", dict, {})),
             num_return_sequences=_typed(body, "n", int, 1),
             top_logprobs=logprobs or 0,
-            # Without a seed, the same request gives another text each time, as OpenAI's does.
-            **{"seed": secrets.randbits(63), **settings},
+            **settings,
         ),
         generates=max_tokens != 0,
         echo=echo,

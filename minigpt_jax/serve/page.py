@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -30,6 +30,7 @@ from minigpt_jax.serve.engine import Engine, EngineError
 from minigpt_jax.serve.page_requests import Asked, plain
 from minigpt_jax.serve.runs import Runs
 from minigpt_jax.serve.security import read_json
+from minigpt_jax.serve.streaming import GrowingResponse
 from minigpt_jax.serve.ticket import Ticket
 
 STATIC = Path(__file__).parent / "static"
@@ -64,8 +65,9 @@ def routes(runs: Runs) -> list[BaseRoute]:
 
     async def sample(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
         asked = page_requests.parse(body, lm)
-        ticket = engine.submit([asked.prompt], asked.sampler, asked.settings, streamed=asked.sampler.streams)
-        return StreamingResponse(_lines(lm, ticket, asked), media_type="application/x-ndjson")
+        streamed = asked.sampler.streams
+        ticket = engine.submit([asked.prompt], asked.sampler, asked.settings, streamed=streamed, full=False)
+        return GrowingResponse(_lines(lm, ticket, asked), ticket.cancel, "application/x-ndjson")
 
     async def inspect(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
         asked, tokens = page_requests.parse(body, lm), page_requests.token_ids(body, "tokens")
@@ -139,8 +141,8 @@ def palette_css() -> str:
     return f":root {{ {variables(0)} }}\n@media (prefers-color-scheme: dark) {{\n  :root {{ {variables(1)} }}\n}}\n"
 
 
-async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterator[str]:
-    """The growing text, a JSON object a line: what has changed from token number `from` on.
+async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterator[tuple[str, bool]]:
+    """The growing text, a JSON object a line: what has changed from token number `from` on; and whether it is the last.
 
     The tokens begin with those of the branch. The last line has `finish_reason`, or `error`.
     """
@@ -149,7 +151,7 @@ async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterat
     head, pieces = splitter.split(asked.branch)
     first = {"prompt_text": head, "prompt_ids": asked.prompt[:count], "step": lm.step}
     try:
-        yield _line({**first, "from": 0, "tokens": asked.branch, "pieces": pieces})
+        yield _line({**first, "from": 0, "tokens": asked.branch, "pieces": pieces}), False
         async for update in ticket:
             best = update.generations[0]
             tokens = [*asked.branch, *best.tokens]
@@ -160,11 +162,9 @@ async def _lines(lm: LanguageModel, ticket: Ticket, asked: Asked) -> AsyncIterat
             line["logprobs"] += plain(best.logprobs[max(same - len(asked.branch), 0) :])
             if update.done:
                 line["finish_reason"] = best.finish_reason
-            yield _line(line)
+            yield _line(line), update.done
     except (UserError, EngineError) as error:  # it has been found out only now
-        yield _line({"error": _error(error)})
-    finally:
-        ticket.cancel()
+        yield _line({"error": _error(error)}), True
 
 
 def _model(engine: Engine) -> dict[str, Any]:

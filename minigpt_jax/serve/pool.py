@@ -2,53 +2,60 @@
 
 The pool's state has a row for each text, and free rows. It grows when more texts wait than it has free rows, as soon as
 the programs of the next size are compiled, and shrinks when few are left. A text is the same in any state.
+
+While the device generates a chunk, the host decodes the one before. So a stop string ends its row a chunk late, and
+what the row has generated since is dropped.
 """
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from minigpt_jax.generate import LanguageModel, requests
+from minigpt_jax.generate import LanguageModel
 from minigpt_jax.generate.generation import generations
 from minigpt_jax.samplers import Request, Sampler, State
+from minigpt_jax.serve.pace import Pace
 from minigpt_jax.serve.programs import Compiler, Kind, Programs
-from minigpt_jax.serve.ticket import Job
+from minigpt_jax.serve.ticket import Job, publish
 
 SIZES = (1, 8, 32)
 """Rows that a state may have."""
-CHUNK_TOKENS = 8
-"""New tokens of a row between two looks at the texts."""
+_YOUNG = 8
+"""All texts are looked at when one has its first token, for which its reader waits, and when it has this many, since
+other texts may be about to join. If texts wait for a row, no chunk has more tokens than this."""
 _PATIENCE = 16
 """Chunks after which a state shrinks that has been too large all the while."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A text that waits for a row."""
 
     job: Job
+    request: Request
+    """What it asks for, as a request of one row."""
     sampler: Sampler
     """Its sampler, in the form of `samplers.per_row` with one row."""
     width: int
     """Bucket of the prompt's length."""
 
 
-@dataclass
-class Counters:
-    """What a pool has done since it was made."""
+class Chunk(NamedTuple):
+    """Tokens that the device generates, or has generated."""
 
-    texts: int = 0
-    tokens: int = 0
-    chunks: int = 0
-    seconds: float = 0.0
-    """Spent in chunks."""
-    sizes: dict[int, int] = field(default_factory=dict)
-    """Chunks of each size of the state."""
+    jobs: Sequence[Job | None]
+    """The texts by their rows."""
+    output: Any
+    running: Any
+    """Which rows run on."""
+    count: int
+    """New tokens of each row that runs on."""
+    began: float
 
 
 class Pool:
@@ -63,15 +70,20 @@ class Pool:
     ) -> None:
         self.lm, self.kind = lm, kind
         self.waiting: deque[Entry] = deque()
-        self.counters = Counters()
+        self.finished = 0
+        """Texts that have ended."""
         # Free rows ask for what this one does, apart from its penalties, which would cost time.
-        self._blank: tuple[Request, Sampler] = _without_penalties(self._request_of([entry], 1)), entry.sampler
+        self._blank: tuple[Request, Sampler] = _without_penalties(entry.request), entry.sampler
         self._programs = Programs(kind, lm.stepped.weights, *self._blank, sizes, compiler)
         self._state: State | None = None
         self._asked = self._on_device = self._blank
         """The request and the sampler of the rows: on the host, and a copy of them on the device."""
         self._changed = False
         self._rows: list[Job | None] = []
+        self._running: Chunk | None = None
+        self._landed: Chunk | None = None
+        """A chunk at which nobody has looked yet."""
+        self._pace = Pace()
         self._halted = np.zeros(0, bool)
         self._too_large = 0
         self._prepared: set[int] = set()
@@ -83,12 +95,14 @@ class Pool:
 
     @property
     def idle(self) -> bool:
-        return not self.waiting and not self.active
+        return not self.waiting and not self.active and self._running is None
 
     def jobs(self) -> Iterator[Job]:
-        """All texts in the pool, waiting ones included."""
+        """All texts in the pool that have not ended, waiting ones included."""
         yield from (job for job in self._rows if job is not None)
         yield from (entry.job for entry in self.waiting)
+        if self._landed is not None:
+            yield from (job for job in self._landed.jobs if job is not None and not job.finished)
 
     def release(self) -> None:
         """Frees the memory of an idle pool's state. Its programs stay."""
@@ -96,16 +110,22 @@ class Pool:
         self._on_device = self._blank
 
     def turn(self) -> bool:
-        """Lets texts join and generates a chunk. Returns whether there was anything that could be done.
+        """Waits for the chunk that runs, lets texts join, and starts the next chunk. Meanwhile looks at the last one.
+
+        Returns whether there was anything that could be done.
 
         Raises:
             Exception: what compiling or running a program raised. The pool cannot be used any more.
         """
+        self._land()
         self._drop_cancelled()
         joined = self._join()
-        if not self.active:
-            return joined
-        return self._advance() or joined
+        if self.active:
+            self._launch()
+        if self._landed is not None:
+            self._look(self._landed)
+            self._landed = None
+        return joined or self._running is not None
 
     # ---- Joining ----
 
@@ -211,67 +231,75 @@ class Pool:
 
     def _start(self, batch: list[Entry], size: int, width: int) -> None:
         """Runs prompts through the model and gives each a free row."""
-        request = self._request_of(batch, size)
-        new = self._programs.start(size, width, self.lm.stepped.weights, request)
+        request, sampler = _joined([(entry.request, entry.sampler) for entry in batch])
+        new = self._programs.start(size, width, self.lm.stepped.weights, _filled_up(request, size))
         free = [row for row, job in enumerate(self._rows) if job is None][: len(batch)]
         target = np.full(size, len(self._rows), np.int32)  # the rows of padding go nowhere
         target[: len(batch)] = free
         self._state = self._programs.want("place", size, len(self._rows))(self._state, new, target)
         for row, entry in zip(free, batch, strict=True):
             self._rows[row], self._halted[row] = entry.job, False
-        sampler = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(entry.sampler for entry in batch))
         for leaf, own in zip(jax.tree.leaves(self._asked), jax.tree.leaves((request, sampler)), strict=True):
-            leaf[free] = own[: len(batch)]
+            leaf[free] = own
         self._changed = True
-
-    def _request_of(self, batch: list[Entry], rows: int) -> Request:
-        """The request of these texts, filled up to a number of rows."""
-        window = self.lm.model.sequence_length
-        sizes = requests.Sizes(rows, window, self.kind.room, window)
-        jobs = [entry.job.row for entry in batch]
-        return requests.request(jobs, sizes, self.lm.tokenizer, self.lm.model.vocabulary_size)
 
     # ---- Generating ----
 
-    def _advance(self) -> bool:
-        start = time.perf_counter()
-        size = len(self._rows)
-        # The first tokens of a streamed text are shown as soon as they are there.
-        young = [job.tokens for job in self._rows if job is not None and job.ticket.streamed]
-        count = np.int32(min([CHUNK_TOKENS - 1, *young]) + 1)
+    def _launch(self) -> None:
+        """Starts a chunk, and does not wait for its end."""
         if self._changed:
             # A copy, since the device's arrays may share memory with those of the host, which are changed in place.
             self._on_device, self._changed = jax.device_put(jax.tree.map(np.copy, self._asked)), False
-        program = self._programs.want("advance", size)
-        weights = self.lm.stepped.weights
-        self._state, output, running = program(self._state, weights, *self._on_device, self._halted, count)
-        output, running = jax.device_get((output, running))
-        self._halted = np.zeros(size, bool)
-        changed = [job for row, job in enumerate(self._rows) if job and self._look(row, job, output, not running[row])]
-        for ticket in dict.fromkeys(job.ticket for job in changed):
-            if ticket.streamed or ticket.done:
-                ticket.publish()
-        self.counters.chunks += 1
-        self.counters.seconds += time.perf_counter() - start
-        self.counters.sizes[size] = self.counters.sizes.get(size, 0) + 1
-        return True
+        jobs = [job for job in self._rows if job is not None]
+        most = self._pace.part_of(max(job.row.limit - job.tokens for job in jobs))
+        young = [_YOUNG - job.tokens if job.tokens else 1 for job in jobs if job.tokens < _YOUNG]
+        count, began = min([min(most, _YOUNG) if self.waiting else most, *young]), time.perf_counter()
+        program = self._programs.want("advance", len(self._rows))
+        arguments = self._state, self.lm.stepped.weights, *self._on_device, self._halted, np.int32(count)
+        self._state, output, running = program(*arguments)
+        self._halted = np.zeros(len(self._rows), bool)
+        self._running = Chunk([*self._rows], output, running, count, began)
 
-    def _look(self, row: int, job: Job, output: Any, ended: bool) -> bool:
-        """Brings a text up to date, and frees its row if it has ended. Returns whether the text has changed."""
-        tokens = int(output.length[row, 0])
-        self.counters.tokens += tokens - job.tokens
-        job.tokens = tokens
-        if not ended and not (job.watched and self.kind.streams):
+    def _land(self) -> None:
+        """Waits for the chunk that runs, and frees the rows of texts that have ended in it."""
+        if (chunk := self._running) is None:
+            return
+        waited = not chunk.running.is_ready()
+        output, running = jax.device_get((chunk.output, chunk.running))
+        if running.any():  # it has generated as many tokens as it was to
+            self._pace.observe(chunk.count, time.perf_counter() - chunk.began, waited)
+        self._running, self._landed = None, chunk._replace(output=output, running=running)
+        for row, job in enumerate(chunk.jobs):
+            if job is not None and job is self._rows[row]:
+                job.tokens = int(output.length[row, 0])
+                if not running[row]:
+                    self._free(row)
+
+    def _look(self, chunk: Chunk) -> None:
+        """Brings texts up to date, ends those that a stop string ends, and tells those who read them."""
+        rows = [row for row, job in enumerate(chunk.jobs) if job is not None and self._has_news(chunk, row, job)]
+        jobs = [job for row in rows if (job := chunk.jobs[row]) is not None]
+        if not jobs:
+            return
+        output = jax.tree.map(lambda leaf: leaf[rows], chunk.output)
+        asked, scanners = [job.row for job in jobs], [job.scanner for job in jobs]
+        full = any(job.ticket.full for job in jobs)
+        texts, stopped = generations(self.lm.tokenizer, asked, scanners, output, full)
+        rest = iter(texts)
+        for row, job, stop in zip(rows, jobs, stopped, strict=True):
+            job.grow([*itertools.islice(rest, job.row.returned)], bool(stop) or not chunk.running[row])
+            self.finished += job.finished
+            if job.finished and job in self._rows:
+                row = self._rows.index(job)
+                self._halted[row] = True
+                self._free(row)
+        publish(dict.fromkeys(job.ticket for job in jobs if job.ticket.streamed or job.ticket.done))
+
+    def _has_news(self, chunk: Chunk, row: int, job: Job) -> bool:
+        """Whether a text has to be brought up to date."""
+        if job.finished or job.ticket.cancelled:
             return False
-        own = jax.tree.map(lambda leaf: leaf[row : row + 1], output)
-        job.generations, found = generations(self.lm.tokenizer, [job.row], [job.scanner], own)
-        if found[0] and not ended:
-            self._halted[row] = ended = True
-        job.finished = ended
-        if ended:
-            self._free(row)
-            self.counters.texts += 1
-        return True
+        return not chunk.running[row] or (job.watched and self.kind.streams and job.has_grown(self._pace.tokens))
 
     def _free(self, row: int) -> None:
         """Takes a text from its row. What it asked for would cost time from now on."""
@@ -279,6 +307,17 @@ class Pool:
         for leaf, blank in zip(jax.tree.leaves(self._asked), jax.tree.leaves(self._blank), strict=True):
             leaf[row] = blank[0]
         self._changed = True
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    """Requests or samplers of the same shapes as one, with all their rows."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
+
+
+def _filled_up(request: Request, rows: int) -> Request:
+    """The request with copies of its first row, up to a number of rows."""
+    missing = rows - len(request.length)
+    return jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], missing, axis=0)]), request)
 
 
 def _without_penalties(request: Request) -> Request:

@@ -23,6 +23,7 @@ _DASHES = frozenset("— – ― /".split())
 _TOGGLES = frozenset('" _'.split())
 _IN_NUMBERS = frozenset(". , :".split())
 _APOSTROPHES = frozenset("' ’".split())
+_MARKS = _CLOSING | _OPENING | _DASHES | _TOGGLES | _IN_NUMBERS | _APOSTROPHES | {"-"}
 
 _AFTER_APOSTROPHE = frozenset("s t d m ll re ve er".split())  # it's, don't, he'd, i'm, we'll, they're, i've, ne'er
 _BEFORE_APOSTROPHE = frozenset("o d l y ma th".split())  # o'clock, d'artagnan, l'état, y'all, ma'am, th'other
@@ -58,6 +59,8 @@ def tidy_join(words: Sequence[str]) -> str:
 
 def _joins(before: str, word: str, after: str, quotes: _Quotes) -> tuple[bool, bool]:
     """Whether the word is attached to the one before, and to the one after. "" is an end of the text."""
+    if word not in _MARKS:
+        return False, False
     if word in _APOSTROPHES:
         return _apostrophe_joins(before, word, after, quotes)
     if word in _TOGGLES:
@@ -95,6 +98,8 @@ def _is_word(word: str) -> bool:
 def _stand_close(before: str, word: str) -> bool:
     """Whether there is no space between two words of Chinese or Japanese, of which the tokenizer splits ideographs."""
     last, first = before[-1], word[0]
+    if last < "\u3000":  # as nearly always
+        return False
     return _is_wide(last) and _is_wide(first) and (is_single(last) or is_single(first))
 
 

@@ -61,6 +61,12 @@ class WordPiece:
             continuing_subword_prefix=_CONTINUES,
             max_input_chars_per_word=_MAX_WORD_BYTES,
         )
+        self._shown = {
+            token: (piece.startswith(_CONTINUES) and piece != _CONTINUES, _shown(piece))
+            for token, piece in enumerate(self._pieces)
+            if token not in (PAD_ID, BOS_ID)
+        }
+        """Of each piece with text: whether it continues a word, and its text."""
         self._chunks = _Cached(self._cut)
         self._ids = _Cached(self._part_ids)
         self._ends = _Cached(self._part_ends)
@@ -102,15 +108,13 @@ class WordPiece:
         """
         words: list[str] = []
         for token in ids:
-            piece = self.piece(int(token))
-            if piece is None or token in (PAD_ID, BOS_ID):
+            if (piece := self._shown.get(int(token))) is None:
                 continue
-            if not piece.startswith(_CONTINUES) or piece == _CONTINUES:
-                words.append(piece)
-            elif words:
-                words[-1] += piece.removeprefix(_CONTINUES)
-            else:  # the text begins inside a word
-                words.append(piece.removeprefix(_CONTINUES))
+            continues, text = piece
+            if continues and words:  # else the text begins inside a word
+                words[-1] += text
+            else:
+                words.append(text)
         return tidy_join(words) if tidy else " ".join(words)
 
     def save(self, folder: str | Path) -> None:
@@ -221,6 +225,11 @@ def read_vocabulary(path: Path) -> list[str]:
     """The pieces of a vocabulary file, one per line. Callers have to handle OSError and UnicodeDecodeError."""
     lines = path.read_bytes().decode("utf-8-sig").split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _shown(piece: str) -> str:
+    """A piece's text."""
+    return piece.removeprefix(_CONTINUES) if piece != _CONTINUES else piece
 
 
 def _word(chunk: str, lowercase: bool) -> str:

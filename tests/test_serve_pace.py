@@ -1,0 +1,118 @@
+"""How the engine spends its time and memory: what starts together, how long chunks are, what is freed."""
+
+import asyncio
+import gc
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import quick
+from test_generate import language_model
+from test_serve_engine import ROOM, run, settings
+
+from minigpt_jax import Random
+from minigpt_jax.generate import LanguageModel
+from minigpt_jax.serve.engine import Engine
+from minigpt_jax.serve.pace import CHUNK_SECONDS, Pace
+from minigpt_jax.serve.pool import Pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation() -> Iterator[None]:
+    with quick.optimisations(False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return language_model(positions="rope")
+
+
+@pytest.fixture(scope="module")
+def engine(lm: LanguageModel) -> Iterator[Engine]:
+    engine = Engine(lm, "random", ROOM, sizes=(1,))
+    yield engine
+    engine.close()
+
+
+def test_requests_that_come_together_start_together(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(lm, "random", ROOM, sizes=(4,))
+    started: list[int] = []
+    start = Pool._start
+
+    def recorded(pool: Pool, batch: Any, *sizes: int) -> None:
+        started.append(len(batch))
+        start(pool, batch, *sizes)
+
+    monkeypatch.setattr(Pool, "_start", recorded)
+
+    async def main() -> None:
+        async def ask(seed: int) -> None:
+            await asyncio.sleep(0)  # each in a round of the event loop of its own
+            await engine.submit("a b", Random(), settings(seed=seed)).whole()
+
+        await asyncio.gather(*map(ask, range(4)))
+
+    try:
+        run(main)
+        while engine.compiling():
+            time.sleep(0.01)
+        del started[:]
+        run(main)
+        assert started == [4]
+    finally:
+        engine.close()
+
+
+def test_a_finished_request_is_freed_at_once(engine: Engine):
+    async def main() -> Any:
+        ticket = engine.submit("a b", Random(), settings(seed=1, stop=["b"]), streamed=True)
+        async for _ in ticket:
+            pass
+        await engine.call(lambda: None)  # the engine has forgotten it
+        return weakref.ref(ticket)
+
+    gc.disable()
+    try:
+        assert run(main)() is None
+    finally:
+        gc.enable()
+
+
+def test_a_text_is_told_by_one_update_for_many_tokens(engine: Engine):
+    """Updates cost time: after the first tokens there is one for each chunk, not one for each token."""
+
+    async def main() -> list[int]:
+        ticket = engine.submit("a b", Random(), settings(seed=1, max_new_tokens=ROOM), streamed=True)
+        return [len(update.generations[0].tokens) async for update in ticket]
+
+    lengths = run(main)
+    assert lengths[:2] == [1, 8]
+    assert lengths[-1] == ROOM
+    assert len(lengths) < ROOM / 8
+
+
+@pytest.mark.parametrize(
+    ("chunks", "tokens"),
+    [
+        ([(8, CHUNK_SECONDS, True)], 8),
+        ([(8, CHUNK_SECONDS / 2, True)], 16),
+        ([(8, CHUNK_SECONDS / 100, True)], 16),  # at most twice as many at once
+        ([(8, CHUNK_SECONDS * 4, True)], 2),
+        ([(8, CHUNK_SECONDS * 100, True), (1, CHUNK_SECONDS / 3, True), (2, CHUNK_SECONDS, True)], 2),
+        ([(8, CHUNK_SECONDS * 9, False)], 16),  # the host was late, not the device
+        ([(1, CHUNK_SECONDS, True)], 8),  # too short to tell
+    ],
+)
+def test_a_chunk_lasts_as_long_as_it_should(chunks: list[tuple[int, float, bool]], tokens: int):
+    pace = Pace()
+    for chunk in chunks:
+        pace.observe(*chunk)
+    assert pace.tokens == tokens
+
+
+@pytest.mark.parametrize(("rest", "part"), [(1, 1), (8, 8), (11, 11), (13, 7), (81, 9), (800, 8)])
+def test_the_last_of_a_few_chunks_is_not_short(rest: int, part: int):
+    assert Pace().part_of(rest) == part
