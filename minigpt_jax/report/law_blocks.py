@@ -6,6 +6,7 @@ Where the entropy of the text is known, as it is for the built-in corpus, the pl
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -111,13 +112,18 @@ def _formula(fitted: Fitted, count: int) -> str:
 
 def _constants(fitted: Fitted, floor: float | None) -> Table:
     rows = [
-        [name, f"{value:.4g}", "–".join(f"{end:.4g}" for end in fitted.intervals[name])]
+        [name, _constant(value), "–".join(map(_constant, fitted.intervals[name]))]
         for name, value in fitted.constants.items()
     ]
     note = "Intervals come from fits to samples of the configurations with replacement."
     if floor is not None:
         note += f" The true entropy of the text is {number(floor, 4)} nats per token, which E estimates."
     return Table([Column("constant", figures=False), Column("value"), Column("95% interval")], rows, note=note)
+
+
+def _constant(value: float) -> str:
+    """A constant of a law, to four digits. No loss is known to a ten-thousandth, so less than that is 0."""
+    return "0" if abs(value) < 1e-4 else f"{value:.4g}"
 
 
 def _forms(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Table:
@@ -127,8 +133,7 @@ def _forms(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Table:
         fitted = law.fit(sizes, tokens, losses, samples=60, form=form)
         floor, interval = "0", ""
         if "E" in fitted.constants:
-            floor = f"{fitted.constants['E']:.4g}"
-            interval = "–".join(f"{end:.4g}" for end in fitted.intervals["E"])
+            floor, interval = _constant(fitted.constants["E"]), "–".join(map(_constant, fitted.intervals["E"]))
         errors = _error(fitted, sizes, tokens, losses), error_beyond(form, sizes, tokens, losses)
         rows.append(
             [name, form.formula, floor, interval, *(f"{error:.2%}" if error == error else "" for error in errors)]
@@ -161,10 +166,15 @@ def _residuals(fitted: Fitted, sizes: np.ndarray, tokens: np.ndarray, losses: np
         for i, size in enumerate(sorted(set(sizes))):
             chosen = np.flatnonzero(sizes == size)
             chosen = chosen[np.argsort(tokens[chosen])]
-            look = {"color": style.SERIES[i % len(style.SERIES)], "marker": style.MARKERS[i % len(style.MARKERS)]}
-            axes.plot(tokens[chosen], errors[chosen], label=f"{size:,.0f} parameters", **look)
+            colour, marker = (choices[i % len(choices)] for choices in (style.SERIES, style.MARKERS))
+            label = f"{size:,.0f} parameters"
+            axes.plot(tokens[chosen], errors[chosen], color=colour, marker=marker, label=label)
         axes.axhline(0, color=style.MUTED, linewidth=0.8, linestyle="--")
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        ticks = sorted(set(tokens))
+        axes.set_xticks(ticks[:: -(-len(ticks) // 6)])
+        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(places=0, sep=""))
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axes.legend(loc="best", fontsize=7)
     return figure
 
