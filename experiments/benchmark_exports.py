@@ -1,7 +1,8 @@
 """A run's model, timed in this project and in the programs that run its exports: Transformers and llama.cpp.
 
-    ./launch.sh experiments/quickstart.py
-    ./launch.sh experiments/benchmark_exports.py runs/quickstart
+    ./launch.sh experiments/benchmark_exports.py RUN_DIR
+
+The run has to be of a form that they know, such as `runs/plain`, which README makes under "What you get".
 
 All programs have the same weights in float32 and write greedy texts to the end of the window, from empty prompts. They
 take turns; medians count. llama.cpp is called through its Node binding, which `minigpt_jax/benchmark/llama_cpp.py` says

@@ -1,7 +1,7 @@
 """How `serve` holds up: many clients at once, first tokens, and throughput beside `generate`.
 
-./launch.sh experiments/benchmark_serve.py runs/quickstart
-./launch.sh experiments/benchmark_serve.py runs/quickstart --requests 200 --clients 8
+./launch.sh experiments/benchmark_serve.py runs/plain
+./launch.sh experiments/benchmark_serve.py runs/plain --requests 200 --clients 8
 
 Starts `minigpt serve`, asks it as many clients do, by several methods, with prompts and limits of mixed lengths, some
 streamed, and some clients that leave early. Then every text is compared with that of `generate` for its request alone.

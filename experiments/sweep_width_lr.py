@@ -17,7 +17,8 @@ From width 32 to 64, and from 64 to 128, the best rate halves, as it would if it
 widths 16 and 32 the minimum is too flat to be located by rates that differ by factors of two. A rate that is too high
 costs more than one that is too low: twice the best rate loses 0.10 to 0.57 nats, and half of it 0.01 to 0.14. The best
 rate for width 32 loses 1.0 nats at width 128. So tune at nearly the width that you will train, or scale the rate by
-1 / width. `tune_small.py` is the same with the maximal-update parametrisation, in which one rate serves every width.
+1 / width. `tune_small.py` is a similar sweep with the maximal-update parametrisation, in which one rate serves every
+width.
 
 The 56 trials took 9 minutes on a shared machine with two CPU cores.
 """

@@ -96,6 +96,9 @@ def test_factors() -> None:
     assert rates == {"query.kernel": 1 / 4, "query_norm.scale": 1 / 2, "key_norm.scale": 1}
     more_heads = dataclasses.replace(config, head_width=8)
     assert parametrization.rate_scale(more_heads, ["attention", "query", "kernel"]) == 1 / 4
+    gate = ["attention", "gate", "kernel"]
+    assert parametrization.rate_scale(config, gate, orthogonalised=True) == 1 / 2
+    assert parametrization.rate_scale(more_heads, gate, orthogonalised=True) == 1
     assert parametrization.logit_scale(config) == 1 / 4
     assert parametrization.logit_scale(dataclasses.replace(config, tied_embeddings=False)) == 1
     standard = dataclasses.replace(config, parametrization="standard")

@@ -214,6 +214,26 @@ def test_an_engine_that_fails_tells_all_its_callers(lm: LanguageModel, monkeypat
         engine.close()
 
 
+def test_those_who_wait_are_told_if_starting_fails(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(lm, "random", ROOM, sizes=(2,))
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    async def main() -> None:
+        # Prompts of two widths: both wait when starting the first of them fails.
+        tickets = [engine.submit(prompt, Greedy(), settings()) for prompt in ("a", "a b " * 8, "b")]
+        for ticket in tickets:
+            with pytest.raises(EngineError, match="MemoryError: no room"):
+                await asyncio.wait_for(ticket.whole(), 60)
+
+    try:
+        monkeypatch.setattr(pool.Programs, "start", fails)
+        run(main)
+    finally:
+        engine.close()
+
+
 def test_the_queue_is_bounded(lm: LanguageModel):
     engine = Engine(lm, "random", ROOM, sizes=(1,), max_waiting=3)
 

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -12,11 +12,14 @@ import quick
 from test_generate import language_model
 from test_serve_engine import ROOM, run, settings
 
-from minigpt_jax import Random
+from minigpt_jax import Beam, Random
 from minigpt_jax.generate import LanguageModel
+from minigpt_jax.serve import engine as engine_module
+from minigpt_jax.serve import pool as pool_module
 from minigpt_jax.serve.engine import Engine
 from minigpt_jax.serve.pace import CHUNK_SECONDS, Pace
 from minigpt_jax.serve.pool import Pool
+from minigpt_jax.serve.ticket import Ticket, publish
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,6 +50,7 @@ def test_requests_that_come_together_start_together(lm: LanguageModel, monkeypat
         start(pool, batch, *sizes)
 
     monkeypatch.setattr(Pool, "_start", recorded)
+    monkeypatch.setattr(engine_module, "_MOST_GATHERING", 5.0)
 
     async def main() -> None:
         async def ask(seed: int) -> None:
@@ -59,6 +63,7 @@ def test_requests_that_come_together_start_together(lm: LanguageModel, monkeypat
         run(main)
         while engine.compiling():
             time.sleep(0.01)
+        time.sleep(0.5)  # until the engine's thread rests: while it works, it starts what comes at its next turn
         del started[:]
         run(main)
         assert started == [4]
@@ -81,17 +86,45 @@ def test_a_finished_request_is_freed_at_once(engine: Engine):
         gc.enable()
 
 
-def test_a_text_is_told_by_one_update_for_many_tokens(engine: Engine):
+def test_a_text_is_told_by_one_update_for_many_tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     """Updates cost time: after the first tokens there is one for each chunk, not one for each token."""
 
-    async def main() -> list[int]:
-        ticket = engine.submit("a b", Random(), settings(seed=1, max_new_tokens=ROOM), streamed=True)
-        return [len(update.generations[0].tokens) async for update in ticket]
+    lengths: list[int] = []
 
-    lengths = run(main)
+    def recorded(tickets: Iterable[Ticket]) -> None:
+        """A slow reader may miss updates, so they are counted where they are made."""
+        told = list(tickets)
+        lengths.extend(len(ticket.texts[0][0].tokens) for ticket in told)
+        publish(told)
+
+    async def main() -> None:
+        await engine.submit("a b", Random(), settings(seed=1, max_new_tokens=ROOM), streamed=True).whole()
+
+    monkeypatch.setattr(pool_module, "publish", recorded)
+    run(main)
     assert lengths[:2] == [1, 8]
     assert lengths[-1] == ROOM
     assert len(lengths) < ROOM / 8
+
+
+def test_beam_search_runs_in_few_chunks(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """Nothing of its text is known before a hypothesis has finished, so nobody waits for its first token."""
+    chunks: list[int] = []
+    launch = Pool._launch
+
+    def recorded(pool: Pool) -> None:
+        launch(pool)
+        assert pool._running is not None
+        chunks.append(pool._running.count)
+
+    monkeypatch.setattr(Pool, "_launch", recorded)
+
+    async def main() -> None:
+        await engine.submit("a b", Beam(2), settings(max_new_tokens=60)).whole()
+
+    run(main)
+    assert sum(chunks) >= 60
+    assert len(chunks) <= 12
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ that an update changes all activations by amounts that are independent of the wi
 | parameters | initial values | rate of Adam and Lion | rate of Muon |
 |---|---|---|---|
 | kernels of the blocks | Glorot's: 1 / sqrt(width) | 1 / m | 1 |
-| kernels of few outputs: output layer, head gates, sentinel | 1 / width | 1 / m | 1 / sqrt(m) |
+| kernels of few outputs: output layer, sentinel, gates of a fixed number of heads | 1 / width | 1 / m | 1 / sqrt(m) |
 | the pointer's queries and keys, of few outputs too, but normalised | Glorot's | 1 / m | 1 / sqrt(m) |
 | embeddings, norms, biases, convolutions | unchanged | 1 | 1 |
 
@@ -32,8 +32,9 @@ import jax
 
 from minigpt_jax.config import ModelConfig
 
-READOUTS = (("output",), ("attention", "gate"), ("pointer", "sentinel"))
-"""The layers, by the ends of their paths, whose number of outputs does not grow with the width."""
+READOUTS = (("output",), ("pointer", "sentinel"))
+"""The layers, by the ends of their paths, whose number of outputs does not grow with the width. That of the gates of
+heads does not either, unless the number of heads grows."""
 NORMALISED_READOUTS = (("pointer", "query"), ("pointer", "key"))
 """Those whose outputs are normalised, so that the size of their kernels has no effect on the model's function."""
 
@@ -64,7 +65,7 @@ def rate_scale(config: ModelConfig, path: Sequence[str], *, orthogonalised: bool
         return scale
     if not orthogonalised:
         return scale / m
-    return scale / m**0.5 if _ends(path, READOUTS + NORMALISED_READOUTS) else scale
+    return scale / m**0.5 if _is_readout(config, path) or _ends(path, NORMALISED_READOUTS) else scale
 
 
 def logit_scale(config: ModelConfig) -> float:
@@ -78,11 +79,16 @@ def names(path: tuple[Any, ...]) -> list[str]:
 
 
 def _initial_scale(config: ModelConfig, path: Sequence[str], shape: tuple[int, ...]) -> float:
-    if path[-1] == "kernel" and _ends(path, READOUTS):
+    if path[-1] == "kernel" and _is_readout(config, path):
         m, outputs = growth(config), shape[-1]
         # Glorot's deviation at the base width, sqrt(2 / (inputs + outputs)), divided by m.
         return ((config.width + outputs) / (config.base_width + outputs)) ** 0.5 / m
     return _query_scale(config, path)
+
+
+def _is_readout(config: ModelConfig, path: Sequence[str]) -> bool:
+    """Whether the number of a layer's outputs does not grow with the width."""
+    return _ends(path, READOUTS) or (config.head_width is None and _ends(path, (("attention", "gate"),)))
 
 
 def _query_scale(config: ModelConfig, path: Sequence[str]) -> float:

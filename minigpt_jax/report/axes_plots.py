@@ -47,8 +47,7 @@ def by_rate(sweep: Sweep, rate: Axis, other: Axis) -> Figure | None:
     """Plots the objective against a learning rate, with a curve for each value of another axis.
 
     The best rate of each curve has a larger marker. If further axes vary, a curve shows the best configuration at each
-    rate. Returns None if the other axis has too many
-    values.
+    rate. Returns None if the other axis has too many values.
     """
     measured = [one for one in sweep.configurations if one.mean is not None]
     taken = {one.values[other.field] for one in measured}

@@ -15,8 +15,6 @@ import scipy.optimize
 
 from minigpt_jax.errors import UserError
 
-LEAST_MODELS = 6
-"""The law has five constants."""
 _HUBER = 1e-3  # Hoffmann et al.'s: residuals of log L beyond it count in proportion, not as squares
 _STARTS = 8  # optimisations, from the best points of the grid
 _SCALES, _FLOORS, _EXPONENTS = (0.0, 5.0, 10.0, 15.0, 20.0), (-2.0, -1.0, 0.0, 1.0), (0.3, 0.6, 1.0, 1.5)
@@ -128,13 +126,14 @@ def fit(
         form: the law's.
 
     Raises:
-        UserError: there are fewer than six models, or all have the same number of parameters or tokens.
+        UserError: there are no more models than constants, or all have the same number of parameters or tokens.
     """
     N, D = parameters, tokens
-    if len(N) < LEAST_MODELS or len(set(N)) < 2 or len(set(D)) < 2:
+    if not enough(N, D, form):
+        constants = len(form.constants)
         raise UserError(
-            f"a scaling law has five constants: it needs {LEAST_MODELS} configurations or more, of several numbers of "
-            f"parameters and of training tokens; there are {len(N)}, of {len(set(N))} and {len(set(D))}"
+            f"a scaling law with {constants} constants needs {constants + 1} configurations or more, of several "
+            f"numbers of parameters and of training tokens; there are {len(N)}, of {len(set(N))} and {len(set(D))}"
         )
     x, y = np.log([N, D]), np.log(losses)
     found = min((_descend(form, start, x, y) for start in _best_starts(form, x, y)), key=lambda result: result.cost)
@@ -146,6 +145,11 @@ def fit(
             resampled.append(list(form.values(_descend(form, found.x, x[:, taken], y[taken], 1e-9).x).values()))
     ends = np.quantile(np.array(resampled), (0.025, 0.975), axis=0).T.tolist() if samples else []
     return Fitted(form, form.values(found.x), dict(zip(form.constants, map(tuple, ends), strict=False)))
+
+
+def enough(parameters: np.ndarray, tokens: np.ndarray, form: Form = HOFFMANN) -> bool:
+    """Whether there are more models than the law has constants, of several sizes and several numbers of tokens."""
+    return len(parameters) > len(form.constants) and len(set(parameters)) > 1 and len(set(tokens)) > 1
 
 
 def _best_starts(form: Form, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:

@@ -76,7 +76,7 @@ def looks(by_compute: Sequence[Model]) -> list[Look]:
     found = []
     for share in KEPT:
         kept = np.array(by_compute[: round(share * len(by_compute))], float).reshape(-1, 3)
-        if len(kept) >= law.LEAST_MODELS and len(set(kept[:, 0])) > 1 and len(set(kept[:, 1])) > 1:
+        if law.enough(kept[:, 0], kept[:, 1]):
             fitted = law.fit(*kept.T, samples=60)
             found.append(Look(kept[:, 2].min(), fitted.constants["E"], fitted.intervals["E"]))
     return found
@@ -90,7 +90,7 @@ def error_beyond(form: Form, sizes: np.ndarray, tokens: np.ndarray, losses: np.n
         sizes, tokens, losses: of the models [M], by rising compute.
     """
     known = len(losses) - round(_BEYOND * len(losses))
-    if known < law.LEAST_MODELS or len(set(sizes[:known])) < 2 or len(set(tokens[:known])) < 2:
+    if not law.enough(sizes[:known], tokens[:known], form):
         return float("nan")
     fitted = law.fit(sizes[:known], tokens[:known], losses[:known], samples=0, form=form)
     return _error(fitted, sizes[known:], tokens[known:], losses[known:])
@@ -130,6 +130,9 @@ def _forms(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Table:
     """Other forms beside Hoffmann et al.'s: their E, and their errors."""
     rows = []
     for name, form in {"Hoffmann et al. (2022)": law.HOFFMANN, **law.OTHERS}.items():
+        if not law.enough(sizes, tokens, form):
+            rows.append([name, form.formula, "", "", "", ""])
+            continue
         fitted = law.fit(sizes, tokens, losses, samples=60, form=form)
         floor, interval = "0", ""
         if "E" in fitted.constants:
@@ -142,7 +145,8 @@ def _forms(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Table:
     columns += [Column("95% interval"), Column("error"), Column("error beyond")]
     note = (
         "The error is the root mean square of that of log L. Beyond: for the quarter of the models with the most "
-        "compute, by the law that is fitted to the others."
+        "compute, by the law that is fitted to the others. Where there are no more models than constants, a law says "
+        "nothing."
     )
     return Table(columns, rows, note=note)
 

@@ -89,7 +89,7 @@ async def _events(answer: Answer) -> AsyncIterator[tuple[str, bool]]:
     try:
         async for bodies, last in answer.events():
             yield "".join(map(event, bodies)) + _END * last, last
-    except Exception as error:  # the status has been sent already
+    except Exception as error:  # too late for another status, or nearly so
         failed = await error_response(Request({"type": "http"}), error)
         yield event(json.loads(bytes(failed.body))) + _END, True
 

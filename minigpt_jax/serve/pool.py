@@ -72,8 +72,12 @@ class Pool:
         self.waiting: deque[Entry] = deque()
         self.finished = 0
         """Texts that have ended."""
-        # Free rows ask for what this one does, apart from its penalties, which would cost time.
-        self._blank: tuple[Request, Sampler] = _without_penalties(entry.request), entry.sampler
+        # Free rows ask for what this one does, apart from its penalties, which would cost time. It is a copy, as the
+        # entry's arrays are views of a whole request.
+        self._blank: tuple[Request, Sampler] = (
+            _without_penalties(jax.tree.map(np.copy, entry.request)),
+            entry.sampler,
+        )
         self._programs = Programs(kind, lm.stepped.weights, *self._blank, sizes, compiler)
         self._state: State | None = None
         self._asked = self._on_device = self._blank
@@ -139,26 +143,28 @@ class Pool:
 
     def _join(self) -> bool:
         """Moves waiting texts to free rows, in order. Returns whether any have joined."""
-        if self.waiting:
-            for width in dict.fromkeys(entry.width for entry in self.waiting):
-                self._prepare(width)
+        for width in self._widths():
+            self._prepare(width)
         self._resize()
         joined = False
-        passed: deque[Entry] = deque()
-        while self.waiting and (free := len(self._rows) - self.active):
-            width = self.waiting[0].width
-            size = self._batch_size(width, min(free, sum(entry.width == width for entry in self.waiting)))
+        passed: set[int] = set()
+        while (free := len(self._rows) - self.active) and (widths := [w for w in self._widths() if w not in passed]):
+            alike = [entry for entry in self.waiting if entry.width == widths[0]]
+            size = self._batch_size(widths[0], min(free, len(alike)))
             if size is None:  # its program is being compiled; others need not wait for it
-                passed += [entry for entry in self.waiting if entry.width == width]
-                self.waiting = deque(entry for entry in self.waiting if entry.width != width)
+                passed.add(widths[0])
                 continue
-            batch = [entry for entry in self.waiting if entry.width == width][: min(free, size)]
+            batch = alike[: min(free, size)]
+            self._start(batch, size, widths[0])
+            # Only now, so that those who wait are told if starting has failed.
             taken = set(map(id, batch))
             self.waiting = deque(entry for entry in self.waiting if id(entry) not in taken)
-            self._start(batch, size, width)
             joined = True
-        self.waiting = passed + self.waiting
         return joined
+
+    def _widths(self) -> list[int]:
+        """The widths of waiting texts, in order."""
+        return list(dict.fromkeys(entry.width for entry in self.waiting))
 
     def _prepare(self, width: int) -> None:
         """Has the programs compiled that prompts of this width will need, the smallest sizes first."""
@@ -252,7 +258,9 @@ class Pool:
             self._on_device, self._changed = jax.device_put(jax.tree.map(np.copy, self._asked)), False
         jobs = [job for job in self._rows if job is not None]
         most = self._pace.part_of(max(job.row.limit - job.tokens for job in jobs))
-        young = [_YOUNG - job.tokens if job.tokens else 1 for job in jobs if job.tokens < _YOUNG]
+        young = []
+        if self.kind.streams:  # of other texts, nothing is shown or known before their end
+            young = [_YOUNG - job.tokens if job.tokens else 1 for job in jobs if job.tokens < _YOUNG]
         count, began = min([min(most, _YOUNG) if self.waiting else most, *young]), time.perf_counter()
         program = self._programs.want("advance", len(self._rows))
         arguments = self._state, self.lm.stepped.weights, *self._on_device, self._halted, np.int32(count)

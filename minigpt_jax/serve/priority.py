@@ -1,5 +1,6 @@
 """Which threads go first where cores are few."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -15,5 +16,6 @@ def give_way() -> None:
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        niceness = max(os.getpriority(os.PRIO_PROCESS, thread), _NICENESS)
-        os.setpriority(os.PRIO_PROCESS, thread, niceness)
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            niceness = max(os.getpriority(os.PRIO_PROCESS, thread), _NICENESS)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)

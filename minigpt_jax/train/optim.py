@@ -196,9 +196,9 @@ def transformation(
     If the parametrisation of `model` is muP, the updates are scaled by the width, parameter by parameter; weight decay
     is not. The updates of a user's optimizer are scaled as those of Adam, including its weight decay.
 
-    The structure of its state depends only on `config.name`. Weight decay is decoupled, and acts only on the kernels of
-    dense layers. Muon updates the kernels of blocks and of the pointer, to which its weight decay is restricted; Adam
-    with Nesterov momentum updates all other parameters.
+    The structure of its state depends only on `config.name` and on the parametrisation. Weight decay is decoupled, and
+    acts only on the kernels of dense layers. Muon updates the kernels of blocks and of the pointer, to which its weight
+    decay is restricted; Adam with Nesterov momentum updates all other parameters.
 
     A user's optimizer is a function `(learning_rate, hyper)` that returns an Optax transformation. The learning rate is
     a traced scalar, that of this step, so Optax gets it as a number and not as a schedule. `hyper` are the
@@ -241,7 +241,8 @@ def transformation(
                 f"--optimizer.name {config.name}: it returns a {type(rule).__name__}; it must return an Optax "
                 "transformation, such as optax.sgd(learning_rate)"
             )
-        rule = optax.chain(rule, *by_width)
+        if by_width:  # without, the state has the structure that the user's rule gives it
+            rule = optax.chain(rule, *by_width)
     return optax.chain(optax.clip_by_global_norm(hyper.clip_norm), rule)
 
 
