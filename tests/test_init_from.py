@@ -163,10 +163,10 @@ def test_an_experiment_of_another_form_is_refused(trained: Path, tmp_path: Path)
 
 def test_documents_are_not_isolated_where_a_row_is_one() -> None:
     packed = Experiment("a", DataConfig(layout="packed"), model=ModelConfig(isolate_documents=True))
-    for layout in ("packed", "lines"):
+    for layout in ("packed", "whole", "lines"):
         inherited = config.inherited(Experiment("b", DataConfig(layout=layout), TokenizerConfig()), packed)
         config.validate(inherited)
-        assert inherited.model.isolate_documents == (layout == "packed")
+        assert inherited.model.isolate_documents == (layout != "lines")
 
 
 def test_every_trial_of_a_sweep_starts_from_the_weights(trained: Path, tmp_path: Path):

@@ -31,6 +31,7 @@ def test_bits_per_byte_rank_if_tokens_or_text_differ(fields: tuple[str, ...], fi
         (EXPERIMENT, "tokenizer", {"vocabulary_size": 500}, None),
         (EXPERIMENT, "data", {"sequence_length": 64}, None),
         (EXPERIMENT, "data", {"layout": "lines", "evaluation_layout": "packed"}, None),
+        (EXPERIMENT, "data", {"layout": "whole"}, None),  # all of the same text
         (EXPERIMENT, "data", {"stories_seed": 1}, "different texts"),
         (EXPERIMENT, "data", {"evaluation_layout": "lines"}, "different parts"),
         (LINES, "data", {"min_bytes": 128}, "different parts"),

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from quick import optimisations
 from tiny import CONFIGS, EVERYTHING
 
 from minigpt_jax import model
-from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TokenizerConfig, validate
+from minigpt_jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TokenizerConfig, code, validate
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.errors import UserError
 from minigpt_jax.model import parametrization
@@ -172,6 +173,18 @@ def test_weight_decay_is_independent_of_the_width() -> None:
     zero = jax.tree.map(jnp.zeros_like, params)
     updates: Any = transformation.update(zero, transformation.init(params), params)[0]
     np.testing.assert_allclose(updates["output"]["kernel"], -0.01 * 0.5, rtol=1e-6)
+
+
+def test_the_state_of_a_rule_of_ones_own_is_its_own_but_in_mup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoints have this structure."""
+    monkeypatch.setattr(code, "loaded", lambda _: lambda rate, _: optax.sgd(rate, momentum=0.9))
+    rule, params = OptimizerConfig(name="mine.py:rule"), {"output": {"kernel": jnp.ones((64, 8))}}
+    hyper = optim.hyperparameters(rule, 10)
+    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)).init(params)
+    for name in ("standard", "mup"):
+        config = dataclasses.replace(GROWING, parametrization=name, width=64, base_width=16)
+        state = optim.transformation(rule, hyper, 0, model=config).init(params)
+        assert (jax.tree.structure(state) == jax.tree.structure(clipped)) == (name == "standard")
 
 
 def test_a_block_of_ones_own_is_refused() -> None:

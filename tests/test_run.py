@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
 from minigpt_jax.train import evaluate
+from minigpt_jax.trial import open_run
 from minigpt_jax.trial.run import run
 
 
@@ -121,6 +123,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(tmp_path: Path, whole
     assert_same_run(path, whole)
 
 
+def test_a_run_of_whole_documents_resumes(tmp_path: Path):
+    """Its rows are padded, so that it counts fewer tokens than they have, and its floor is known."""
+    experiment = changed("data", layout="whole", sequence_length=160)
+    run(experiment, tmp_path / "run")
+    run(changed("train", experiment, steps=6), tmp_path / "resumed")
+    run(experiment, tmp_path / "resumed")
+    for one, other in zip(weights(tmp_path / "run"), weights(tmp_path / "resumed"), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert 0 < figures(tmp_path / "run")[-1]["tokens"] < 12 * 16 * 160
+    assert Rows.load(tmp_path / "run" / "data" / "valid.npz").floor is not None
+
+
+@pytest.mark.parametrize(("layout", "stops"), [("lines", False), ("packed", True), ("whole", True)])
+def test_samples_end_with_their_text_unless_rows_are_prefixes(whole: Path, layout: str, stops: bool):
+    lm = generate.load(whole)
+    asked: dict[str, Any] = {}
+    lm.generate = lambda *_, **settings: asked.update(settings) or []
+    open_run.sample(changed("data", layout=layout), lm)
+    assert asked["stop"] == (lm.end_ids if stops else [])
+
+
 @pytest.mark.parametrize("steps_per_execution", [4, 5])
 def test_results_are_independent_of_steps_per_execution(tmp_path: Path, whole: Path, steps_per_execution: int):
     run(changed("train", steps_per_execution=steps_per_execution), tmp_path / "run")
@@ -171,6 +194,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 from tiny_experiment import changed
+from minigpt_jax.trial import open_run
 from minigpt_jax.trial.run import run
 result = run(changed("train", steps=100_000, checkpoint_every=10_000), {path!r})
 print("interrupted", result.interrupted, result.progress.step)
