@@ -46,7 +46,7 @@ def json_lines(text: str) -> list[dict]:
 def test_every_experiment_parses(file: Path, capsys: pytest.CaptureFixture):
     assert command(file, "--help") == 0
     help_text = capsys.readouterr().out
-    if file.name.startswith(("ablate_", "benchmark_", "compare_", "which_")):  # a program of its own
+    if file.name.startswith(("ablate_", "benchmark_", "compare_", "coordinate_", "which_")):  # a program of its own
         assert "--output" in help_text
         return
     for flag in ("--model.num-layers", "--data.archive", "--train.checkpoint-every", "--run-dir", "--seed"):

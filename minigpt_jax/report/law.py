@@ -142,7 +142,7 @@ def fit(
     while len(resampled) < samples:
         taken = rng.integers(len(N), size=len(N))
         if len(set(N[taken])) > 1 and len(set(D[taken])) > 1:
-            resampled.append(list(form.values(_descend(form, found.x, x[:, taken], y[taken], 1e-9).x).values()))
+            resampled.append(list(form.values(_descend(form, found.x, x[:, taken], y[taken], 1e-7).x).values()))
     ends = np.quantile(np.array(resampled), (0.025, 0.975), axis=0).T.tolist() if samples else []
     return Fitted(form, form.values(found.x), dict(zip(form.constants, map(tuple, ends), strict=False)))
 
@@ -158,9 +158,9 @@ def _best_starts(form: Form, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
 
 
 def _descend(
-    form: Form, start: np.ndarray, x: np.ndarray, y: np.ndarray, tolerance: float = 1e-13
+    form: Form, start: np.ndarray, x: np.ndarray, y: np.ndarray, tolerance: float = 1e-11
 ) -> scipy.optimize.OptimizeResult:
     """The nearest constants with the least sum of Huber losses of the errors of log L."""
     options: dict[str, Any] = {"loss": "huber", "f_scale": _HUBER, "x_scale": "jac", "jac": "3-point"}
-    options |= {"ftol": tolerance, "xtol": tolerance, "gtol": tolerance, "max_nfev": 3000}
+    options |= {"ftol": tolerance, "xtol": tolerance, "gtol": tolerance, "max_nfev": 1000}
     return scipy.optimize.least_squares(lambda seen: form.log_loss(seen, x) - y, start, **options)

@@ -18,6 +18,8 @@ from minigpt_jax.report.page import Block, Column, Plot, Plots, Table, Text
 
 KEPT = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the models, those with the least compute, to which the law is fitted too."""
+_SAMPLES = 40
+"""Fits for each interval, where there are many."""
 _BEYOND = 0.25  # the share of the models, those with the most compute, whose losses a law has to predict
 
 
@@ -77,7 +79,7 @@ def looks(by_compute: Sequence[Model]) -> list[Look]:
     for share in KEPT:
         kept = np.array(by_compute[: round(share * len(by_compute))], float).reshape(-1, 3)
         if law.enough(kept[:, 0], kept[:, 1]):
-            fitted = law.fit(*kept.T, samples=60)
+            fitted = law.fit(*kept.T, samples=_SAMPLES)
             found.append(Look(kept[:, 2].min(), fitted.constants["E"], fitted.intervals["E"]))
     return found
 
@@ -133,7 +135,7 @@ def _forms(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Table:
         if not law.enough(sizes, tokens, form):
             rows.append([name, form.formula, "", "", "", ""])
             continue
-        fitted = law.fit(sizes, tokens, losses, samples=60, form=form)
+        fitted = law.fit(sizes, tokens, losses, samples=_SAMPLES, form=form)
         floor, interval = "0", ""
         if "E" in fitted.constants:
             floor, interval = _constant(fitted.constants["E"]), "–".join(map(_constant, fitted.intervals["E"]))
