@@ -58,6 +58,23 @@ def test_the_page_has_the_law_that_the_losses_follow(folder: Path):
     assert float(forms[2][5].removesuffix("%")) > 1
 
 
+def test_laws_are_fitted_to_the_models_by_rising_compute(monkeypatch: pytest.MonkeyPatch):
+    """The part of them that a law has to predict comes last."""
+    taken: list[np.ndarray] = []
+
+    def recorded(sizes: np.ndarray, tokens: np.ndarray, *_: object, form: law.Form = law.HOFFMANN, **__: object):
+        taken.append(sizes * tokens)
+        return law.Fitted(form, dict.fromkeys(form.constants, 1.0), dict.fromkeys(form.constants, (1.0, 1.0)))
+
+    monkeypatch.setattr(law, "fit", recorded)
+    rng = np.random.default_rng(0)
+    models = [law_blocks.Model(*map(float, one)) for one in rng.integers(100, 10_000, (20, 3))]
+    law_blocks.blocks(models, floor=None)
+    compute = sorted(model.parameters * model.tokens for model in models)
+    assert {len(one) for one in taken} == {10, 12, 14, 15, 16, 18, 20}
+    assert all(one.tolist() == compute[: len(one)] for one in taken)
+
+
 def test_more_models_tell_more_of_the_floor():
     """The lowest loss falls as more models are taken, and of losses of the law every part gives its floor."""
     sizes, tokens = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e4, 1e6, 6), np.geomspace(1e5, 1e7, 6)))
