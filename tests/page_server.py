@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import uvicorn
-from quick import optimisations
 
 from minigpt_jax import tokenizer
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig
@@ -32,7 +31,7 @@ def byte_model(path: Path | None = None) -> LanguageModel:
     )
     pieces = tokenizer.byte()
     lm = LanguageModel(experiment, pieces, {}, path=path)
-    params = lm.model.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(lm.model.init)(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
     letters = np.zeros(lm.model.vocabulary_size, np.float32)
     letters[pieces.encode_batch(["abcdefghijklmnopqrstuvwxyz    .,<>&"])[0]] = 4.0  # so that its texts can be read
     lm.weights = jax.tree.map(lambda leaf: 4.0 * leaf + (letters if leaf.shape == letters.shape else 0), params)
@@ -41,12 +40,7 @@ def byte_model(path: Path | None = None) -> LanguageModel:
 
 @contextlib.contextmanager
 def serving(lm: LanguageModel) -> Iterator[str]:
-    """The address of a server of this model, under the name `bytes`, whose programs are compiled quickly."""
-    with optimisations(False):
-        yield from _serving(lm)
-
-
-def _serving(lm: LanguageModel) -> Iterator[str]:
+    """The address of a server of this model, under the name `bytes`."""
     app = create_app(Runs([Engine(lm, "bytes", sizes=(1, 4))]))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -17,7 +17,6 @@ pytest.importorskip("transformers", reason="the extra huggingface is not install
 
 import torch
 import transformers
-from quick import optimisations
 
 from minigpt_jax import model
 from minigpt_jax.config import BOS_ID, DataConfig, Experiment, ModelConfig, SampleConfig, TokenizerConfig
@@ -104,8 +103,7 @@ def language_model(config: ModelConfig, layout: str = "packed", window: int = T)
 @functools.cache
 def logits(config: ModelConfig) -> np.ndarray:
     lm = language_model(config)
-    with optimisations(False):
-        return np.asarray(model.logits(lm.model, lm.weights, jnp.asarray(TOKENS)))
+    return np.asarray(model.logits(lm.model, lm.weights, jnp.asarray(TOKENS)))
 
 
 def exported(lm: LanguageModel, folder: Path, dtype: Any = "float32") -> tuple[str, Any]:
@@ -237,8 +235,7 @@ def test_greedy_texts(name: str, layout: str, tmp_path: Path) -> None:
     lm = language_model(STOCK[name][1], layout)
     _, theirs = exported(lm, tmp_path / "folder")
     prompts = ["the a", "", "b c . d"]
-    with optimisations(False):
-        ours = lm.generate(prompts, max_new_tokens=12, stop=[lm.end_id])
+    ours = lm.generate(prompts, max_new_tokens=12, stop=[lm.end_id])
     for prompt, generation in zip(prompts, ours, strict=True):
         ids = [BOS_ID, *lm.tokenizer.encode_batch([prompt])[0]]
         out = theirs.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12)
@@ -254,8 +251,7 @@ def test_way_back(number: int, tmp_path: Path) -> None:
     back = huggingface.read_weights(tmp_path, experiment)
     if done.class_name == "MiniGPTForCausalLM":
         jax.tree.map(np.testing.assert_array_equal, back, lm.weights)
-    with optimisations(False):
-        again = model.logits(model.build(experiment), back, jnp.asarray(TOKENS))
+    again = model.logits(model.build(experiment), back, jnp.asarray(TOKENS))
     np.testing.assert_allclose(again, logits(MODELS[number]), atol=1e-5, rtol=1e-5)
 
 
@@ -267,8 +263,7 @@ def test_way_back_of_folded_models(name: str, tmp_path: Path) -> None:
     write(lm, tmp_path, "float32", "folder", [])
     experiment = huggingface.read_experiment(tmp_path)
     back = huggingface.read_weights(tmp_path, experiment)
-    with optimisations(False):
-        again = model.logits(model.build(experiment), back, jnp.asarray(TOKENS))
+    again = model.logits(model.build(experiment), back, jnp.asarray(TOKENS))
     np.testing.assert_allclose(again, logits(STOCK[name][1]), atol=1e-4, rtol=1e-5)
 
 

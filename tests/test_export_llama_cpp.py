@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
-from quick import optimisations
 from test_export_gguf import with_byte_fallback
 from test_export_tokenizer import KINDS, ODD, STORIES, trained  # noqa: F401  a fixture
 from tiny_gguf import MODELS, T, V, language_model
@@ -36,8 +35,7 @@ def exported(name: str, folder: Path, dtype: Any = "float32", **more: Any) -> tu
 
 
 def our_logits(lm: Any) -> np.ndarray:
-    with optimisations(False):
-        return np.asarray(model.logits(lm.model, lm.weights, jnp.asarray(TOKENS[None])))[0]
+    return np.asarray(model.logits(lm.model, lm.weights, jnp.asarray(TOKENS[None])))[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -66,8 +64,7 @@ def test_greedy_texts(name: str, layout: str, tmp_path: Path) -> None:
     prompts = ["the a", "", "b c . d"]
     special = lm.tokenizer.special
     never = [*special.banned, *range(len(lm.tokenizer), V)]
-    with optimisations(False):
-        ours = lm.generate(prompts, max_new_tokens=12)
+    ours = lm.generate(prompts, max_new_tokens=12)
     ids = [[special.start, *row] for row in lm.tokenizer.encode_batch(prompts)]
     with LlamaCpp(file, sequences=3) as theirs:
         about = theirs.about()

@@ -1,7 +1,6 @@
 """Faults: kills at any moment, damaged checkpoints and lost processes. They do not change the result of a run."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import machine
 import numpy as np
 import pytest
 from tiny_experiment import EXPERIMENT, changed
@@ -40,11 +40,10 @@ def assert_same_state(one: Result, other: Result) -> None:
 def command(file: Path, run_dir: Path, *flags: object, devices: int = 1) -> subprocess.Popen[str]:
     """A training process, started as by a user."""
     file.write_text(HEAD.format(tests=str(Path(__file__).parent)))
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     words = ["train", file, "--run-dir", run_dir, *flags]
     return subprocess.Popen(
         [sys.executable, "-m", "minigpt_jax", *map(str, words)],
-        env=environment,
+        env=machine.environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

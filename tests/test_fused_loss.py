@@ -1,7 +1,6 @@
 """The loss fused with the output layer is the plain one, in its value and its gradient, whatever the chunks."""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quick import optimisations
 from tiny import TINY, T, V, gpt, weights
 
 from minigpt_jax.config import ModelConfig, OptimizerConfig
@@ -27,12 +25,6 @@ CONFIGS = {
     "tied": replace(TINY, tied_embeddings=True),
     "tied, no bias, soft-cap": replace(TINY, tied_embeddings=True, use_bias=False, logit_softcap=0.5),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    with optimisations(False):
-        yield
 
 
 def inputs(seed: int = 0) -> tuple[Any, Any, Any]:

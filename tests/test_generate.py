@@ -1,6 +1,8 @@
 """A model in this process: its texts, their log-probabilities, and that a row's text is its own."""
 
+import functools
 import string
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ def language_model(**choices: object) -> LanguageModel:
         tokenizer=TokenizerConfig(vocabulary_size=ROWS),
         model=ModelConfig(**{"num_layers": 2, "width": 16, "num_heads": 2, "feed_forward": 32, **choices}),  # type: ignore[arg-type]
     )
-    params = model.build(experiment).init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.build(experiment).init)(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
     sharp = jax.tree.map(lambda x: 2.0 * x, params)  # so that the model has opinions
     return LanguageModel(experiment, WordPiece(PIECES), sharp)
 
@@ -39,9 +41,21 @@ def lm() -> LanguageModel:
 def full_pass_logprobs(lm: LanguageModel, prompt: str, tokens: list[int]) -> np.ndarray:
     """Log-probabilities of the tokens after the prompt, from one full pass."""
     head = [BOS_ID, *lm.tokenizer.encode_batch([prompt])[0]]
-    logits = lm.model.apply({"params": lm.weights}, jnp.asarray([head + tokens]))
-    logprobs = jax.nn.log_softmax(logits[0])
-    return np.asarray([logprobs[len(head) - 1 + i, token] for i, token in enumerate(tokens)])
+    logits = full_pass(lm, head + tokens)[len(head) - 1 : -1]
+    logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    return logprobs[np.arange(len(tokens)), tokens]
+
+
+def full_pass(lm: LanguageModel, ids: list[int]) -> np.ndarray:
+    """The logits after each of the ids, by a program that serves all lengths up to a multiple of the window."""
+    padded = np.full((1, -(-len(ids) // WINDOW) * WINDOW), PAD_ID)
+    padded[0, : len(ids)] = ids
+    return np.asarray(_logits(lm.model, lm.weights, padded))[0, : len(ids)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(module: model.GPT, weights: Any, ids: np.ndarray) -> Any:
+    return module.apply({"params": weights}, ids)
 
 
 SAMPLERS = [
@@ -89,7 +103,7 @@ def test_greedy_takes_the_most_probable_of_all_pieces(lm: LanguageModel):
     for generation in lm.generate(PROMPTS, max_new_tokens=6):
         head = [BOS_ID, *lm.tokenizer.encode_batch([generation.prompt])[0]]
         for token in generation.tokens:
-            logits = np.asarray(lm.model.apply({"params": lm.weights}, jnp.asarray([head])))[0, -1]
+            logits = full_pass(lm, head)[-1]
             allowed = [i for i in range(len(PIECES)) if i not in (PAD_ID, BOS_ID)]
             assert token == allowed[int(np.argmax(logits[allowed]))]
             head.append(token)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ pytest.importorskip("lm_eval", reason="the extra harness is not installed")
 import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
-from quick import optimisations
 from tiny_experiment import changed
 
 import minigpt_jax
@@ -63,12 +61,6 @@ TASKS = {
         metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
     """,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    with optimisations(False):
-        yield
 
 
 def random_model(config: ModelConfig, layout: str = "packed") -> LanguageModel:

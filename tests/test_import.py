@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ pytest.importorskip("transformers", reason="the extra huggingface is not install
 import tokenizers
 import torch
 import transformers
-from quick import optimisations
 from tiny_experiment import EXPERIMENT, changed
 
 import minigpt_jax
@@ -33,12 +31,6 @@ END = "<|endoftext|>"
 TEXTS = ["the fox ran, and the bear slept.", "a small owl", "Ünïcode: 3 < 4!"]
 WINDOW, ROWS_MORE = 48, 7
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    with optimisations(False):
-        yield
 
 
 def write_tokenizer(folder: Path) -> tokenizers.Tokenizer:

@@ -2,14 +2,12 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from quick import optimisations
 from tiny_experiment import EXPERIMENT, changed
 from tiny_sweep import batches
 
@@ -23,12 +21,6 @@ from minigpt_jax.trial.run import run
 
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
 LEARNED = changed("model", changed("train", steps=4), positions="learned")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    with optimisations(False):
-        yield
 
 
 @pytest.fixture(scope="module")

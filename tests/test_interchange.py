@@ -19,7 +19,6 @@ pytest.importorskip("transformers", reason="the extra huggingface is not install
 import safetensors.numpy
 import torch
 import transformers
-from quick import optimisations
 
 from minigpt_jax import model
 from minigpt_jax.errors import UserError
@@ -94,8 +93,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).logits.numpy()
     assert expected.std() > 0.3
-    with optimisations(False):
-        logits = model.logits(model.build(experiment), params, jnp.asarray(tokens))
+    logits = model.logits(model.build(experiment), params, jnp.asarray(tokens))
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 

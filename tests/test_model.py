@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_gpt
 import pytest
-from quick import optimisations
 from tiny import (
     CONFIGS,
     EVERYTHING,
@@ -35,12 +33,6 @@ from minigpt_jax.model import GPT
 from minigpt_jax.model.blocks import Dropout, DropoutCall
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    with optimisations(False):
-        yield
 
 
 @each_config
@@ -96,15 +88,15 @@ def test_untied_is_the_same_model(dtype: Any, config: ModelConfig) -> None:
 @pytest.mark.parametrize("zero_init", [False, True])
 def test_zero_init_starts_every_block_as_the_identity(zero_init: bool) -> None:
     module = gpt(replace(EVERYTHING, zero_init=zero_init))
-    params = module.init(jax.random.key(0), RAGGED)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), RAGGED)["params"]
     embedded = np.asarray(params["token_embedding"]["embedding"])[RAGGED]
     normed = embedded / np.sqrt((embedded**2).mean(-1, keepdims=True) + module.config.norm_epsilon)
-    hidden = apply(module, params, RAGGED, method=GPT.hidden)
+    hidden = jax.jit(functools.partial(apply, module, method=GPT.hidden))(params, RAGGED)
     assert np.allclose(hidden, normed, rtol=1e-4, atol=1e-4) == zero_init
 
 
 def test_convolutions_are_initialised_to_zero() -> None:
-    params: Any = gpt(EVERYTHING).init(jax.random.key(0), RAGGED)["params"]
+    params: Any = jax.jit(gpt(EVERYTHING).init)(jax.random.key(0), RAGGED)["params"]
     convolutions = [name for name in params["block_1"] if name.endswith("_convolution")]
     assert [params["block_1"][name]["taps"].shape for name in convolutions] == 2 * [(3, EVERYTHING.width)]
     plain = {name: {k: v for k, v in node.items() if k not in convolutions} for name, node in params.items()}

@@ -1,7 +1,6 @@
 """What may attend to what: causality, padding, documents, windows, rotary positions and grouped heads."""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_gpt
 import pytest
-from quick import optimisations
 from tiny import (
     CONFIGS,
     EVEN,
@@ -32,12 +30,6 @@ from tiny import (
 from minigpt_jax.config import BOS_ID, ModelConfig
 from minigpt_jax.model import GPT
 from minigpt_jax.model.blocks import rotate
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    with optimisations(False):
-        yield
 
 
 @pytest.mark.parametrize(("name", "lengths"), [("rope", (9, 2, 6)), ("everything", (5, 2, 3))])

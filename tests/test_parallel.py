@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import machine
 import numpy as np
 import pytest
 
@@ -46,9 +46,9 @@ model = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16), V
 def trainer(accumulate=1):
     return StepSpec(model, config, True, accumulate, devices.axis_name())
 
-@jax.jit
-def fresh():
-    return init_state(trainer(), hyper, jax.random.key(1))
+@functools.partial(jax.jit, static_argnums=0)
+def fresh(spec):
+    return init_state(spec, hyper, jax.random.key(1))
 
 def gone(state):  # was the memory given away?
     return all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
@@ -57,7 +57,7 @@ def compiled(step, accumulate=1):
     return devices.compile(functools.partial(step, trainer(accumulate)), donate=True)
 
 out = {"devices": jax.device_count()}
-start = devices.put_replicated(fresh())
+start = devices.put_replicated(fresh(trainer()))
 evaluate = devices.compile(functools.partial(eval_step, model, axis_name=devices.axis_name()))
 
 state, losses, norms = start, [], []
@@ -72,14 +72,14 @@ out["kept"] = not gone(state)  # evaluation donates nothing
 modern = ModelConfig(1, 16, 2, feed_forward=16, tied_embeddings=True, convolution=3, head_gate=True, pointer=8)
 modern = GPT(modern, V, T, jax.numpy.bfloat16)
 half = StepSpec(modern, OptimizerConfig("normuon"), True, 1, devices.axis_name())
-state = devices.put_replicated(init_state(half, hyper, jax.random.key(1)))
+state = devices.put_replicated(fresh(half))
 step, out["half"] = devices.compile(functools.partial(train_step, half), donate=True), []
 for i in range(4):
     state, metrics = step(state, devices.put_batch(batch(i)), hyper, key)
     out["half"].append(float(metrics.objective))
 
 several = compiled(train_steps)
-state = devices.put_replicated(fresh())
+state = devices.put_replicated(fresh(trainer()))
 losses = []
 for i in range(0, STEPS, 5):
     together = jax.tree.map(lambda x: x[i : i + 5], batches)
@@ -88,14 +88,14 @@ for i in range(0, STEPS, 5):
 out["scanned"] = losses
 out["step"] = int(state.step)
 
-state = devices.put_replicated(fresh())
+state = devices.put_replicated(fresh(trainer()))
 _, metrics = compiled(train_step, accumulate=2)(state, devices.put_batch(batch(0)), hyper, key)
 out["accumulated"] = [float(metrics.objective), float(metrics.grad_norm)]
 
 dropping = GPT(ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16, dropout=0.3), V, T)
 for accumulate in (1, 2):
     one = StepSpec(dropping, config, True, accumulate, devices.axis_name())
-    state = devices.put_replicated(init_state(one, hyper, jax.random.key(1)))
+    state = devices.put_replicated(fresh(one))
     step, losses = devices.compile(functools.partial(train_step, one), donate=True), []
     for i in range(4):
         state, metrics = step(state, devices.put_batch(batch(i)), hyper, key)
@@ -106,12 +106,8 @@ print(json.dumps(out))
 
 
 def launch(devices: int, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # it compiles for longer than it runs
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True
-    )
+    command, pipe = [sys.executable, "-c", PROGRAM, *arguments], subprocess.PIPE
+    return subprocess.Popen(command, env=machine.environment(devices), stdout=pipe, stderr=pipe, text=True)
 
 
 def result(process: subprocess.Popen[str]) -> Any:
@@ -130,9 +126,10 @@ def trained(devices: int) -> Any:
 
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+slowly = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("devices", [*map(slowly, (2, 4)), 8])
 def test_losses_are_independent_of_the_number_of_devices(devices: int) -> None:
     """Over twenty steps, whatever device a row is on; sums over counts, as no device holds its fair share."""
     one, many = trained(1), trained(devices)
@@ -161,27 +158,27 @@ def test_two_processes_of_two_devices_are_four_devices() -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [1, slowly(2), 8])
 def test_several_steps_per_execution_divide_the_rows_among_devices(devices: int) -> None:
     close(trained(devices)["scanned"], trained(1)["losses"])
     assert trained(devices)["step"] == 20
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [1, slowly(2), 8])
 def test_accumulation_on_devices_is_one_batch(devices: int) -> None:
     """With eight devices a micro-batch is one row each, and six of the sixteen are empty."""
     close(trained(devices)["accumulated"], [trained(1)["losses"][0], trained(1)["norms"][0]])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [1, slowly(2), 8])
 def test_dropout_masks_are_independent_of_devices_and_micro_batches(devices: int, accumulate: int) -> None:
     """A mask drawn for each device would move these losses by some 0.1."""
     close(trained(devices)[f"dropped by {accumulate}"], trained(1)["dropped by 1"])
     assert abs(trained(1)["dropped by 1"][0] - trained(1)["losses"][0]) > 1e-3
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [1, slowly(2), 8])
 def test_donating_reuses_the_memory_of_the_state(devices: int) -> None:
     assert trained(devices)["donated"]
     assert trained(devices)["kept"]

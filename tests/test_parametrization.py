@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quick import optimisations
 from tiny import CONFIGS, EVERYTHING
 
 from minigpt_jax import model
@@ -25,12 +23,6 @@ V, T, B = 32, 16, 8
 WIDTHS = [32, 256]
 GROWING = ModelConfig(num_layers=1, num_heads=4, feed_forward=None, norm="rmsnorm", norm_position="pre", use_bias=False)
 UPDATES = 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    with optimisations(False):
-        yield
 
 
 def batch() -> Batch:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import machine
 import numpy as np
 import pytest
 from tiny_experiment import EXPERIMENT, changed
@@ -203,8 +203,8 @@ print("interrupted", result.interrupted, result.progress.step)
 
 def start(path: Path) -> subprocess.Popen:
     program = PROGRAM.format(tests=str(Path(__file__).parent), path=str(path))
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, env=machine.environment(1), stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not read_metrics(RunDir(path)):
         assert process.poll() is None, "training ended before its first line"

@@ -1,6 +1,5 @@
 """The command `minigpt serve` as a process, and what it says of mistakes."""
 
-import os
 import re
 import signal
 import socket
@@ -8,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import machine
 import pytest
 import tiny_experiment
 
@@ -27,9 +27,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_serves_until_it_is_interrupted(run_dir: Path):
     arguments = [sys.executable, "-m", "minigpt_jax", "serve", str(run_dir), "--port", "0"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
     with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=machine.environment(1)
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import pytest
-import quick
 from test_generate import WINDOW, language_model
 
 from minigpt_jax import Beam, Contrastive, Greedy, Random, Sampler, TopK, TopP, UserError, samplers
@@ -22,12 +21,6 @@ from minigpt_jax.serve.ticket import Update
 
 ROOM = 400
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    with quick.optimisations(False):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import quick
 from test_generate import full_pass_logprobs, language_model
 
 from minigpt_jax import Beam, Contrastive, Greedy, MinP, Random, Sampler, TopK, TopP, Typical, UserError
@@ -53,9 +52,8 @@ class LocalServer:
 
 
 @pytest.fixture(scope="module")
-def lm() -> Iterator[LanguageModel]:
-    with quick.optimisations(False):
-        yield language_model(positions="rope")
+def lm() -> LanguageModel:
+    return language_model(positions="rope")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-import quick
 from test_generate import language_model
 from test_serve_engine import ROOM, run, settings
 
@@ -20,12 +19,6 @@ from minigpt_jax.serve.engine import Engine
 from minigpt_jax.serve.pace import CHUNK_SECONDS, Pace
 from minigpt_jax.serve.pool import Pool
 from minigpt_jax.serve.ticket import Ticket, publish
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    with quick.optimisations(False):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("starlette", reason="the page needs the extra serve")
 
 from page_server import byte_model
-from quick import optimisations
 from starlette.testclient import TestClient
 
 from minigpt_jax import samplers
@@ -32,7 +31,7 @@ def lm():
 @pytest.fixture(scope="module")
 def client(lm):
     app = create_app(Runs([Engine(lm, "bytes", sizes=(1,))]))
-    with optimisations(False), TestClient(app, base_url="http://127.0.0.1") as client:
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
 
 

@@ -2,13 +2,11 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
-import quick
 from test_generate import language_model
 from test_serve_engine import ROOM, run, settings
 
@@ -16,12 +14,6 @@ from minigpt_jax import Greedy
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.serve.engine import Engine
 from minigpt_jax.serve.runs import ModelNotFoundError, Runs, Source
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    with quick.optimisations(False):
-        yield
 
 
 @pytest.fixture(scope="module")

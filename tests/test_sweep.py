@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import quick
 from tiny_experiment import changed
 from tiny_sweep import EXPERIMENT, batches, plan
 
@@ -29,12 +28,6 @@ from minigpt_jax.train.step import StepSpec, init_state, train_step
 from minigpt_jax.trial.run import run
 
 STEPS = EXPERIMENT.train.steps or 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    with quick.optimisations(False):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +66,9 @@ def alone_program(dropout: float) -> Any:
     return trainer, jax.jit(functools.partial(train_step, trainer))
 
 
+initial = jax.jit(init_state, static_argnums=0)
+
+
 def test_a_stack_has_the_loss_curves_of_its_trials_trained_alone_and_compiles_once(whole: tuple):
     sweep_plan, rows, compiled = whole
     assert compiled == 1
@@ -84,7 +80,7 @@ def test_a_stack_has_the_loss_curves_of_its_trials_trained_alone_and_compiles_on
         hyper = optim.hyperparameters(
             changed("optimizer", learning_rate=row["optimizer.learning_rate"]).optimizer, total_steps=STEPS
         )
-        state = init_state(trainer, hyper, rng.stream(row["seed"], "init"))
+        state = initial(trainer, hyper, rng.stream(row["seed"], "init"))
         stream = batches(prepared().splits["train"], 16, row["seed"], 0, 0, 1)
         alone = []
         for _ in range(STEPS):

@@ -1,7 +1,6 @@
 """The train and evaluation steps: what a step computes, however its rows are divided."""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy_gpt import cross_entropy, forward
-from quick import optimisations
 
 from minigpt_jax import rng
 from minigpt_jax.config import BOS_ID, PAD_ID, ModelConfig, OptimizerConfig
@@ -25,12 +23,6 @@ V, T = 50, 8
 MODEL = ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16)
 OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    with optimisations(False):
-        yield
 
 
 step = jax.jit(train_step, static_argnums=0)
@@ -111,7 +103,7 @@ def test_the_objective_and_the_sums_equal_numpys(line_end: bool) -> None:
 def test_the_fused_loss_of_a_pointer_equals_the_plain_loss() -> None:
     """The sums and the gradient of the fused loss equal those of the mixed log-probabilities."""
     one, rows = trainer(line_end=False, pointer=8), batch(LENGTHS)
-    state = init_state(one, hyper(), jax.random.key(1))
+    state = jax.jit(init_state, static_argnums=0)(one, hyper(), jax.random.key(1))
     params = {**state.params, "pointer": {**state.params["pointer"], "sentinel_bias": np.ones(1, np.float32)}}
     rows.rows[:, 3] = rows.rows[:, 2]  # so the pointer has a token to copy
 
@@ -120,8 +112,9 @@ def test_the_fused_loss_of_a_pointer_equals_the_plain_loss() -> None:
         nats_BT = -jnp.take_along_axis(log_BTV, rows.labels[..., None], axis=-1)[..., 0]
         return jnp.sum(nats_BT, where=rows.is_label)
 
-    value, gradient = jax.value_and_grad(plain)(params)
-    got, (sums, *_) = jax.grad(_objective_sum, argnums=1, has_aux=True)(one, params, rows, KEY)
+    value, gradient = jax.jit(jax.value_and_grad(plain))(params)
+    fused = jax.jit(jax.grad(_objective_sum, argnums=1, has_aux=True), static_argnums=0)
+    got, (sums, *_) = fused(one, params, rows, KEY)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, gradient)
     close(sums.nats, value)
     close(evaluate(one.model, params, rows).nats, value)
@@ -169,11 +162,13 @@ def test_several_steps_per_dispatch_equal_single_steps() -> None:
     one = trainer(OptimizerConfig(schedule="cosine", warmup_steps=2, ema_decay=0.9))
     scalars, batches = hyper(one.optimizer), [batch(LENGTHS, seed) for seed in range(4)]
     state, singly = start(one), []
-    with optimisations(True):  # without optimisations the two programs round differently
-        for each in batches:
-            state, metrics = step(one, state, each, scalars, KEY)
-            singly.append(metrics)
-        together, stacked = steps(one, start(one), jax.tree.map(lambda *x: np.stack(x), *batches), scalars, KEY)
+    # Without optimisations the two programs round differently.
+    optimised = functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 2})
+    for each in batches:
+        state, metrics = optimised(train_step)(one, state, each, scalars, KEY)
+        singly.append(metrics)
+    stack = jax.tree.map(lambda *x: np.stack(x), *batches)
+    together, stacked = optimised(train_steps)(one, start(one), stack, scalars, KEY)
     jax.tree.map(np.testing.assert_array_equal, together, state)
     jax.tree.map(np.testing.assert_array_equal, stacked, jax.tree.map(lambda *x: np.stack(x), *singly))
     assert int(together.step) == 4
