@@ -3,6 +3,7 @@
 import jaxtyping
 import numpy as np
 import pytest
+from beartype.roar import BeartypeCallHintParamViolation
 
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.ops import attention
@@ -27,7 +28,7 @@ def test_the_type_of_an_arrays_entries_is_checked() -> None:
 
 
 def test_plain_types_are_checked() -> None:
-    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'seed'"):
+    with pytest.raises(BeartypeCallHintParamViolation, match="parameter seed='7'"):
         words("7")  # pyright: ignore[reportArgumentType]
 
 
