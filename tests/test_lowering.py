@@ -64,8 +64,7 @@ def test_train_step(experiment: Experiment, platform: str) -> None:
     step, (state, batch, hyper, key) = train_step_and_inputs(experiment, platform)
     [spec] = step.args
     assert spec.model.dtype == jnp.bfloat16
-    lowered(platform, step, state, batch, hyper, key)
-    lowered(platform, functools.partial(train_steps, spec), state, batches(STEPS, ROWS), hyper, key)
+    lowered(platform, functools.partial(train_steps, spec), state, batches(STEPS, ROWS), hyper, key)  # and train_step
     lowered(platform, functools.partial(eval_step, spec.model), state.params, batch)
 
 
@@ -97,10 +96,16 @@ def sampling(config: ModelConfig, sampler: samplers.Sampler) -> tuple[Any, tuple
 
 
 @for_each_accelerator
-@pytest.mark.parametrize("config", [TWO_LAYERS, EVERYTHING], ids=list(EXPERIMENTS))
 @pytest.mark.parametrize("method", samplers.METHODS)
-def test_sampler(method: str, config: ModelConfig, platform: str) -> None:
-    decode, inputs = sampling(config, samplers.METHODS[method]())
+def test_sampler(method: str, platform: str) -> None:
+    decode, inputs = sampling(TWO_LAYERS, samplers.METHODS[method]())
+    lowered(platform, decode, *inputs)
+
+
+@for_each_accelerator
+@pytest.mark.parametrize("method", ["random", "beam", "contrastive"])  # one for each loop that handles a cache
+def test_sampler_with_a_model_that_has_all_parts(method: str, platform: str) -> None:
+    decode, inputs = sampling(EVERYTHING, samplers.METHODS[method]())
     lowered(platform, decode, *inputs)
 
 
