@@ -29,6 +29,7 @@ _CHECK_THEMSELVES = {
 }
 
 
+_SHAPED_OR_NAMED = re.compile(r"jaxtyping|Array|ForwardRef|(?<!<class )'\w")
 _shaped: Callable[..., Callable[[Any], Any]] = jaxtyping.jaxtyped
 
 
@@ -63,7 +64,7 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
         if isinstance(checked, type):
             return checked
         hints = getattr(checked, "__annotations__", {}).values()
-        shaped = any(isinstance(hint, str) or re.search("jaxtyping|Array|ForwardRef", str(hint)) for hint in hints)
+        shaped = any(isinstance(hint, str) or _SHAPED_OR_NAMED.search(str(hint)) for hint in hints)
         return (_shaped(typechecker=typechecker) if shaped else typechecker)(checked)
 
     return decorate

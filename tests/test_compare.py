@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_experiment
 from pages import Page
+from tiny import full_pass
 
 from minigpt_jax import LanguageModel, TopP, UserError, generate
 from minigpt_jax.cli import main
@@ -46,7 +47,7 @@ def pieces(run_dir: Path, lm: LanguageModel) -> list[HeldOut]:
 def nats(lm: LanguageModel, piece: HeldOut) -> np.ndarray:
     """The nats of each token of a continuation, by a full pass over this text alone."""
     ids = [lm.tokenizer.special.start, *piece.prefix, *piece.continuation]
-    logprobs = jax.nn.log_softmax(lm.model.apply({"params": lm.weights}, np.array([ids[:-1]]))[0])
+    logprobs = np.asarray(jax.nn.log_softmax(full_pass(lm.model, lm.weights, np.array([ids[:-1]]))[0]))
     first = len(piece.prefix)
     return -np.array([logprobs[i, ids[i + 1]] for i in range(first, len(ids) - 1)])
 

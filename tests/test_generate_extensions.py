@@ -14,7 +14,7 @@ from minigpt_jax.cli import main
 from minigpt_jax.config import BOS_ID
 from minigpt_jax.generate import methods
 from minigpt_jax.trial.run import run
-from tests.test_generate import PROMPTS, language_model
+from tests.test_generate import PROMPTS, full_pass, language_model
 
 SECOND_BEST = """
 from dataclasses import dataclass
@@ -47,8 +47,7 @@ def nth(tmp_path: Path) -> str:
 def model_logprobs(lm: LanguageModel, prompt: str, tokens: list[int]) -> np.ndarray:
     """[M, V]: the log-probabilities in the place of each new token, from one full pass."""
     ids = [BOS_ID, *lm.tokenizer.encode_batch([prompt])[0]]
-    logits = lm.model.apply({"params": lm.weights}, jnp.asarray([ids + tokens]))
-    return np.asarray(jax.nn.log_softmax(logits[0]))[len(ids) - 1 : -1]
+    return np.asarray(jax.nn.log_softmax(full_pass(lm, ids + tokens)))[len(ids) - 1 : -1]
 
 
 def test_a_sampler_of_a_file_generates_and_streams(lm: LanguageModel, nth: str):

@@ -39,7 +39,7 @@ ENDS = [[], [41], [41, 7, 56, 19]]
 @pytest.fixture(scope="module")
 def params() -> Any:
     """Fresh weights, tripled: a model with opinions."""
-    made = GPT.init(jax.random.key(2), jnp.zeros((1, 4), jnp.int32))["params"]
+    made = jax.jit(GPT.init)(jax.random.key(2), jnp.zeros((1, 4), jnp.int32))["params"]
     return jax.tree.map(lambda x: 3 * x, made)
 
 

@@ -48,7 +48,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         tokenizer=TokenizerConfig(vocabulary_size=512),
         model=ModelConfig(num_layers=1, width=16, num_heads=2, feed_forward=16, positions="rope"),
     )
-    params = model.build(experiment).init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.build(experiment).init)(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))["params"]
     return LanguageModel(experiment, made, jax.tree.map(lambda x: 2.0 * x, params))
 
 
