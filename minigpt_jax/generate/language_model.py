@@ -95,7 +95,7 @@ class LanguageModel:
     @weights.setter
     def weights(self, weights: Any) -> None:
         self._weights = weights
-        gpt, own = model.untied(self.model, weights)
+        gpt, own = model.stepped(self.model, weights)
         # On CPU a step of few rows takes about half the time in float32, whatever type the run was trained in.
         self.stepped = Stepped(gpt.clone(dtype=jnp.float32) if on_cpu() else gpt, own)
 

@@ -1,4 +1,5 @@
-"""The GPT: `gpt` has the whole model and the functions that apply it; `blocks` and `pointer` have its parts."""
+"""The GPT: `gpt` has the whole model and the functions that apply it; `blocks` and `pointer` have its parts;
+`stepped` has the form that is sampled from."""
 
 from minigpt_jax.model.blocks import DropoutCall, Params
 from minigpt_jax.model.gpt import (
@@ -12,8 +13,8 @@ from minigpt_jax.model.gpt import (
     parameter_shapes,
     pointer_mixture,
     training_mask,
-    untied,
 )
+from minigpt_jax.model.stepped import stepped
 
 __all__ = [
     "GPT",
@@ -27,6 +28,6 @@ __all__ = [
     "output_parameters",
     "parameter_shapes",
     "pointer_mixture",
+    "stepped",
     "training_mask",
-    "untied",
 ]

@@ -21,6 +21,7 @@ Params = Mapping[str, Any]
 LayerState = tuple[Any, ...]
 """The state that a block or the pointer returns for the cache. In a decode step it is a `kv_cache.Layer`; in a full
 pass it is the tuple of arrays from which `kv_cache.from_prefill` makes a layer."""
+JOINED, JOINED_PARTS = "query_key_value", ("query", "key", "value")
 
 
 def rotate(x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], theta: float) -> Float[Array, "B T N H"]:
@@ -156,6 +157,8 @@ class Attention(nn.Module):
     values, [B T K H] both. With a cache layer it is a decode step: T is 1, the token's key and value are written to the
     layer, the token attends to its slots, and the second result is the layer. With `head_gate`, the output of each head
     is multiplied by a sigmoid gate computed from the token (G1 with one gate per head, in Qiu et al. 2025).
+
+    The layers `JOINED_PARTS` may be given as the columns of one layer `JOINED` (see `stepped`).
     """
 
     config: ModelConfig
@@ -174,9 +177,12 @@ class Attention(nn.Module):
         kv_heads = config.head_size * config.kv_heads
         split = lambda x: x.reshape(*x.shape[:2], -1, config.head_size)  # noqa: E731
         projection = functools.partial(dense, config, dtype=self.dtype, use_bias=config.has_bias("qkv"))
-        q_BTNH = split(projection(heads, name="query")(x_BTD))
-        k_BTKH = split(projection(kv_heads, name="key")(x_BTD))
-        v_BTKH = split(projection(kv_heads, name="value")(x_BTD))
+        sizes = (heads, kv_heads, kv_heads)
+        if self.has_variable("params", JOINED):
+            parts = jnp.split(projection(sum(sizes), name=JOINED)(x_BTD), [heads, heads + kv_heads], axis=-1)
+        else:
+            parts = [projection(size, name=name)(x_BTD) for name, size in zip(JOINED_PARTS, sizes, strict=True)]
+        q_BTNH, k_BTKH, v_BTKH = map(split, parts)
         if config.qk_norm:
             q_BTNH = norm(config, self.dtype, "query_norm")(q_BTNH)
             k_BTKH = norm(config, self.dtype, "key_norm")(k_BTKH)

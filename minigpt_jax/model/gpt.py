@@ -4,7 +4,6 @@ Shapes: B batch, T query positions, S cache slots, D width, N heads, K key-value
 width, V vocabulary. With the default configuration it is exactly the decoder of the KerasHub tutorial.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -57,22 +56,6 @@ def parameter_shapes(experiment: Experiment) -> Params:
     gpt = build(experiment).clone(start_id=0)  # no shape depends on it, and the tokenizer may still be unknown
     tokens_BT = jax.ShapeDtypeStruct((1, gpt.sequence_length), jnp.int32)
     return jax.eval_shape(gpt.init, jax.random.key(0), tokens_BT)["params"]
-
-
-def untied(gpt: "GPT", params: Params) -> tuple["GPT", Params]:
-    """The same model with a separate output layer, if its output layer is the token embedding.
-
-    A decode step reads the whole output layer for only a few rows. On CPU a matmul with a [D, V] kernel streams through
-    memory, while one with the embedding, [V, D], takes several times as long.
-    """
-    if not gpt.config.tied_embeddings:
-        return gpt, params
-    rest = dict(params)
-    scale = parametrization.logit_scale(gpt.config)
-    output = {"kernel": jnp.multiply(scale, rest["token_embedding"]["embedding"].T)}
-    if gpt.config.has_bias("output"):
-        output["bias"] = rest.pop("output_bias")
-    return gpt.clone(config=dataclasses.replace(gpt.config, tied_embeddings=False)), {**rest, "output": output}
 
 
 def logits(
