@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from minigpt_jax.ops import kv_cache
+from minigpt_jax.ops import kv_cache, reduce
 from minigpt_jax.samplers import loop, processors, selection
 from minigpt_jax.samplers.interface import Output, Prefill, Processor, Request, Step, TopTokens
 
@@ -139,8 +139,8 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
     history_RS, step_R = state.texts.tokens.reshape(rows * width, -1), jnp.repeat(state.step, width)
     model_RV = state.logits
     controlled_RV = processors.control(wide, model_RV, history_RS, step_R, extra)
-    norm_R1 = jax.nn.logsumexp(jnp.maximum(controlled_RV, model_RV), axis=1, keepdims=True)
-    model_norm_R1 = jax.nn.logsumexp(model_RV, axis=1, keepdims=True)
+    norm_R1 = reduce.logsumexp(jnp.maximum(controlled_RV, model_RV))[:, None]
+    model_norm_R1 = reduce.logsumexp(model_RV)[:, None]
     count = min(model_RV.shape[1], width + request.stops.shape[1])
     values_RC, tokens_RC = selection.top(controlled_RV, count)
     logprobs_RC = jnp.take_along_axis(model_RV, tokens_RC, axis=1) - model_norm_R1

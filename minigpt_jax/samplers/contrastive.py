@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from minigpt_jax.ops import kv_cache
+from minigpt_jax.ops import kv_cache, reduce
 from minigpt_jax.samplers import loop, processors, selection
 from minigpt_jax.samplers.interface import Prefill, Processor, Request, Step
 
@@ -92,7 +92,7 @@ def propose(controlled: Float[Array, "B V"], logits: Float[Array, "B V"], width:
         controlled: the logits after penalties, bias and processors.
         logits: the model's own.
     """
-    norm_B1 = jax.nn.logsumexp(jnp.maximum(controlled, logits), axis=1, keepdims=True)
+    norm_B1 = reduce.logsumexp(jnp.maximum(controlled, logits))[:, None]
     values_BK, tokens_BK = selection.top(controlled, width)
     return Candidates(tokens_BK, values_BK, jnp.exp(values_BK - norm_B1))
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from minigpt_jax import rng
 from minigpt_jax.errors import UserError
+from minigpt_jax.ops import reduce
 from minigpt_jax.samplers import processors, selection
 from minigpt_jax.samplers.interface import Output, Prefill, Processor, Request, Step, TopTokens
 
@@ -128,7 +129,7 @@ def append(request: Request, state: AnyState, tokens: Int[Array, "B"], allowed: 
     stops_B = processors.stops_at(tokens[:, None], request.stops, state.tokens, request.length, state.step)[:, 0]
     stops_B &= running_B
     rows = jnp.arange(tokens.shape[0])
-    norm_B = jax.nn.logsumexp(state.logits, axis=1)
+    norm_B = reduce.logsumexp(state.logits)
     # In a row that has ended, this writes padding after its last token.
     return dataclasses.replace(
         state,

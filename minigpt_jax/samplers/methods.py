@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from minigpt_jax.errors import UserError
+from minigpt_jax.ops import reduce
 from minigpt_jax.samplers import beam, contrastive, selection, truncation
 from minigpt_jax.samplers.base import Sampler
 from minigpt_jax.samplers.buckets import width_bucket
@@ -75,7 +76,7 @@ class Random(Sampler):
         return self.top_k, self.top_p, self.min_p, self.typical_p
 
     def _scaled(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return (logits - logits.max(axis=1, keepdims=True)) / self.temperature
+        return (logits - reduce.max(logits)[:, None]) / self.temperature
 
     def validate(self, vocabulary_size: int) -> None:
         _check_temperature(self.temperature)

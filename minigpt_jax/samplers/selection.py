@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from minigpt_jax import rng
+from minigpt_jax.ops import reduce
 
 
 class TokenFilter(NamedTuple):
@@ -37,7 +38,7 @@ class TokenFilter(NamedTuple):
 
     def has(self, score: Float[Array, "B"], index: Int[Array, "B"]) -> Bool[Array, "B"]:
         """Whether the token of this score and index is kept; True if the comparison involves NaN."""
-        return ~(jnp.sum(self.weight, axis=1, where=self.before(score, index)) >= self.total)
+        return ~(reduce.sum(jnp.where(self.before(score, index), self.weight, 0.0)) >= self.total)
 
     def mask(self) -> Bool[Array, "B V"]:
         """Which tokens are kept. This takes 32 + log2(V) sums over the row, which is faster than sorting it.
@@ -58,7 +59,7 @@ class TokenFilter(NamedTuple):
             kept_B = self.has(last_B, middle_B)
             return jnp.where(kept_B, middle_B, low_B), jnp.where(kept_B, high_B, middle_B - 1)
 
-        bounds = _order_of(self.bar), _order_of(self.score.max(axis=1))
+        bounds = _order_of(self.bar), _order_of(reduce.max(self.score))
         last_B = _float_of(lax.fori_loop(0, 32, halve_scores, bounds)[1])
         bounds = jnp.zeros(rows, jnp.int32), jnp.full(rows, size - 1, jnp.int32)
         index_B = lax.fori_loop(0, (size - 1).bit_length(), halve_indices, bounds)[0]
@@ -74,8 +75,8 @@ The last filter need not be evaluated for all tokens, because `draw` evaluates i
 
 def argmax(x: Float[Array, "B V"]) -> Int[Array, "B"]:
     """The index of each row's greatest entry, or the lowest such index."""
-    # On CPU, minima and maxima of floats vectorise. jnp.argmax, which reduces pairs, takes six times as long.
-    return _first(x == x.max(axis=1, keepdims=True))
+    # On CPU, jnp.argmax, which reduces pairs, takes several times as long.
+    return _first(x == reduce.max(x)[:, None])
 
 
 def top(x: Float[Array, "B V"], k: int) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
@@ -98,7 +99,7 @@ def draw(logits: Float[Array, "B V"], key: Key[Array, "B"], truncate: Truncation
     height, width = logits_BRW.shape[1:]
     logits_BV = logits_BRW.reshape(rows.size, -1)
     logits_BV, kept = (logits_BV, None) if truncate is None else truncate(logits_BV)
-    weight_BV = jnp.exp(logits_BV - logits_BV.max(axis=1, keepdims=True))
+    weight_BV = jnp.exp(logits_BV - reduce.max(logits_BV)[:, None])
     if kept is None:
         return jnp.minimum(_draw(weight_BV.reshape(logits_BRW.shape), rng.at(key, 0)), logits.shape[1] - 1)
 
@@ -139,7 +140,7 @@ def _draw(weight_BRW: Array, key_B: Array) -> Array:
 def _first(mask_BN: Array) -> Array:
     """The index of each row's first true entry; the last index if there is none."""
     index_1N = jnp.arange(mask_BN.shape[1], dtype=jnp.float32)[None]
-    return jnp.min(index_1N, axis=1, where=mask_BN, initial=mask_BN.shape[1] - 1).astype(jnp.int32)
+    return reduce.min(jnp.where(mask_BN, index_1N, mask_BN.shape[1] - 1)).astype(jnp.int32)
 
 
 def _top_by_extraction(x_BV: Array, k: int) -> Any:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from minigpt_jax.ops import reduce
 from minigpt_jax.samplers.selection import TokenFilter, blocks
 
 # A probability mass is a sum of V rounded numbers, so a mass this close to p counts as p.
@@ -65,7 +66,7 @@ def top_k_filter(logits: Logits, k: Any) -> TokenFilter:
 
 def top_p_filter(logits: Logits, p: Any) -> TokenFilter:
     """Keeps the most probable tokens until their probabilities sum to p (Holtzman et al. 2020)."""
-    weight_BV = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+    weight_BV = jnp.exp(logits - reduce.max(logits)[:, None])
     return TokenFilter(logits, weight_BV, _mass(p, weight_BV), jnp.full(logits.shape[:1], -jnp.inf))
 
 
@@ -83,7 +84,7 @@ def typical_filter(logits: Logits, p: Any) -> TokenFilter:
 
 def apply_min_p(logits: Logits, p: Any) -> Logits:
     """Keeps the tokens that are at least p times as probable as the most probable one (Nguyen et al. 2024)."""
-    least_B1 = logits.max(axis=1, keepdims=True) + jnp.log(p) - _ROUNDING
+    least_B1 = reduce.max(logits)[:, None] + jnp.log(p) - _ROUNDING
     return jnp.where(logits >= least_B1, logits, -jnp.inf)
 
 
@@ -93,5 +94,5 @@ def _apply(token_filter: TokenFilter | None, logits: Logits) -> Logits:
 
 def _mass(p: Any, weight_BV: Array) -> Array:
     """The total weight of a set of tokens with probability p. It is infinite if p is 1, which keeps all tokens."""
-    mass_B = jnp.maximum(p * weight_BV.sum(axis=1) * (1 - _ROUNDING), jnp.finfo(jnp.float32).tiny)
+    mass_B = jnp.maximum(p * reduce.sum(weight_BV) * (1 - _ROUNDING), jnp.finfo(jnp.float32).tiny)
     return jnp.where(p < 1, mass_B, jnp.inf)
