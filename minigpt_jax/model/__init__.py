@@ -1,5 +1,5 @@
 """The GPT: `gpt` has the whole model and the functions that apply it; `blocks` and `pointer` have its parts;
-`stepped` has the form that is sampled from."""
+`step_form` has the form that is sampled from."""
 
 from minigpt_jax.model.blocks import DropoutCall, Params
 from minigpt_jax.model.gpt import (
@@ -14,7 +14,7 @@ from minigpt_jax.model.gpt import (
     pointer_mixture,
     training_mask,
 )
-from minigpt_jax.model.stepped import stepped
+from minigpt_jax.model.step_form import stepped
 
 __all__ = [
     "GPT",

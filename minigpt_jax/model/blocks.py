@@ -158,7 +158,7 @@ class Attention(nn.Module):
     layer, the token attends to its slots, and the second result is the layer. With `head_gate`, the output of each head
     is multiplied by a sigmoid gate computed from the token (G1 with one gate per head, in Qiu et al. 2025).
 
-    The layers `JOINED_PARTS` may be given as the columns of one layer `JOINED` (see `stepped`).
+    The layers `JOINED_PARTS` may be given as the columns of one layer `JOINED` (see `step_form`).
     """
 
     config: ModelConfig
