@@ -108,8 +108,8 @@ def table_of(figures: list[dict[str, Any]]) -> str:
 
 def token_parts(lm: LanguageModel, batch: int, count: int) -> dict[str, float]:
     """Milliseconds of a greedy token: the whole, and less and less of it, down to reading the weights once."""
-    gpt: Any = lm.stepped.model  # whose apply is typed too loosely for a tuple
-    params = lm.stepped.weights
+    gpt: Any = lm.decode_form.model  # whose apply is typed too loosely for a tuple
+    params = lm.decode_form.weights
     config: ModelConfig = lm.experiment.model
     # Of the embeddings a row or two are read, and vectors are small.
     read = [leaf for name, layer in params.items() if "embedding" not in name for leaf in jax.tree.leaves(layer)]

@@ -37,8 +37,10 @@ def install() -> None:
     """Checks the arguments and the result of every call of the package's functions, from its first import on."""
     jaxtyping.Array = jax.Array | np.ndarray  # pyright: ignore
     jaxtyping.jaxtyped = jaxtyped  # pyright: ignore
-    _import_hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module
-    _import_hook._JaxtypingLoader.get_code = _get_code  # pyright: ignore
+    if hasattr(_import_hook, "_JaxtypingLoader") and hasattr(_import_hook, "_optimized_cache_from_source"):
+        # These are jaxtyping's own parts, in its versions so far. Without this, the tests only start more slowly.
+        _import_hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module
+        _import_hook._JaxtypingLoader.get_code = _get_code  # pyright: ignore
     jaxtyping.install_import_hook("minigpt_jax", f"{__name__}.{typechecked.__name__}")
 
 

@@ -18,8 +18,9 @@ assert "jax" not in sys.modules, "a pytest plugin imported jax: too late to choo
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # TensorFlow and PyTorch
-# Most of the time goes into compiling small programs that run once or twice, so XLA optimises them less, in a third of
-# the time. A flag that the environment sets stays as it is; jaxlib 0.12 no longer knows the third flag.
+# Most of the time goes into compiling small programs that run once or twice. With fewer optimisations XLA needs a third
+# of the time for it. A flag that the environment sets stays as it is: .ci/run tests the loops of training and sampling
+# with the optimisations that users get, too. jaxlib 0.12 no longer knows the third flag.
 _FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
 if [int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]] < [0, 12]:
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
@@ -65,7 +66,8 @@ MOST_MEMORY_MAPS = 20_000
 
 
 def pytest_collection_finish() -> None:
-    """Spares the garbage collector the objects of the imported modules, which took it a tenth of the time."""
+    """Makes garbage collections rarer and leaves out the objects of imported modules, whose scans took a tenth of the
+    tests' time."""
     gc.freeze()
     gc.set_threshold(20_000)
 

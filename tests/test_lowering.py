@@ -84,7 +84,9 @@ def sampling(config: ModelConfig, sampler: samplers.Sampler) -> tuple[Any, tuple
     """What samples from a model, and its inputs: weights, sampler and request."""
     gpt = GPT(config, vocabulary_size=V, sequence_length=T + ROOM, dtype=jnp.bfloat16)
     tokens_BT = jax.ShapeDtypeStruct((1, T), jnp.int32)
-    weights = jax.eval_shape(gpt.init, jax.random.key(0), tokens_BT)["params"]
+    trained = jax.eval_shape(gpt.init, jax.random.key(0), tokens_BT)["params"]
+    weights = jax.eval_shape(lambda params: model.for_decoding(gpt, params)[1], trained)
+    gpt = gpt.clone(config=dataclasses.replace(config, tied_embeddings=False))
     request = samplers.request([[2], [2, 5, 7]], vocabulary_size=V, max_new_tokens=ROOM, width=T, stops=[[4]])
 
     def decode(weights: Any, sampler: samplers.Sampler, request: samplers.Request) -> samplers.Output:

@@ -80,7 +80,7 @@ def test_convolutions_may_be_longer_than_a_prompt(length: int) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_form_that_is_sampled_from_is_the_same_model(dtype: Any, config: ModelConfig) -> None:
     tied, params = gpt(config, dtype), weights(config)
-    own, copied = model.stepped(tied, params)
+    own, copied = model.for_decoding(tied, params)
     assert not own.config.tied_embeddings
     assert "query_key_value" in copied["block_1"]["attention"]
     np.testing.assert_allclose(full_pass(own, copied, RAGGED), full_pass(tied, params, RAGGED), rtol=1e-5, atol=1e-5)

@@ -126,10 +126,9 @@ def trained(devices: int) -> Any:
 
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
-slowly = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("devices", [*map(slowly, (2, 4)), 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_losses_are_independent_of_the_number_of_devices(devices: int) -> None:
     """Over twenty steps, whatever device a row is on; sums over counts, as no device holds its fair share."""
     one, many = trained(1), trained(devices)
@@ -158,27 +157,27 @@ def test_two_processes_of_two_devices_are_four_devices() -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("devices", [1, slowly(2), 8])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_several_steps_per_execution_divide_the_rows_among_devices(devices: int) -> None:
     close(trained(devices)["scanned"], trained(1)["losses"])
     assert trained(devices)["step"] == 20
 
 
-@pytest.mark.parametrize("devices", [1, slowly(2), 8])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_accumulation_on_devices_is_one_batch(devices: int) -> None:
     """With eight devices a micro-batch is one row each, and six of the sixteen are empty."""
     close(trained(devices)["accumulated"], [trained(1)["losses"][0], trained(1)["norms"][0]])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("devices", [1, slowly(2), 8])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_dropout_masks_are_independent_of_devices_and_micro_batches(devices: int, accumulate: int) -> None:
     """A mask drawn for each device would move these losses by some 0.1."""
     close(trained(devices)[f"dropped by {accumulate}"], trained(1)["dropped by 1"])
     assert abs(trained(1)["dropped by 1"][0] - trained(1)["losses"][0]) > 1e-3
 
 
-@pytest.mark.parametrize("devices", [1, slowly(2), 8])
+@pytest.mark.parametrize("devices", [1, 2, 8])
 def test_donating_reuses_the_memory_of_the_state(devices: int) -> None:
     assert trained(devices)["donated"]
     assert trained(devices)["kept"]

@@ -35,7 +35,7 @@ CHUNK_TOKENS = 8
 """New tokens between two looks at the text, where it is streamed or searched for stop strings."""
 
 
-class Stepped(NamedTuple):
+class DecodeForm(NamedTuple):
     """The form of a model that is sampled from."""
 
     model: model.GPT
@@ -56,7 +56,6 @@ class LanguageModel:
 
     Attributes:
         path: the folder that the model was loaded from, or None.
-        stepped: the model and weights in the form that is sampled from.
         end_ids: the labels that stand for the end of a document in training; give them as `stop` to let a text end.
     """
 
@@ -95,9 +94,14 @@ class LanguageModel:
     @weights.setter
     def weights(self, weights: Any) -> None:
         self._weights = weights
-        gpt, own = model.stepped(self.model, weights)
+        self.__dict__.pop("decode_form", None)
+
+    @functools.cached_property
+    def decode_form(self) -> DecodeForm:
+        """The model and weights in the form that is sampled from, made when it is first needed."""
+        gpt, own = model.for_decoding(self.model, self.weights)
         # On CPU a step of few rows takes about half the time in float32, whatever type the run was trained in.
-        self.stepped = Stepped(gpt.clone(dtype=jnp.float32) if on_cpu() else gpt, own)
+        return DecodeForm(gpt.clone(dtype=jnp.float32) if on_cpu() else gpt, own)
 
     @signature_of_settings
     def generate(
@@ -248,8 +252,8 @@ class LanguageModel:
         sizes = requests.sizes(rows, self.model.sequence_length)
         request = devices.split_rows(requests.request(rows, sizes, self.tokenizer, self.model.vocabulary_size))
         structure = jax.tree.structure(sampler)
-        compiled = programs(self.stepped.model, sizes.slots, sizes.room, structure, plan.processors, plan.top_logprobs)  # pyright: ignore[reportArgumentType]
-        weights = self.stepped.weights
+        gpt, weights = self.decode_form
+        compiled = programs(gpt, sizes.slots, sizes.room, structure, plan.processors, plan.top_logprobs)  # pyright: ignore[reportArgumentType]
         scanners = [StopScanner.of(row.settings, self.tokenizer.decode) for row in rows]
         finish = lambda output: generations(self.tokenizer, rows, scanners, devices.join_rows(output))  # noqa: E731
         if not streamed and not any(scanners):

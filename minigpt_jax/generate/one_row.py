@@ -32,4 +32,4 @@ def prepare(lm: "LanguageModel", prompt: str | list[int], sampler: Sampler, sett
     plan = lm.plan([prompt], sampler, [settings])
     sizes = requests.sizes(plan.rows[:1], lm.model.sequence_length)
     request = requests.request(plan.rows[:1], sizes, lm.tokenizer, lm.model.vocabulary_size)
-    return OneRow(plan.rows[0], sizes, devices.split_rows(request), *lm.stepped, plan.processors)
+    return OneRow(plan.rows[0], sizes, devices.split_rows(request), *lm.decode_form, plan.processors)

@@ -1,7 +1,8 @@
 """The GPT: `gpt` has the whole model and the functions that apply it; `blocks` and `pointer` have its parts;
-`step_form` has the form that is sampled from."""
+`decode_form` has the form that is sampled from."""
 
 from minigpt_jax.model.blocks import DropoutCall, Params
+from minigpt_jax.model.decode_form import for_decoding
 from minigpt_jax.model.gpt import (
     GPT,
     build,
@@ -14,7 +15,6 @@ from minigpt_jax.model.gpt import (
     pointer_mixture,
     training_mask,
 )
-from minigpt_jax.model.step_form import stepped
 
 __all__ = [
     "GPT",
@@ -22,12 +22,12 @@ __all__ = [
     "Params",
     "build",
     "compute_dtype",
+    "for_decoding",
     "hidden",
     "logits",
     "output",
     "output_parameters",
     "parameter_shapes",
     "pointer_mixture",
-    "stepped",
     "training_mask",
 ]

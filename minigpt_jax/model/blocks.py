@@ -21,7 +21,8 @@ Params = Mapping[str, Any]
 LayerState = tuple[Any, ...]
 """The state that a block or the pointer returns for the cache. In a decode step it is a `kv_cache.Layer`; in a full
 pass it is the tuple of arrays from which `kv_cache.from_prefill` makes a layer."""
-JOINED, JOINED_PARTS = "query_key_value", ("query", "key", "value")
+QKV, FUSED_QKV = ("query", "key", "value"), "query_key_value"
+"""The names of the three projections of attention, and that of one dense layer whose columns are those of the three."""
 
 
 def rotate(x_BTNH: Float[Array, "B T N H"], position_BT: Int[Array, "B T"], theta: float) -> Float[Array, "B T N H"]:
@@ -158,7 +159,7 @@ class Attention(nn.Module):
     layer, the token attends to its slots, and the second result is the layer. With `head_gate`, the output of each head
     is multiplied by a sigmoid gate computed from the token (G1 with one gate per head, in Qiu et al. 2025).
 
-    The layers `JOINED_PARTS` may be given as the columns of one layer `JOINED` (see `step_form`).
+    The parameters of the three projections `QKV` may also be given as those of one layer `FUSED_QKV` (`decode_form`).
     """
 
     config: ModelConfig
@@ -178,10 +179,10 @@ class Attention(nn.Module):
         split = lambda x: x.reshape(*x.shape[:2], -1, config.head_size)  # noqa: E731
         projection = functools.partial(dense, config, dtype=self.dtype, use_bias=config.has_bias("qkv"))
         sizes = (heads, kv_heads, kv_heads)
-        if self.has_variable("params", JOINED):
-            parts = jnp.split(projection(sum(sizes), name=JOINED)(x_BTD), [heads, heads + kv_heads], axis=-1)
+        if self.has_variable("params", FUSED_QKV):
+            parts = jnp.split(projection(sum(sizes), name=FUSED_QKV)(x_BTD), [heads, heads + kv_heads], axis=-1)
         else:
-            parts = [projection(size, name=name)(x_BTD) for name, size in zip(JOINED_PARTS, sizes, strict=True)]
+            parts = [projection(size, name=name)(x_BTD) for name, size in zip(QKV, sizes, strict=True)]
         q_BTNH, k_BTKH, v_BTKH = map(split, parts)
         if config.qk_norm:
             q_BTNH = norm(config, self.dtype, "query_norm")(q_BTNH)

@@ -31,9 +31,10 @@ class Layer(NamedTuple):
     Heads come before slots, so that a decode step's attention multiplies contiguous [S, H] blocks. On CPU this takes a
     quarter of the time of the other order. Code outside this module does not depend on the order.
 
-    Rows that `fork` has made of one row are branches of it, side by side. In these, `source` says for each slot how
-    many rows further its token lies, so that a branch that goes on from another need not copy the other's tokens. Only
-    `attend` reads it, so a layer can be forked only if it has a `source`; until then its S is 0.
+    Rows that `fork` has made of one row are branches of it, side by side. Then `source[b, s]` is the offset, positive
+    or negative, from row b to the row that stores the key and value that row b has in slot s. A branch can thus
+    continue another one without copying the other's tokens. Only `attend` reads offsets. A layer that may be forked has
+    a `source` of no slots before `fork`; None means that it may not.
     """
 
     keys: Float[Array, "B N S H"]
@@ -43,6 +44,7 @@ class Layer(NamedTuple):
 
     @property
     def forked(self) -> bool:
+        """Whether `fork` has left tokens of a row's branches in other rows."""
         return self.source is not None and self.source.shape[1] > 0
 
 
@@ -81,7 +83,7 @@ def from_prefill(
         length: the number of tokens in each row.
         recent: C, the number of latest inputs to store; inputs before a row's first token are 0.
         forks: whether `fork` may leave the tokens of a branch where they are, because only `attend` reads them. It
-            does so on CPU, where `attend` takes them from there in a third of the time of moving them first.
+            does so on CPU, where gathering them in `attend` takes a third of the time of copying them at each step.
     """
 
     def place(x_BTNH: Array) -> Array:
@@ -140,7 +142,7 @@ def attend(
 
 def _attend(query: Array, layer: Layer, mask: Array, scale: float | None, count: int) -> Array:
     """`attend` to the first `count` slots."""
-    keys, values = _own(layer, count)
+    keys, values = _gathered(layer, count)
     batch, _, query_heads, width = query.shape
     heads = keys.shape[1]
     query_BNGH = query.reshape(batch, heads, query_heads // heads, width)
@@ -152,8 +154,9 @@ def _attend(query: Array, layer: Layer, mask: Array, scale: float | None, count:
     return mixed_BNGH.reshape(query.shape).astype(query.dtype)
 
 
-def _own(layer: Layer, count: int) -> tuple[Array, Array]:
-    """The keys and values of each row's tokens in the first `count` slots, wherever they lie."""
+def _gathered(layer: Layer, count: int) -> tuple[Array, Array]:
+    """The keys and values that each row attends to in its first `count` slots: if the layer is forked, from the rows
+    that store them."""
     if layer.source is None or not layer.forked:
         return layer.keys[:, :, :count], layer.values[:, :, :count]
     rows, heads, slots, _ = layer.keys.shape
@@ -191,7 +194,8 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
 
     Args:
         cache: the cache to gather from.
-        rows: the row to take for each new row. Those of a forked layer have to be branches of the same row.
+        rows: the row to take for each new row. In a forked layer R has to be B, and each row becomes a copy of a branch
+            of the row that it is itself a branch of.
         used: a promise that the slots from `used` on are empty in every layer, so that they need not be copied. R has
             to be B then.
     """
@@ -201,6 +205,8 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
         if not isinstance(node, Layer):
             return gather(node)
         if node.forked:
+            assert node.source is not None
+            assert len(rows) == len(node.source), "a forked layer keeps its rows"
             source = gather(node.source) + (rows - jnp.arange(len(rows)))[:, None]
             return node._replace(recent=jax.tree.map(gather, node.recent), source=source)
         if used is None or not on_cpu() or node.keys.shape[2] % _BLOCK:

@@ -130,7 +130,7 @@ class Engine:
             row_alone = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], request)
             entries.append(Entry(job, row_alone, own, _width(len(row.ids), window)))
         kind = Kind(
-            gpt=lm.stepped.model,
+            gpt=lm.decode_form.model,
             room=self.room,
             sampler=jax.tree.structure(own),
             stops=(request.stops.shape[1], request.stops.shape[2]),

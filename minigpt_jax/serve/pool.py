@@ -78,7 +78,7 @@ class Pool:
             _without_penalties(jax.tree.map(np.copy, entry.request)),
             entry.sampler,
         )
-        self._programs = Programs(kind, lm.stepped.weights, *self._blank, sizes, compiler)
+        self._programs = Programs(kind, lm.decode_form.weights, *self._blank, sizes, compiler)
         self._state: State | None = None
         self._asked = self._on_device = self._blank
         """The request and the sampler of the rows: on the host, and a copy of them on the device."""
@@ -238,7 +238,7 @@ class Pool:
     def _start(self, batch: list[Entry], size: int, width: int) -> None:
         """Runs prompts through the model and gives each a free row."""
         request, sampler = _joined([(entry.request, entry.sampler) for entry in batch])
-        new = self._programs.start(size, width, self.lm.stepped.weights, _filled_up(request, size))
+        new = self._programs.start(size, width, self.lm.decode_form.weights, _filled_up(request, size))
         free = [row for row, job in enumerate(self._rows) if job is None][: len(batch)]
         target = np.full(size, len(self._rows), np.int32)  # the rows of padding go nowhere
         target[: len(batch)] = free
@@ -263,7 +263,7 @@ class Pool:
             young = [_YOUNG - job.tokens if job.tokens else 1 for job in jobs if job.tokens < _YOUNG]
         count, began = min([min(most, _YOUNG) if self.waiting else most, *young]), time.perf_counter()
         program = self._programs.want("advance", len(self._rows))
-        arguments = self._state, self.lm.stepped.weights, *self._on_device, self._halted, np.int32(count)
+        arguments = self._state, self.lm.decode_form.weights, *self._on_device, self._halted, np.int32(count)
         self._state, output, running = program(*arguments)
         self._halted = np.zeros(len(self._rows), bool)
         self._running = Chunk([*self._rows], output, running, count, began)

@@ -1,7 +1,7 @@
-"""The form of a model that is sampled from: the same function, with weights in the arrangement that decode steps read.
+"""The form of a model that is sampled from: the same function, with its weights arranged for fast decode steps.
 
-A step of few rows takes about as long as reading the weights, and the matmuls of a small model so little that starting
-each of them counts.
+A decode step of few rows takes about as long as reading the weights once. In a small model each matmul is so short that
+the overhead of starting it matters too.
 """
 
 import dataclasses
@@ -9,14 +9,18 @@ import dataclasses
 import jax.numpy as jnp
 
 from minigpt_jax.model import parametrization
-from minigpt_jax.model.blocks import JOINED, JOINED_PARTS, Params
+from minigpt_jax.model.blocks import FUSED_QKV, QKV, Params
 from minigpt_jax.model.gpt import GPT
 
 
-def stepped(gpt: GPT, params: Params) -> tuple[GPT, Params]:
-    """The model with an output layer of its own, and with one matrix for the query, key and value of each block."""
+def for_decoding(gpt: GPT, params: Params) -> tuple[GPT, Params]:
+    """The model with an output layer of its own, and with one matrix for query, key and value in each block.
+
+    These are copies: they take memory beside the given parameters. All other arrays are shared with them. A block of
+    the user's own keeps its parameters.
+    """
     gpt, params = _untied(gpt, params)
-    return gpt, _joined(params) if gpt.config.block == "transformer" else params
+    return gpt, _fused(params) if gpt.config.block == "transformer" else params
 
 
 def _untied(gpt: GPT, params: Params) -> tuple[GPT, Params]:
@@ -35,17 +39,17 @@ def _untied(gpt: GPT, params: Params) -> tuple[GPT, Params]:
     return gpt.clone(config=dataclasses.replace(gpt.config, tied_embeddings=False)), {**rest, "output": output}
 
 
-def _joined(params: Params) -> Params:
-    """The same parameters, with the layers `JOINED_PARTS` of each block side by side in one layer `JOINED`.
+def _fused(params: Params) -> Params:
+    """The same parameters, with the projections `QKV` of each block side by side in one layer `FUSED_QKV`.
 
-    With the reference's model and one row, a step takes a twelfth less time.
+    On CPU the product of one row takes four fifths of the time of the three, and that of 32 rows three quarters.
     """
     blocks = {}
     for name, block in params.items():
         if not name.startswith("block_"):
             continue
         attention = dict(block["attention"])
-        parts = [attention.pop(part) for part in JOINED_PARTS]
-        attention[JOINED] = {leaf: jnp.concatenate([part[leaf] for part in parts], axis=-1) for leaf in parts[0]}
+        parts = [attention.pop(part) for part in QKV]
+        attention[FUSED_QKV] = {leaf: jnp.concatenate([part[leaf] for part in parts], axis=-1) for leaf in parts[0]}
         blocks[name] = {**block, "attention": attention}
     return {**params, **blocks}
