@@ -1,5 +1,6 @@
 """A model with its tokenizer and weights: texts in, texts or log-probabilities out."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
