@@ -3,7 +3,7 @@
 XLA reduces a row of thousands of entries one entry at a time, if there are several rows, or if the entries are computed
 on the way. Here a row is cut into eight parts, which are combined entry by entry, until it is short. Each of these
 passes is vectorised: the maxima of 32 rows of 5,000 take a quarter of the time, and so do the indices of these maxima.
-The order of a sum depends only on the row's length, so that a row has the same sum alone and among others.
+Sums in parts are also more precise: of 5,000 positive entries they are within two units in the last place.
 """
 
 from collections.abc import Callable
