@@ -21,11 +21,10 @@ from minigpt_jax.model.blocks import (
     Dtype,
     LayerState,
     Params,
-    check_result,
     dense,
     norm,
-    user_block,
 )
+from minigpt_jax.model.own_block import check_result, user_block
 from minigpt_jax.model.pointer import Pointer, PointerMixture
 from minigpt_jax.ops import kv_cache
 from minigpt_jax.ops.embedding import Embed
