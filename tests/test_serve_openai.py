@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from minigpt_jax.serve.runs import Runs
 
 openai = pytest.importorskip("openai", reason="the client of OpenAI's API; pip install openai")
 uvicorn = pytest.importorskip("uvicorn", reason="pip install 'minigpt_jax[serve]'")
+
+LONGEST = 100_000
+"""Tokens that take seconds, so that a client can leave before they are generated."""
 
 
 class LocalServer:
@@ -58,7 +61,7 @@ def lm() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def server(lm: LanguageModel) -> Iterator[LocalServer]:
-    server = LocalServer(Runs([Engine(lm, "random", 4000, sizes=(1, 4))]))
+    server = LocalServer(Runs([Engine(lm, "random", LONGEST, sizes=(1, 4))]))
     yield server
     server.close()
 
@@ -154,7 +157,7 @@ def test_echo_scores_the_prompt(client: Any, lm: LanguageModel):
     [
         ({"temperature": -1}, None, "temperature -1"),
         ({"temperature": "hot"}, "temperature", "must be a number"),
-        ({"max_tokens": 4001}, None, "max_tokens 4001"),
+        ({"max_tokens": LONGEST + 1}, None, f"max_tokens {LONGEST + 1}"),
         ({"max_tokens": 0}, "max_tokens", "unless echo"),
         ({"n": 1000}, None, "ask for"),
         ({"logprobs": 99}, "logprobs", "0 to"),
@@ -222,11 +225,19 @@ def test_a_stream_ends_with_its_mark(server: LocalServer):
 
 
 def test_a_client_that_leaves_frees_its_row(server: LocalServer, client: Any, lm: LanguageModel):
-    finished = lambda: sum(pool.finished for pool in server.runs.engine(None)._pools.values())  # noqa: E731
+    pools = server.runs.engine(None)._pools
+    finished = lambda: sum(pool.finished for pool in pools.values())  # noqa: E731
     before = finished()
+
+    def wait_until(reached: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not reached():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
     for stream in (True, False):
         raw = socket.create_connection(("127.0.0.1", server.port))
-        body = json.dumps({"prompt": "a", "max_tokens": 4000, "stream": stream, "temperature": 0}).encode()
+        body = json.dumps({"prompt": "a", "max_tokens": LONGEST, "stream": stream, "temperature": 0}).encode()
         head = (
             "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -234,13 +245,9 @@ def test_a_client_that_leaves_frees_its_row(server: LocalServer, client: Any, lm
         raw.sendall(head.encode() + body)
         if stream:
             assert raw.recv(1000).startswith(b"HTTP/1.1 200")
-        else:
-            time.sleep(0.2)
+        wait_until(lambda: any(pool.active for pool in pools.values()))
         raw.close()
-        deadline = time.monotonic() + 60
-        while not all(pool.idle for pool in server.runs.engine(None)._pools.values()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: all(pool.idle for pool in pools.values()))
     assert finished() == before
 
 
