@@ -33,8 +33,9 @@ def main(arguments: list[str]) -> int:
     from minigpt_jax import display, report
     from minigpt_jax.report import page
 
-    for written in report.report(chosen.run_dir, chosen.output, chosen.fit):
-        display.console.print(display.printable(f"{written.title} · {written.lead}"))
-        page.show(written.table, display.console)
-        display.console.print(display.printable(str(written.html)))
+    with display.status("fitting scaling laws" if chosen.fit else "drawing plots"):
+        for written in report.report(chosen.run_dir, chosen.output, chosen.fit):
+            display.console.print(display.printable(f"{written.title} · {written.lead}"))
+            page.show(written.table, display.console)
+            display.console.print(display.printable(str(written.html)))
     return 0
