@@ -9,7 +9,7 @@ Contenders, each from an empty prompt to 127 tokens:
 - the same size in GPT-2's form: this project; Hugging Face `generate` with its dynamic and its static cache.
 
 The command line keeps compiled programs on disk, where the tutorial's way finds its own again; without that cache its
-compilation, at each call, is in its figure (greedy 1.6 s for 1.1 s, on the machine of the README).
+compilation, at each call, is in its figure.
 
 Ours is timed as a user calls it, `LanguageModel.generate`, from texts to texts. It needs the extra `compare`; what is
 not installed is left out. Last come the parts of a token's time, down to the floor: reading the weights once.

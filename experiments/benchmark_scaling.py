@@ -1,11 +1,11 @@
-"""How training scales: steps and examples a second by devices and processes, and where the time of a step goes.
+"""How training scales: steps and examples per second by devices and processes, and where the time of a step goes.
 
 ./launch.sh experiments/benchmark_scaling.py
 ./launch.sh experiments/benchmark_scaling.py --width 768 --num-layers 12 --batch-size 64    # on an accelerator
 
 Each configuration is a process of its own, and rounds of all of them alternate, so that a machine that slows down does
-so for all; medians are reported. On a CPU the devices are simulated: they share its cores, so more of them show what
-sharing out costs and not what it gains. The batches lie in memory, so no TensorFlow is needed. Writes a table and JSON
+so for all; medians are reported. On a CPU the devices are simulated: they share its cores, so more of them show the
+cost of communication and no speed-up. The batches lie in memory, so no TensorFlow is needed. Writes a table and JSON
 into runs/benchmarks.
 """
 

@@ -11,9 +11,9 @@ The clients share the cores with the server. Where throughput is measured, they 
 be: one thread opens all streams, and reads bytes, which it parses once the last stream has ended. Rounds of streams and
 rounds of `generate` alternate, so that other work on the machine slows both.
 
-Found on two cores: with a plain model of 0.57 million parameters, 32 streams make 0.74 to 0.80 of the tokens a second
+Found on two cores: with a plain model of 0.57 million parameters, 32 streams make 0.74 to 0.80 of the tokens per second
 of `generate` with 32 prompts (19,400 of 26,100); chunks of 0.08 or 0.1 seconds are no better. With a model of the
-reference's size they make 0.80 (7,630 of 9,390). The first token of a stream comes after 7 ms. 128 requests a second,
+reference's size they make 0.80 (7,630 of 9,390). The first token of a stream comes after 7 ms. 128 requests per second,
 none lost or wrong. Memory goes from 860 to 953 MB with the first 250 requests, and ends at 973 MB after 1,000.
 """
 

@@ -1,4 +1,4 @@
-"""Trials an hour: stacked in one program against one after another, for a small model and the reference.
+"""Trials per hour: stacked in one program against one after another, for a small model and the reference.
 
 ./launch.sh experiments/benchmark_sweep.py [--models small reference] [--stacks 1 4 8 16 32] [--steps 3]
 

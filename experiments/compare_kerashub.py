@@ -7,9 +7,9 @@ Stages: `vocabulary` and `tokenisation` (of all lines); `input` (an epoch of bat
 `evaluation` and `memory` (the reference configuration, same weights, same batches; a step also against its matrix
 products alone); `samplers` (one prompt, 127 tokens, the tutorial's own way); `cold` (a new process, from its start to
 the first sample); `perplexity` (both trained from the same weights on the same batches for --epochs, and then --fast in
-a new process, with nothing cached, to see how soon it is where the reference ends). What compiles is called once before
-it is timed, and that call is reported apart.
-Writes compare_kerashub.md and .json. It needs the extra `compare`.
+a new process, with nothing cached, to time how soon it reaches the reference's final perplexity). What compiles is
+called once before it is timed, and that call is reported apart. Writes compare_kerashub.md and .json. It needs the
+extra `compare`.
 """
 
 import dataclasses

@@ -29,11 +29,11 @@ It does not. Loss of the best rate by parameters N and training tokens D, in nat
 Losses fall fast and then flatten near 0.67, where a model knows the grammar but does not yet copy names. The forms in
 which size and tokens act together, such as that of Kaplan et al. (2020), fit far better than the sum of Hoffmann et al.
 (2022), but they take this plateau for the floor: the truth lies below their intervals. The sum's interval holds the
-truth, and all else. Fitted to the models with a loss above 0.72 alone, its E is 0; only models on the plateau give an
-E, and it is the plateau's. A pointer, which copies, gets below: of two models of about 580,000 parameters after 953,000
-tokens, the quickstart's ends at 0.472, and the same without its pointer and convolutions at 0.662. So E is the floor of
-what models of this kind and size have learned so far, not the entropy of the text; to see that, one has to look below
-the plateau.
+truth only because it is so wide. Fitted to the models with a loss above 0.72 alone, its E is 0; only models on the
+plateau give an E, and it is the plateau's. A pointer, which copies, gets below: of two models of about 580,000
+parameters after 953,000 tokens, the quickstart's ends at 0.472, and the same without its pointer and convolutions at
+0.662. So E is the floor of what models of this kind and size have learned so far, not the entropy of the text; to see
+that, one has to look below the plateau.
 
 The best rate is the highest one tried for 17 of the 20 models (rates hardly differ on the plateau), so that small
 models after few steps could do better than this table says, which bends the law at its other end. One seed. The 60

@@ -4,8 +4,8 @@
     ./launch.sh experiments/which_sampler.py runs/simplebooks_best
 
 This runs `compare` with every method at its settings, each over the same 512 prefixes of validation text, and then
-lists the best setting of each method. It needs the extra mauve (`pip install 'minigpt_jax[mauve]'`). Measures and plots
-are in runs/simplebooks_best/which_sampler.
+lists the best setting of each method. It needs the extra `mauve`. Measures and plots are in
+runs/simplebooks_best/which_sampler.
 
 Finding, for the best configuration (validation perplexity 47.9), prefixes of 32 tokens and up to 96 new ones. Distance
 is the mean difference from human text over ten measures, 0 for human text and at most 1:

@@ -56,7 +56,11 @@ def test_every_experiment_parses(file: Path, capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_help(words: list[str], capsys: pytest.CaptureFixture):
     assert command(*words) == 0
-    assert "usage" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "usage" in out
+    assert "default: None" not in out  # the text says what None stands for
+    if words[0] != "lm_eval":  # that tool's own help
+        assert "[[" not in out.split("options ─")[0]  # arguments that have to be given are not shown as optional
 
 
 @pytest.mark.parametrize("spelling", [["--train.log-every", "1"], ["--train.log_every=1"]])

@@ -26,9 +26,9 @@ class Arguments:
     MAUVE, and marks the method whose measures are nearest to those of human text.
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: parser.RunDir
     """A run directory."""
-    method: tyro.conf.Positional[tuple[str, ...]]
+    method: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="METHOD …"), parser.SEVERAL]
     """The methods, such as greedy, top_p:p=0.9:temperature=0.8, top_k:k=1,5,10,40 (four methods),
     random:temperature=0.5..1.5 (five, evenly spaced) or FILE.py:Name:setting=1."""
     prompts: int = 200

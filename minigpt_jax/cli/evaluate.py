@@ -19,7 +19,7 @@ class Arguments:
     compare its bits per byte only between models of the same tokenizer.
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: parser.RunDir
     """A run directory."""
     split: Literal["valid", "test"] = "valid"
     """Which part of the corpus."""

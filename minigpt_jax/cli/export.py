@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from minigpt_jax.cli import parser
 
 
@@ -16,7 +14,7 @@ class Arguments:
     computes exactly the same function; otherwise the folder carries the code of a class, which trust_remote_code=True
     loads. A GGUF file is written only if llama.cpp has an architecture that computes the same function."""
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: parser.RunDir
     """A run directory. Its moving average of the weights is taken if it has one."""
     to: Path
     """The folder to write, or for gguf the file, NAME.gguf. An earlier export is replaced, anything else is refused."""

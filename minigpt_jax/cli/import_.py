@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -13,7 +14,7 @@ class Arguments:
     """Make a run directory of a Hugging Face folder. All commands that take a run directory take it, and so does
     --init-from. It has no validation part: give --files to evaluate."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="HF_DIR")]
     """A folder with config.json, safetensors and tokenizer.json. No PyTorch is needed, and pickles are not read."""
     to: Path
     """The run directory to make."""

@@ -1,13 +1,18 @@
-"""The parser of the commands' flags: tyro, with help texts that wrap as paragraphs."""
+"""The parser of the commands' flags: tyro, with help texts that wrap as paragraphs and name no default of None."""
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 REGISTRY = ConstructorRegistry()
 """How values are made from words, beyond tyro's own rules."""
+RunDir = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+SEVERAL = tyro.conf.arg(help_behavior_hint="(required)")
+"""For a positional argument with one word or more, which tyro takes for an optional one."""
+RunDirs = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN_DIR …"), SEVERAL]
 
 
 def parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> Any:
@@ -28,7 +33,8 @@ _in_rule: list[bool] = []
 def _with_joined_help(info: StructTypeInfo) -> StructConstructorSpec | None:
     """tyro's own rule for a class, with the lines of each field's docstring joined.
 
-    tyro keeps the line breaks of a docstring before lines that are indented, as all lines but the first are.
+    tyro keeps the line breaks of a docstring before lines that are indented, as all lines but the first are. It also
+    ends the help of a flag with "(default: None)", which says nothing where None stands for what the docstring says.
     """
     if _in_rule:
         return None
@@ -39,8 +45,14 @@ def _with_joined_help(info: StructTypeInfo) -> StructConstructorSpec | None:
         _in_rule.pop()
     if not isinstance(spec, StructConstructorSpec):
         return None
-    fields = tuple(dataclasses.replace(field, helptext=_joined(field.helptext)) for field in spec.fields)
-    return dataclasses.replace(spec, fields=fields)
+    fields = (dataclasses.replace(field, helptext=_joined(field.helptext)) for field in spec.fields)
+    return dataclasses.replace(spec, fields=tuple(map(_without_none, fields)))
+
+
+def _without_none(field: StructFieldSpec) -> StructFieldSpec:
+    if field.default is not None:
+        return field
+    return dataclasses.replace(field, type=Annotated[field.type, tyro.conf.arg(help_behavior_hint="")])
 
 
 def _joined(text: Any) -> Any:

@@ -16,7 +16,7 @@ class Arguments:
     training.
     """
 
-    run_dir: tyro.conf.Positional[tuple[Path, ...]]
+    run_dir: parser.RunDirs
     """Run directories, sweeps' folders, or folders of either, such as runs."""
     output: Path | None = None
     """Folder to write to; by default that of the run or the sweep, or runs/report for several runs."""

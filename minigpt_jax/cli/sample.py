@@ -30,8 +30,8 @@ class MethodFlags:
     k: int | None = None
     """top_k, contrastive: how many of the most probable tokens may be taken (10 for top_k, 4 for contrastive)."""
     p: float | None = None
-    """top_p, typical: the sum of the probabilities to keep (0.9, 0.95); min_p: the lowest probability to keep, relative
-    to that of the most probable token (0.1)."""
+    """top_p, typical: the sum of the probabilities to keep (0.9 for top_p, 0.95 for typical); min_p: the lowest
+    probability to keep, relative to that of the most probable token (0.1)."""
     num_beams: int | None = None
     """beam: number of hypotheses (10)."""
     alpha: float | None = None
@@ -62,7 +62,7 @@ class MethodFlags:
 class Arguments:
     """Sample text from a run's model. The text of a single prompt is shown while it is generated, on a terminal."""
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: parser.RunDir
     """A run directory."""
     prompt: tuple[str, ...] = ()
     """Text to continue. An empty one starts a new text."""

@@ -25,7 +25,7 @@ class Arguments:
     for; a second one ends at once.
     """
 
-    run_dir: tyro.conf.Positional[tuple[Path, ...]]
+    run_dir: parser.RunDirs
     """Run directories."""
     port: int = 8765
     """The port to listen on; 0 takes a free one."""

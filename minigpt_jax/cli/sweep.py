@@ -28,7 +28,7 @@ class Arguments:
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py")]
     """The experiment's file."""
-    axes: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AXIS …")]
+    axes: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AXIS …"), parser.SEVERAL]
     """A field and its values."""
     search: Literal["grid", "random", "tpe"] = "grid"
     """All combinations, random ones, or those that a tree-structured Parzen estimator finds promising."""
@@ -43,9 +43,9 @@ class Arguments:
     """A run directory or a Hugging Face folder, from whose weights every trial starts, at step 0. The model, the
     tokenizer and, unless a flag sets it, the sequence length are taken from there, so no axis may change the model's
     form or the tokenizer."""
-    prune: tyro.conf.FlagCreatePairsOff[bool] = False
+    prune: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help_behavior_hint="")] = False
     """Stop the worse half of the configurations at a quarter and at half of the steps, as searches do by default."""
-    no_prune: tyro.conf.FlagCreatePairsOff[bool] = False
+    no_prune: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help_behavior_hint="")] = False
     """Train all configurations to the end, as a grid does by default."""
     stack: int | None = None
     """Maximum number of trials in one program; by default as many as make it faster and fit into memory."""

@@ -44,11 +44,11 @@ class DataConfig:
     stories_seed: int = option(0, at_least=0)
     """For stories: the seed of the tales."""
     layout: Layout = option("lines", caches=("store",))
-    """lines: the head of each long document, padded; packed: all the text, cut into full windows; whole: all the text,
-    in windows that hold as many whole documents as fit, padded (a longer document is cut)."""
+    """lines: the prefix of each long document, padded; packed: all the text, cut into full windows; whole: all the
+    text, in windows that hold as many whole documents as fit, padded (a longer document is cut)."""
     evaluation_layout: Layout | None = option(None, caches=("store",))
-    """Layout of the validation and test parts, whose documents the vocabulary is made for too; as --data.layout by
-    default."""
+    """Layout of the validation and test parts; it also decides which documents train the vocabulary; as --data.layout
+    by default."""
     anneal_fraction: float = option(0.0, at_least=0, at_most=1, caches=("store",), aliases=("finish",))
     """For the packed layout evaluated as lines: the fraction of steps, the last ones, that train on the prefixes of
     long documents; the other steps train on the text without these prefixes."""
@@ -136,7 +136,7 @@ class ModelConfig:
     rope_theta: float = option(10_000.0, above=0)
     """Base of the rotary wavelengths."""
     use_bias: bool = True
-    """Biases in all dense layers and norms; the next three choose for some of them alone."""
+    """Biases in all dense layers and norms; --model.qkv-bias, --model.norm-bias and --model.output-bias override it."""
     qkv_bias: bool | None = None
     """Biases of queries, keys and values; as use_bias by default."""
     norm_bias: bool | None = None
@@ -148,7 +148,7 @@ class ModelConfig:
     qk_norm: bool = False
     """Normalise queries and keys, each head on its own."""
     head_gate: bool = False
-    """Scale each head's output by a sigmoid of the token that attends."""
+    """Scale each head's output by a sigmoid gate, computed from the token that attends."""
     dropout: float = option(0.0, at_least=0, below=1, adjustable=True)
     """Rate of dropout on the embeddings and on each residual branch."""
     zero_init: bool = option(False, adjustable=True)
@@ -156,7 +156,7 @@ class ModelConfig:
     embedding_norm: bool = False
     """Normalise the embedding to a root mean square of 1, with no weights of its own."""
     convolution: int = option(0, at_least=0)
-    """Tokens that a causal convolution before each residual branch spans, features apart; 0 for none."""
+    """Kernel size of a depthwise causal convolution before each residual branch, in tokens; 0 for none."""
     pointer: int = option(0, at_least=0)
     """Width of the queries and keys by which the next token may be copied from the context, beside what the output
     layer gives it (pointer sentinel mixture); 0 for none."""
