@@ -38,7 +38,7 @@ def test_every_method_gets_the_settings_that_it_takes():
         (lambda: samplers.Random(-1.0).validate(V), ["--temperature -1.0"]),
         (lambda: samplers.TopP(0.5, float("inf")).validate(V), ["--temperature inf"]),
         (lambda: samplers.Beam(0).validate(V), ["--num-beams 0"]),
-        (lambda: samplers.Beam(samplers.methods.MAX_BEAMS + 1).validate(V), ["--num-beams 4097", "1 to 4,096"]),
+        (lambda: samplers.Beam(4097).validate(V), ["--num-beams 4097", "1 to 4,096"]),
         (lambda: samplers.Beam(3_000_000_000).validate(V), ["--num-beams 3000000000", "1 to 4,096"]),
         (lambda: samplers.Beam(2.5).validate(V), ["--num-beams 2.5", "whole number"]),  # pyright: ignore[reportArgumentType]
         (lambda: samplers.Beam("3").validate(V), ["--num-beams '3'", "whole number"]),  # pyright: ignore[reportArgumentType]
