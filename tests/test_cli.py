@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 
-from minigpt_jax import corpora, samplers
+from minigpt_jax import samplers
 from minigpt_jax.cli import COMMANDS, main
 from minigpt_jax.trial.run import run
 
@@ -89,27 +89,6 @@ def test_sample_reads_prompts_from_a_file(run_dir: Path, tmp_path: Path, capsys:
     (tmp_path / "prompts.txt").write_text("the fox\nthe bear\n")
     assert command("sample", run_dir, "--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 4, "--json") == 0
     assert [line["prompt"] for line in json_lines(capsys.readouterr().out)] == ["the fox", "the bear"]
-
-
-@pytest.mark.parametrize("split", ["valid", "test"])
-def test_evaluate_json(run_dir: Path, capsys: pytest.CaptureFixture, split: str):
-    assert command("evaluate", run_dir, "--split", split, "--json") == 0
-    [figures] = json_lines(capsys.readouterr().out)
-    assert {"split", "loss", "perplexity", "bits_per_byte", "tokens", "step"} <= set(figures)
-    assert (figures["split"], figures["step"]) == (split, 4)
-    assert figures["floor_bits_per_byte"] < figures["bits_per_byte"]
-
-
-def test_evaluate_a_file_of_the_validation_texts_is_evaluating_validation(run_dir: Path, tmp_path: Path, capsys):
-    experiment = tiny_experiment.EXPERIMENT
-    texts = corpora.open_corpus(experiment.data, tmp_path).documents("valid")
-    (tmp_path / "valid.txt").write_text("".join(f"{text}\n" for text in texts))
-    figures = []
-    for flags in (["--split", "valid"], ["--files", tmp_path / "valid.txt"]):
-        assert command("evaluate", run_dir, *flags, "--json") == 0
-        figures += json_lines(capsys.readouterr().out)
-    for name in ("loss", "perplexity", "bits_per_byte", "tokens", "step"):
-        assert figures[1][name] == figures[0][name]
 
 
 def test_compare_shows_every_method_and_keeps_it(run_dir: Path, capsys: pytest.CaptureFixture):

@@ -119,6 +119,16 @@ def test_prompts_of_token_ids(lm: LanguageModel):
         lm.generate([["a", "b"]])
 
 
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**64 - 1])
+def test_every_seed_that_samples_draws_the_pieces(run_dir: Path, lm: LanguageModel, seed: int):
+    rows = Rows.load(RunDir(run_dir).rows("valid"))
+    sizes = {"prompts": 24, "prompt_tokens": 6, "new_tokens": 8}
+    drawn = [
+        held_out(rows, "packed", lm.tokenizer.special.start, lm.end_id, seed=one, **sizes) for one in (seed, seed, 0)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 @pytest.mark.parametrize(
     ("methods", "prompts", "message"),
     [

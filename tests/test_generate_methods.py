@@ -44,6 +44,13 @@ def test_a_range_of_tenths_has_no_rounding_in_it():
     assert temperatures == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
+@pytest.mark.parametrize("text", ["top_p:p=0.90000001,0.90000002", "random:temperature=1.0000001,1"])
+def test_labels_tell_all_values_apart(text: str):
+    found = methods.parse(text)
+    assert len({one.label for one in found}) == len({methods.label_of(one.sampler) for one in found}) == 2
+    assert [methods.parse_one(one.label) for one in found] == [one.sampler for one in found]
+
+
 def test_flags_add_settings():
     assert methods.parse_one("top_p:p=0.5", settings={"temperature": 0.7, "k": None}) == TopP(p=0.5, temperature=0.7)
 
@@ -63,6 +70,10 @@ def test_flags_add_settings():
         ("top_p:p=0.5..", "must be a number"),
         ("top_p:p=0.5..1/x", "must be a whole number"),
         ("top_p:p=0.5..1/1", "2 to 1,000 values"),
+        ("top_k:k=nan..5", "k=nan..5: the ends of a range must be finite numbers"),
+        ("top_k:k=1..1e400", "must be finite numbers"),
+        ("top_p:p=-inf..0.5", "must be finite numbers"),
+        ("random:temperature=-1e308..1e308", "must be finite numbers"),  # their difference is none
         ("top_p:p=0.5:p=0.6", "given twice"),
         ("top_p:p=0..1/1000:temperature=1,2", "2,000 methods"),
         ("nowhere.py:Mine", "there is no nowhere.py"),

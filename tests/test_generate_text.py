@@ -75,6 +75,11 @@ WRONG: dict[str, dict[str, Any]] = {
     "processors": {"processors": "x"},
     "--logit-bias 5 'a'": {"logit_bias": {5: "a"}},
     "row_ids 'a'": {"row_ids": "ab"},
+    "row_ids 5: give": {"row_ids": 5},
+    "--logit-bias 5 1000": {"logit_bias": {5: 10**400}},
+    "--p '0.9'": {"sampler": samplers.TopP(p="0.9")},  # pyright: ignore[reportArgumentType]
+    "--num-beams 2.5": {"sampler": samplers.Beam(num_beams=2.5)},  # pyright: ignore[reportArgumentType]
+    "--num-return-sequences 200000000": {"sampler": DRAWN, "num_return_sequences": 200_000_000},
     "row_ids: give": {"row_ids": [0, 2**32]},
     "--stop None": {"stop": [None]},
 }
@@ -136,6 +141,20 @@ def test_a_stream_is_the_text_and_takes_nothing_back(lm: LanguageModel, stop: li
     [whole] = lm.generate("the cat", DRAWN, 20, seed=seed, stop=stop)
     assert "".join(lm.stream("the cat", DRAWN, 20, seed=seed, stop=stop)) == whole.text
     assert "".join(lm.stream("the cat", DRAWN, 20, seed=seed, stop=stop, full=True)) == whole.full_text
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_strings_and_ids_stop_a_text_at_the_same_token(lm: LanguageModel, count: int):
+    """The token that completes a stop is one of the new tokens, of which there are at least `min_new_tokens`."""
+    words = {i: float("-inf") for i, piece in enumerate(PIECES) if piece.startswith("##")}
+    asked: dict[str, Any] = {"seed": 3, "logit_bias": words, "no_repeat_ngram": 1}
+    [plain] = lm.generate("the cat", DRAWN, 12, **asked)
+    token = plain.tokens[count - 1]
+    for stop in (token, PIECES[token]):
+        [one] = lm.generate("the cat", DRAWN, 12, stop=[stop], min_new_tokens=count, **asked)
+        assert (one.tokens, one.finish_reason) == (plain.tokens[:count], "stop")
+        [longer] = lm.generate("the cat", DRAWN, 12, stop=[stop], min_new_tokens=count + 1, **asked)
+        assert len(longer.tokens) > count
 
 
 def test_a_stop_of_ids_is_no_part_of_the_text(lm: LanguageModel):

@@ -54,6 +54,8 @@ def test_stops_are_strings_and_sequences_of_ids(given, strings, sequences):
         ("frequency_penalty", "1", "must be a number"),
         ("no_repeat_ngram", -2, "at least 0"),
         ("num_return_sequences", 0, "at least 1"),
+        ("num_return_sequences", 10_001, "at most 10,000"),
+        ("presence_penalty", 10**400, "at most 10,000"),
         ("top_logprobs", -1, "at least 0"),
         ("stop", "", "leave it out"),
         ("stop", [[]], "leave it out"),
@@ -61,6 +63,8 @@ def test_stops_are_strings_and_sequences_of_ids(given, strings, sequences):
         ("logit_bias", [1.0], "must map token ids"),
         ("logit_bias", {"a": 1.0}, "whole number"),
         ("logit_bias", {5: float("nan")}, "must be a number"),
+        ("logit_bias", {5: 10**400}, "from -1,000,000 to 1,000,000"),
+        ("logit_bias", {5: -(10**400)}, "or -inf to ban the token"),
         ("processors", [3], "is no function"),
     ],
 )

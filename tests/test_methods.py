@@ -38,7 +38,20 @@ def test_every_method_gets_the_settings_that_it_takes():
         (lambda: samplers.Random(-1.0).validate(V), ["--temperature -1.0"]),
         (lambda: samplers.TopP(0.5, float("inf")).validate(V), ["--temperature inf"]),
         (lambda: samplers.Beam(0).validate(V), ["--num-beams 0"]),
+        (lambda: samplers.Beam(4097).validate(V), ["--num-beams 4097", "1 to 4,096"]),
+        (lambda: samplers.Beam(3_000_000_000).validate(V), ["--num-beams 3000000000", "1 to 4,096"]),
+        (lambda: samplers.Beam(2.5).validate(V), ["--num-beams 2.5", "whole number"]),  # pyright: ignore[reportArgumentType]
+        (lambda: samplers.Beam("3").validate(V), ["--num-beams '3'", "whole number"]),  # pyright: ignore[reportArgumentType]
         (lambda: samplers.Beam(2, -1.0).validate(V), ["--length-penalty -1.0"]),
+        (lambda: samplers.Beam(2, "1").validate(V), ["--length-penalty '1'", "give a number"]),  # pyright: ignore[reportArgumentType]
+        (lambda: samplers.TopK(float("nan")).validate(V), ["--k nan", "whole number"]),  # pyright: ignore[reportArgumentType]
+        (lambda: samplers.Random(top_k=float("inf")).validate(V), ["--top-k inf"]),  # pyright: ignore[reportArgumentType]
+        (lambda: samplers.TopK(None).validate(V), ["--k None"]),  # pyright: ignore[reportArgumentType]
+        (lambda: samplers.Random([1.0]).validate(V), ["--temperature [1.0]"]),  # pyright: ignore[reportArgumentType]
+        (lambda: samplers.Random(10**400).validate(V), ["--temperature 1000", "1,000,000"]),
+        (lambda: samplers.TopP("0.9").validate(V), ["--p '0.9'", "give a number"]),  # pyright: ignore[reportArgumentType]
+        (lambda: samplers.Contrastive("4").validate(V), ["--k '4'"]),  # pyright: ignore[reportArgumentType]
+        (lambda: samplers.Contrastive(4, "1").validate(V), ["--alpha '1'"]),  # pyright: ignore[reportArgumentType]
         (lambda: samplers.Contrastive(0).validate(V), ["--k 0"]),
         (lambda: samplers.Contrastive(V + 1).validate(V), [f"--k {V + 1}"]),
         (lambda: samplers.Contrastive(4, 1.5).validate(V), ["--alpha 1.5", "[0, 1]"]),

@@ -200,6 +200,9 @@ class Slicing(Branching):
         (Broken(), ["Broken.pick", "int32[1]", "[3]"]),
         (Wrong(), ["Wrong.pick", "float32[3]", "whole number"]),
         (Broken(1.5), ["Broken", "answer=1.5", "whole number"]),  # type: ignore[arg-type]
+        (Broken(float("inf")), ["Broken", "answer=inf", "32 bits"]),  # type: ignore[arg-type]
+        (Broken(3_000_000_000), ["Broken", "answer=3000000000", "32 bits"]),
+        (Broken(10**400), ["Broken", "32 bits"]),
         (Worded(), ["Worded", "word='x'", "static"]),
         (Idle(), ["Idle", "pick(self, logits, key)"]),
     ],

@@ -55,6 +55,8 @@ def test_the_command_serves_until_it_is_interrupted(run_dir: Path):
         (["{run}", "--port", "{busy}"], "give another --port"),
         (["{run}", "--host", "0.0.0.0"], "MINIGPT_API_KEY"),
         (["{run}", "--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
+        (["{run}", "--host", "a..b"], "--host a..b is no address of this machine"),
+        (["{run}", "--host", "a" * 70], f"--host {'a' * 70} is no address of this machine"),
         (["{run}", "--max-new-tokens", "0"], "--max-new-tokens 0"),
         (["{run}", "--step", "7"], "step 7"),
     ],

@@ -15,7 +15,7 @@ from minigpt_jax import Beam, Contrastive, Greedy, Random, Sampler, TopK, TopP, 
 from minigpt_jax.generate import GenerationSettings, LanguageModel
 from minigpt_jax.generate.text_stream import TextStream
 from minigpt_jax.serve import pool
-from minigpt_jax.serve.engine import MAX_TEXTS, Engine, EngineError, QueueFullError
+from minigpt_jax.serve.engine import MAX_TEXTS, MAX_WIDTH, Engine, EngineError, QueueFullError
 from minigpt_jax.serve.pace import Pace
 from minigpt_jax.serve.ticket import Update
 
@@ -250,6 +250,9 @@ def test_the_queue_is_bounded(lm: LanguageModel):
         (Greedy(), {"logit_bias": {5: 1e9}}, "--logit-bias"),
         (Greedy(), {"num_return_sequences": 2}, "--num-return-sequences 2"),
         (Random(), {"num_return_sequences": MAX_TEXTS + 1}, f"{MAX_TEXTS + 1} texts"),
+        (Beam(MAX_WIDTH + 1), {}, f"--num-beams: this server's beam search is no wider than {MAX_WIDTH}"),
+        (Beam(3_000_000_000), {}, "--num-beams"),
+        (Contrastive(MAX_WIDTH + 1), {}, "--k: this server's contrastive search"),
         (Beam(2), {"stop": ["a"]}, "--stop"),
     ],
 )
@@ -259,6 +262,18 @@ def test_mistakes_are_told_at_once(engine: Engine, sampler: Sampler, changes: di
             engine.submit("a", sampler, settings(**changes))
 
     run(main)
+
+
+def test_too_many_texts_are_told_before_anything_is_made_of_them(
+    engine: Engine, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    def planned(*_: Any) -> None:
+        raise AssertionError("a row is made for each text")
+
+    monkeypatch.setattr(lm, "plan", planned)
+    for prompts, copies in ((1, 10_000), (MAX_TEXTS // 2 + 1, 2)):
+        with pytest.raises(UserError, match="texts at once"):
+            engine.submit(["a"] * prompts, Random(), settings(num_return_sequences=copies))
 
 
 def test_a_sampler_that_fails_fails_its_request_alone(engine: Engine, lm: LanguageModel):

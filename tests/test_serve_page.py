@@ -123,8 +123,14 @@ def test_the_offer_is_what_the_code_holds(client, lm):
     ("changes", "field", "message"),
     [
         (asked(method_settings={"p": 2}), "p", "outside (0, 1]"),
-        (asked(method_settings={"p": "x"}), "p", "must be a number"),
-        (asked(method_settings={"k": 3}), None, "no setting k"),
+        (asked(method_settings={"p": "x"}), "p", "give a number"),
+        (asked(method_settings={"p": [0.5]}), "p", "give a number"),
+        (asked(method_settings={"k": 3}), "k", "k is not a setting of"),
+        (asked("top_k", method_settings={"k": "1:/nowhere/x.py:X"}), "k", "whole number from 1"),
+        (asked("top_k", method_settings={"k": 10**400}), "k", "whole number from 1"),
+        (asked("top_k", method_settings={"k=1:/nowhere/x.py:X": 1}), "k", "is not a setting of"),
+        (asked("beam", method_settings={"num_beams": 3_000_000_000}), "num_beams", "no wider than"),
+        (asked("beam", method_settings={"num_beams": "3"}), "num_beams", "whole number from 1"),
         (asked("top_k", method_settings={"k": 0}), "k", "whole number from 1"),
         (asked("random", method_settings={"top_k": 0}), "top_k", "whole number from 1"),
         (asked(repetition_penalty=0), "repetition_penalty", "at least"),
@@ -143,6 +149,18 @@ def test_mistakes_are_told_with_their_setting(client, changes, field, message):
     assert response.status_code == 400, response.text
     assert response.json()["error"]["field"] == field
     assert message in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/api/beam", "/api/inspect"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"method_settings": {"num_beams": 4000}}, {"max_new_tokens": 10**6}],
+    ids=["width", "length"],
+)
+def test_what_looks_into_a_text_has_the_limits_of_sampling(client, path, changes):
+    response = client.post(path, json=asked("beam", **changes) | {"tokens": [5]})
+    assert response.status_code == 400
+    assert "this server" in response.json()["error"]["message"]
 
 
 def test_other_models_are_not_found_and_bodies_are_objects(client):

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from test_generate import language_model
 from test_serve_engine import ROOM, run, settings
 
-from minigpt_jax import Greedy
+from minigpt_jax import Greedy, UserError
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.serve.engine import Engine
 from minigpt_jax.serve.runs import ModelNotFoundError, Runs, Source
@@ -60,6 +61,69 @@ def test_a_run_in_training_is_served_at_its_newest_checkpoint(lm: LanguageModel)
         assert {pool.lm for pool in engine._pools.values()} == {other}
     finally:
         runs.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Damaged(Source):
+    """A run in training whose newest checkpoints fail, each in its own way: `failures` has what loading it does."""
+
+    failures: dict[int, Any] = dataclasses.field(default_factory=dict)
+    loads: list[int] = dataclasses.field(default_factory=list)
+    saved: list[int] = dataclasses.field(default_factory=lambda: [0])
+
+    def load(self) -> LanguageModel:
+        self.loads.append(self.saved[-1])
+        outcome = self.failures[self.saved[-1]]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def newest(self) -> int:
+        return self.saved[-1]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [None, UserError("all are damaged"), RuntimeError("out of memory")],
+    ids=["an older one", "none", "other"],
+)
+def test_a_damaged_checkpoint_is_read_once(lm: LanguageModel, outcome: Any, capsys: pytest.CaptureFixture):
+    old, new = (LanguageModel(lm.experiment, lm.tokenizer, lm.weights, step) for step in (0, 2))
+    again = LanguageModel(lm.experiment, lm.tokenizer, lm.weights, 0)  # what is loaded instead of step 1
+    source = Damaged(Path("runs/it"), failures={1: outcome or again, 2: new})
+    engine = Engine(old, "it", ROOM, sizes=(1,))
+    runs = Runs([engine], {"it": source}, poll_seconds=0.01)
+    try:
+        source.saved.append(1)
+        wait_until(lambda: source.loads)
+        time.sleep(0.2)  # many looks
+        assert source.loads == [1]
+        assert engine.lm is old, "its pools would be set up anew"
+        assert ("step 0 stays in use" in capsys.readouterr().err) == (outcome is not None)
+        source.saved.append(2)
+        wait_until(lambda: engine.lm is new)
+    finally:
+        runs.close()
+
+
+def test_a_checkpoint_that_cannot_be_read_for_the_moment_is_read_again(lm: LanguageModel):
+    old, new = (LanguageModel(lm.experiment, lm.tokenizer, lm.weights, step) for step in (0, 1))
+    source = Damaged(Path("runs/it"), failures={1: OSError("too many open files")}, saved=[1])
+    engine = Engine(old, "it", ROOM, sizes=(1,))
+    runs = Runs([engine], {"it": source}, poll_seconds=0.01)
+    try:
+        wait_until(lambda: source.loads)
+        source.failures[1] = new
+        wait_until(lambda: engine.lm is new)
+    finally:
+        runs.close()
+
+
+def wait_until(condition: Any) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_names_are_those_of_the_folders_and_unique(lm: LanguageModel):

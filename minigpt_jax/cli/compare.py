@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from minigpt_jax.cli import parser
+from minigpt_jax.cli import json_text, parser
 from minigpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,4 +123,4 @@ def _write(folder: Path, verdicts: list["Verdict"]) -> None:
     writer.writeheader()
     writer.writerows(table)
     write_atomic(folder / "results.csv", text.getvalue())
-    write_atomic(folder / "results.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+    write_atomic(folder / "results.jsonl", "".join(json_text.dumps(one) + "\n" for one in records))

@@ -1,13 +1,12 @@
 """`minigpt evaluate RUN_DIR`: perplexity and bits per byte of a split, which the run directory contains."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from minigpt_jax.cli import parser
+from minigpt_jax.cli import json_text, parser
 from minigpt_jax.errors import UserError
 
 
@@ -51,12 +50,14 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--batch-size {chosen.batch_size}: must be 1 or more")
     lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
     split, rows = text_part.read(lm, chosen.run_dir, chosen.split, chosen.files)
-    sums = evaluate.evaluate(lm.model, lm.weights, rows, chosen.batch_size)
+    # Rows that only pad a batch take memory for nothing. By the default the sums are to the bit those of training.
+    batch_size = min(chosen.batch_size, max(len(rows), Arguments.batch_size))
+    sums = evaluate.evaluate(lm.model, lm.weights, rows, batch_size)
     if chosen.json_:
         figures = {"split": split, **sums.summary(), "tokens": sums.tokens, "step": lm.step}
         if rows.floor_bits_per_byte is not None:
             figures["floor_bits_per_byte"] = rows.floor_bits_per_byte
-        print(json.dumps(figures))
+        print(json_text.dumps(figures))
     else:
         print(f"{split}, step {lm.step:,}, {sums.tokens:,} tokens: {evaluate.describe(sums, rows)}")
     return 0

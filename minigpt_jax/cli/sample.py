@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from minigpt_jax import utf8
-from minigpt_jax.cli import parser
+from minigpt_jax.cli import json_text, parser
 from minigpt_jax.errors import UserError, printable
 from minigpt_jax.generate.settings import GenerationSettings, Stop
 
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
             del fields["score"]
             if fields["top_logprobs"] is None:
                 del fields["top_logprobs"]
-            print(json.dumps(fields, ensure_ascii=False))
+            print(json_text.dumps(fields))
         else:
             print(printable(generation.full_text.strip()), end="\n\n" if len(prompts) > 1 else "\n")
     return 0
@@ -203,13 +203,14 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
     from rich.text import Text
 
     from minigpt_jax.display import console
+    from minigpt_jax.generate.methods import shown
     from minigpt_jax.storage.run_dir import RunDir, write_atomic
 
     rows: list[dict[str, Any]] = []
     for one in compared:
         rows.append(dataclasses.asdict(one))
         if chosen.json_:
-            print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
+            print(json_text.dumps(rows[-1]), flush=True)
     record = {"prompt": prompt, "seed": chosen.settings.seed, "step": lm.step, "rows": rows}
     if not chosen.json_:
         table = Table(title=Text(f"{printable(prompt) or '[BOS]'} …"), title_justify="left", show_lines=True)
@@ -218,7 +219,7 @@ def _print_comparison(chosen: Arguments, lm: Any, prompt: str, compared: Iterato
         for row in rows:
             figures = [
                 row["sampler"],
-                *(f"{name} {value:g}" for name, value in row["settings"].items()),
+                *(f"{name} {shown(value)}" for name, value in row["settings"].items()),
                 f"repeated 4-grams {row['repeated_4grams']:.0%}",
                 f"distinct-2 {row['distinct_2']:.2f}",
                 f"log-prob per token {row['mean_logprob']:.2f}",

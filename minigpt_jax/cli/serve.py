@@ -89,8 +89,9 @@ def _listening(host: str, port: int, key: str | None) -> socket.socket:
         raise UserError(f"--port {port}: must be 0 (a free one) to {2**16 - 1:,}")
     try:
         [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UserError(f"--host {host} is no address of this machine: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # of a name with an empty part or one of more than 63 letters
+        reason = error.strerror if isinstance(error, OSError) else "it is no valid name"
+        raise UserError(f"--host {host} is no address of this machine: {reason}") from error
     if not _is_loopback(str(address[0])) and key is None:
         raise UserError(
             f"--host {host}: other machines can reach it, so requests need a key; set {_KEY} or give --api-key KEY"

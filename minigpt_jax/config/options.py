@@ -252,7 +252,7 @@ def _tuple_problem(value: Any, inner: Any, facts: Facts) -> str | None:
 def _number_problem(kind: type, value: Any, facts: Facts) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return "must be a whole number" if kind is int else "must be a number"
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if (rule := facts.range_problem(value)) is not None:
         return rule

@@ -68,6 +68,7 @@ def beam_tree(lm: "LanguageModel", prompt: str | list[int], sampler: Sampler, se
     """
     if not sampler.ranks:
         raise UserError(f"{sampler.name} has no hypotheses to draw as a tree; take beam search")
+    sampler.validate(len(lm.tokenizer))
     returned = getattr(sampler, "num_beams", sampler.width)
     prepared = one_row.prepare(lm, prompt, sampler, settings.replace(num_return_sequences=returned))
     row, before = prepared.row, prepared.row.ids[1:]

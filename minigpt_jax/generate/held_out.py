@@ -62,7 +62,7 @@ def held_out(
             f"--prompt-tokens {prompt_tokens}: no held-out text goes on after so many tokens for --max-new-tokens "
             f"{new_tokens}; give fewer of either"
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed % 2**64)  # NumPy takes no negative seed
     chosen = [group[i] for group in (beginnings, later) for i in rng.permutation(len(group))]
     return chosen[:prompts]
 

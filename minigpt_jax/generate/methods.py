@@ -9,6 +9,7 @@ Several values of a setting make several samplers, and several settings every co
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -76,7 +77,7 @@ def parse(text: str, flag: str = "--sampler", settings: Mapping[str, Any] | None
     methods = []
     for chosen in itertools.product(*values.values()):
         given = dict(zip(values, chosen, strict=True))
-        label = ":".join([name, *(f"{setting}={_shown(value)}" for setting, value in given.items())])
+        label = ":".join([name, *(f"{setting}={shown(value)}" for setting, value in given.items())])
         methods.append(Method(label, kind(**given, **fixed)))
     return methods
 
@@ -111,7 +112,7 @@ def label_of(sampler: Sampler) -> str:
     """A METHOD for the sampler: its name and the settings that differ from the defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(sampler)}
     changed = {name: value for name, value in settings_in(sampler).items() if value != defaults[name]}
-    return ":".join([sampler.name, *(f"{name}={_shown(value)}" for name, value in changed.items())])
+    return ":".join([sampler.name, *(f"{name}={shown(value)}" for name, value in changed.items())])
 
 
 def settings_of(kind: type[Sampler]) -> dict[str, type]:
@@ -165,7 +166,10 @@ def _values(text: str, kind: type, label: str) -> Iterator[Any]:
         size = _value(count, int, f"{label}={item}: the number of values") if slash else RANGE_SIZE
         if not 2 <= size <= MAX_METHODS:
             raise UserError(f"{label}={item}: a range has 2 to {MAX_METHODS:,} values; write LOW..HIGH/{RANGE_SIZE}")
-        spaced = np.linspace(_value(low, float, label), _value(high, float, label), size)
+        first, last = (_value(end, float, label) for end in (low, high))
+        if not math.isfinite(last - first):
+            raise UserError(f"{label}={item}: the ends of a range must be finite numbers")
+        spaced = np.linspace(first, last, size)
         if kind is int:
             found += [int(value) for value in np.rint(spaced)]
         else:
@@ -199,5 +203,12 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def shown(value: Any) -> str:
+    """The value of a setting with as many digits as it takes to tell it from every other.
+
+    >>> shown(0.90), shown(1e-5), shown(2.0), shown(0.90000001)
+    ('0.9', '1e-05', '2', '0.90000001')
+    """
+    if not isinstance(value, float):
+        return str(value)
+    return short if float(short := f"{value:g}") == value else repr(float(value))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ Processor = Callable[..., Any]
 """A pure function (logits_BV, tokens_BS, length_B, step_B) -> logits_BV; `samplers.Processor` describes it."""
 
 MAX_NEW_TOKENS = 2**20
+MAX_RETURN_SEQUENCES = 10_000
+MAX_BIAS = 1e6
 MAX_PENALTY = 1e4  # beyond it a penalised logit overflows float32
 _ROW_ID_END = 2**32
 
@@ -39,7 +42,8 @@ class GenerationSettings:
     max_new_tokens: int | None = option(None, at_least=1, at_most=MAX_NEW_TOKENS)
     """Maximum number of tokens to generate; by default, up to the end of the training window."""
     min_new_tokens: int = option(0, at_least=0)
-    """A stop that is complete before this many new tokens does not count."""
+    """A text has at least this many new tokens, those of a stop included. A string that is complete earlier does not
+    stop it, and a token that would complete a stop of token ids earlier is banned."""
     seed: int = option(0, at_least=-(2**63), below=2**64)
     """Seed of the random draws. A row's text depends on the seed, the row's id and its prompt alone."""
     stop: Sequence[Stop] = ()
@@ -55,7 +59,7 @@ class GenerationSettings:
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     """A token id and what is added to its logit; -inf bans the token. The tokenizer's special tokens, such as [PAD]
     and [BOS], and ids without a piece are banned unless they are named here or as a stop."""
-    num_return_sequences: int = option(1, at_least=1)
+    num_return_sequences: int = option(1, at_least=1, at_most=MAX_RETURN_SEQUENCES)
     """Texts for each prompt: independent draws, or the best of beam search."""
     top_logprobs: int = option(0, at_least=0)
     """For each new token, also return this many of the most probable tokens in its place; 0: none."""
@@ -112,6 +116,8 @@ def check_row_ids(row_ids: Any, prompts: int) -> list[int]:
     """One id of 32 bits per prompt; 0, 1, 2 … by default. Raises UserError for anything else."""
     if row_ids is None:
         return list(range(prompts))
+    if not isinstance(row_ids, Iterable):
+        raise UserError(f"row_ids {row_ids!r}: give several whole numbers, one per prompt")
     ids = [as_int(row, "row_ids") for row in row_ids]
     if len(ids) != prompts:
         raise UserError(f"row_ids: {len(ids)} given for {prompts} prompts; give one per prompt")
@@ -152,8 +158,13 @@ def _bias(bias: Any) -> dict[int, float]:
         raise UserError(f"--logit-bias {bias!r}: must map token ids to numbers, such as {{5: 2.0}}")
     plain = {as_int(token, "--logit-bias"): _plain(value) for token, value in bias.items()}
     for token, value in plain.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise UserError(f"--logit-bias {token} {value!r}: must be a number, or -inf to ban the token")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not (abs(value) <= MAX_BIAS or value == -math.inf):
+            shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}…"
+            raise UserError(
+                f"--logit-bias {token} {shown}: must be a number from -{MAX_BIAS:,.0f} to {MAX_BIAS:,.0f}, or -inf to "
+                "ban the token"
+            )
     return plain
 
 

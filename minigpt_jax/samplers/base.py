@@ -128,6 +128,9 @@ def _leaf(sampler: Sampler, name: str, dtype: type | None) -> Any:
         )
     if not isinstance(value, bool | int | float | np.number | np.bool_):
         return value  # an array, None, or a placeholder that JAX puts there
-    if dtype is np.int32 and value != np.floor(value):
+    if dtype is np.int32 and not isinstance(value, int) and value != np.floor(value):
         raise UserError(f"{sampler.name}: {name}={value} must be a whole number, as its annotation says")
-    return (dtype or {bool: np.bool_, int: np.int32}.get(type(value), np.float32))(value)
+    try:
+        return (dtype or {bool: np.bool_, int: np.int32}.get(type(value), np.float32))(value)
+    except OverflowError:
+        raise UserError(f"{sampler.name}: {name}={value} is too large for a number of 32 bits") from None

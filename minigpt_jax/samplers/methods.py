@@ -17,6 +17,9 @@ from minigpt_jax.samplers import beam, contrastive, selection, truncation
 from minigpt_jax.samplers.base import Sampler
 from minigpt_jax.samplers.buckets import width_bucket
 
+MAX_BEAMS = 4096
+"""Enough to enumerate all texts of a few tokens of a tiny vocabulary, by which beam search is tested."""
+
 
 @dataclass(frozen=True)
 class Greedy(Sampler):
@@ -183,12 +186,14 @@ class Beam(Sampler):
     width: int = field(default=1, init=False, repr=False, metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "width", width_bucket(self.num_beams))
+        object.__setattr__(self, "width", _width(self.num_beams))
 
     def validate(self, vocabulary_size: int) -> None:
-        _check_count("--num-beams", self.num_beams, None)
-        if not 0 <= self.length_penalty < math.inf:
-            raise UserError(f"--length-penalty {self.length_penalty} is not allowed: give a number from 0 (none) up")
+        _check_count("--num-beams", self.num_beams, MAX_BEAMS, "")
+        if not 0 <= _number(self.length_penalty) < math.inf:
+            raise UserError(
+                f"--length-penalty {_shown(self.length_penalty)} is not allowed: give a number from 0 (none) up"
+            )
 
 
 @dataclass(frozen=True)
@@ -206,12 +211,12 @@ class Contrastive(Sampler):
     width: int = field(default=1, init=False, repr=False, metadata={"static": True})  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "width", width_bucket(self.k))
+        object.__setattr__(self, "width", _width(self.k))
 
     def validate(self, vocabulary_size: int) -> None:
         _check_count("--k", self.k, vocabulary_size)
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"--alpha {self.alpha} is outside [0, 1]: give 0 (greedy) to 1")
+        if not 0 <= _number(self.alpha) <= 1:
+            raise UserError(f"--alpha {_shown(self.alpha)} is outside [0, 1]: give a number from 0 (greedy) to 1")
 
 
 METHODS: dict[str, type[Sampler]] = {
@@ -228,20 +233,44 @@ def create_all(**settings: Any) -> list[Sampler]:
     ]
 
 
-def _check_temperature(temperature: float) -> None:
+def _check_temperature(temperature: Any) -> None:
     # Outside these bounds, logits divided by the temperature may overflow or underflow float32.
-    if temperature != 0 and not 1e-6 <= temperature <= 1e6:
+    number = _number(temperature)
+    if number != 0 and not 1e-6 <= number <= 1e6:
         raise UserError(
-            f"--temperature {temperature} is not allowed: give 0 (greedy), or a number from 0.000001 to 1,000,000"
+            f"--temperature {_shown(temperature)} is not allowed: give 0 (greedy), or a number from 0.000001 to "
+            "1,000,000"
         )
 
 
-def _check_count(flag: str, count: int, most: int | None) -> None:
-    if count != int(count) or count < 1 or (most is not None and count > most):
-        upper = "up" if most is None else f"to {most}, the vocabulary's size"
-        raise UserError(f"{flag} {count} is not allowed: give a whole number from 1 {upper}")
+def _check_count(flag: str, count: Any, most: int, of: str = ", the vocabulary's size") -> None:
+    number = _number(count)
+    if not number.is_integer() or not 1 <= number <= most:
+        raise UserError(f"{flag} {_shown(count)} is not allowed: give a whole number from 1 to {most:,}{of}")
 
 
-def _check_share(flag: str, share: float) -> None:
-    if not 0 < share <= 1:
-        raise UserError(f"{flag} {share} is outside (0, 1]: give a probability above 0, and 1 at most")
+def _check_share(flag: str, share: Any) -> None:
+    if not 0 < _number(share) <= 1:
+        raise UserError(f"{flag} {_shown(share)} is outside (0, 1]: give a number above 0, and 1 at most")
+
+
+def _number(value: Any) -> float:
+    """A setting as a float; NaN, which is within no bounds, if it is no number."""
+    try:
+        return math.nan if isinstance(value, str | bytes) else float(value)
+    except OverflowError:  # a longer whole number than floats hold
+        return math.inf
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _width(count: Any) -> int:
+    """The bucket of a width; 1 for what `validate` refuses."""
+    number = _number(count)
+    return width_bucket(int(number)) if 1 <= number < math.inf else 1
+
+
+def _shown(value: Any) -> str:
+    """A setting for a message; a string in quotes, as a caller who gave one in place of a number may not see why."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -61,7 +61,7 @@ def control(
     penalised = (request.repetition_penalty != 1) | (request.presence_penalty != 0) | (request.frequency_penalty != 0)
     penalised = penalised.any()
     unrepeated = (request.no_repeat_ngram > 0).any()
-    early_B = step < request.min_new_tokens
+    early_B = step + 1 < request.min_new_tokens
     early = early_B.any()
 
     def when(active: Array, process: Callable[[Logits], Logits], logits: Logits) -> Logits:
@@ -146,7 +146,9 @@ def ban_ngrams(logits: Logits, tokens: Int[Array, "B S"], end: Int[Array, "B"], 
         return same_BS & ((jnp.roll(tokens, back, axis=1) == then_B1) | (back >= size_B1))
 
     inside_BS = (position_1S >= size_B1 - 1) & (position_1S < end_B1) & (size_B1 > 0)
-    repeats_BS = lax.fori_loop(1, jnp.max(size), compare, inside_BS)
+    # An n-gram longer than the history repeats nothing, so the loop need not compare that far back.
+    longest = jnp.minimum(jnp.max(size), tokens.shape[1])
+    repeats_BS = lax.fori_loop(1, longest, compare, inside_BS)
     return logits.at[rows_B1, tokens].min(jnp.where(repeats_BS, -jnp.inf, jnp.inf))
 
 

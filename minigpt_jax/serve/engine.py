@@ -26,6 +26,8 @@ MAX_WAITING = 256
 """Texts that may wait for a row."""
 MAX_TEXTS = 128
 """Texts of one request."""
+MAX_WIDTH = 64
+"""Hypotheses of a beam search and candidates of a contrastive search, each of which takes a row of the model's step."""
 _IDLE_POOLS = 4
 """Idle pools that keep their memory on the device."""
 _QUIET_ROUNDS, _MOST_GATHERING = 3, 0.05
@@ -107,11 +109,9 @@ class Engine:
         """
         lm, method, given = self.lm, as_sampler(sampler), as_prompts(prompts)
         asked = settings or GenerationSettings()
+        self.check(len(given), method, asked)
         plan = lm.plan(given, method, [asked] * len(given), row_ids)
-        if len(plan.rows) > MAX_TEXTS:
-            raise UserError(f"--num-return-sequences: {len(plan.rows)} texts at once; ask for {MAX_TEXTS} at most")
-        if (longest := max((row.limit for row in plan.rows), default=0)) > self.room:
-            raise UserError(f"--max-new-tokens {longest}: this server generates {self.room} at most for one text")
+        self._check_length(max((row.limit for row in plan.rows), default=0))
         if self._closing:
             raise QueueFullError("the server is shutting down")
         if (waiting := self.waiting()) + len(plan.rows) > self._max_waiting:
@@ -146,6 +146,23 @@ class Engine:
         self._requests += 1
         self._wake_when_quiet(self._requests, _QUIET_ROUNDS)
         return ticket
+
+    def check(self, prompts: int, sampler: Sampler, settings: GenerationSettings) -> None:
+        """Raises UserError for a request of more than the engine takes. It takes no time, however much is asked for.
+
+        Args:
+            prompts: the number of prompts.
+        """
+        if (texts := prompts * settings.num_return_sequences) > MAX_TEXTS:
+            raise UserError(f"--num-return-sequences: {texts} texts at once; ask for {MAX_TEXTS} at most")
+        if sampler.width > MAX_WIDTH:
+            flag = "--num-beams" if sampler.ranks else "--k"
+            raise UserError(f"{flag}: this server's {sampler.name} search is no wider than {MAX_WIDTH}; ask for fewer")
+        self._check_length(settings.max_new_tokens or 0)
+
+    def _check_length(self, longest: int) -> None:
+        if longest > self.room:
+            raise UserError(f"--max-new-tokens {longest}: this server generates {self.room} at most for one text")
 
     def _wake_when_quiet(self, request: int, rounds: int) -> None:
         """Wakes the engine once no request comes after this one, so that those that come together start together."""

@@ -18,11 +18,12 @@ class Answer:
     """The answer to one request, which has started when this is made.
 
     Raises:
-        UserError, QueueFullError: as `Engine.submit` does.
+        UserError, QueueFullError: as `Engine.submit` does, also where no new token is asked for.
     """
 
     def __init__(self, engine: Engine, asked: Completion) -> None:
         self._engine, self._asked, self._lm = engine, asked, engine.lm
+        engine.check(len(asked.prompts), asked.sampler, asked.settings)
         self._prompts = [ids[1:] for ids in self._lm.ids(asked.prompts)]
         self._scores: list[TokenScores] = []
         self._head = {

@@ -197,9 +197,14 @@ def _sampler(body: Mapping[str, Any]) -> Sampler:
                 continue  # OpenAI's defaults, which some clients always send
             known = ", ".join(taken) or "none"
             raise FieldError(f"{field} is not a setting of the sampler {name}, which takes {known}", field)
-        if taken[setting] is int and value != int(value):
+        try:
+            chosen[setting] = taken[setting](value)
+        except (ValueError, OverflowError):  # NaN, an infinite number, or a whole one that no float holds
+            raise FieldError(
+                f"{field}: must be a {'whole' if taken[setting] is int else 'finite'} number", field
+            ) from None
+        if taken[setting] is int and value != chosen[setting]:
             raise FieldError(f"{field} {value}: must be a whole number", field)
-        chosen[setting] = taken[setting](value)
     if name == "random" and chosen.get("top_p") == 1:
         del chosen["top_p"]
     return kind(**chosen)

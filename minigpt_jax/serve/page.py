@@ -64,19 +64,19 @@ def routes(runs: Runs) -> list[BaseRoute]:
         )
 
     async def sample(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
-        asked = page_requests.parse(body, lm)
+        asked = page_requests.parse(body, engine, lm)
         streamed = asked.sampler.streams
         ticket = engine.submit([asked.prompt], asked.sampler, asked.settings, streamed=streamed, full=False)
         return GrowingResponse(_lines(lm, ticket, asked), ticket.cancel, "application/x-ndjson")
 
     async def inspect(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
-        asked, tokens = page_requests.parse(body, lm), page_requests.token_ids(body, "tokens")
+        asked, tokens = page_requests.parse(body, engine, lm), page_requests.token_ids(body, "tokens")
         async with looking:
             found = await asyncio.to_thread(lm.inspect, asked.prompt, tokens, asked.sampler, asked.settings)
         return JSONResponse({"positions": plain(found), "vocabulary": len(lm.tokenizer), "step": lm.step})
 
     async def beam(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
-        asked = page_requests.parse(body, lm)
+        asked = page_requests.parse(body, engine, lm)
         async with looking:
             tree = await asyncio.to_thread(lm.beam_tree, asked.prompt, asked.sampler, asked.settings)
         return JSONResponse(plain(tree))

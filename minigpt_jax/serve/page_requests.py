@@ -15,6 +15,7 @@ from minigpt_jax.config.options import options
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate import GenerationSettings, LanguageModel, methods
 from minigpt_jax.samplers import Sampler
+from minigpt_jax.serve.engine import Engine
 
 SETTINGS = (
     "max_new_tokens",
@@ -28,7 +29,6 @@ SETTINGS = (
 """The settings that the page offers for all columns, apart from the seed."""
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "text"}
 _FLAG = re.compile(r"--(?!sampler)([a-z][\w-]*)")
-_METHOD_SETTING = re.compile(r"--sampler [^:]+(?::[^ ]*)?: (\w+)=")
 
 
 class Asked(NamedTuple):
@@ -42,12 +42,15 @@ class Asked(NamedTuple):
     settings: GenerationSettings
 
 
-def parse(body: Mapping[str, Any], lm: LanguageModel) -> Asked:
+def parse(body: Mapping[str, Any], engine: Engine, lm: LanguageModel) -> Asked:
     """The request in a body with `prompt`, `method`, and optionally `method_settings`, `settings`, `stop_at_end` and
     `branch`.
 
+    Args:
+        lm: the model of the engine that is asked.
+
     Raises:
-        UserError: a part of it is not allowed.
+        UserError: a part of it is not allowed, or it is more than the engine takes.
     """
     prompt, branch = _field(body, "prompt", str, ""), token_ids(body, "branch")
     given = _field(body, "settings", dict, {})
@@ -57,12 +60,14 @@ def parse(body: Mapping[str, Any], lm: LanguageModel) -> Asked:
     settings = GenerationSettings(**{name: value for name, value in given.items() if value is not None})
     if _field(body, "stop_at_end", bool, False):
         settings = settings.replace(stop=[*settings.stop, *lm.end_ids])
+    sampler = _sampler(body)
+    engine.check(1, sampler, settings)
     ids = lm.tokenizer.encode_batch([prompt])[0]
     if branch and lm.model.config.positions == "learned" and settings.max_new_tokens is not None:
         # A branch makes the text longer than the prompt alone would; it ends with the positions.
         room = lm.model.sequence_length - len(ids) - len(branch)
         settings = settings.replace(max_new_tokens=max(1, min(settings.max_new_tokens, room)))
-    return Asked([*ids, *branch], branch, _sampler(body), settings)
+    return Asked([*ids, *branch], branch, sampler, settings)
 
 
 def token_ids(body: Mapping[str, Any], name: str) -> list[int]:
@@ -75,7 +80,7 @@ def token_ids(body: Mapping[str, Any], name: str) -> list[int]:
 
 def field_of(message: str) -> str | None:
     """The setting that an error message names by its flag, so that the page can show the message beside it."""
-    found = _METHOD_SETTING.match(message) or _FLAG.match(message)
+    found = _FLAG.match(message)
     return found[1].replace("-", "_") if found else None
 
 
@@ -128,12 +133,12 @@ def plain(value: Any) -> Any:
 
 
 def _sampler(body: Mapping[str, Any]) -> Sampler:
-    """The sampler of a body. Only methods by name: a file of the user's own would be run."""
+    """The sampler of a body. Only methods by name, and settings that are no part of a METHOD's text, in which a file of
+    code could be named that would be run."""
     name, given = _field(body, "method", str, "greedy"), _field(body, "method_settings", dict, {})
     if name not in samplers.METHODS:
         raise UserError(f"method {name} is not known{nearest(name, samplers.METHODS)}")
-    text = ":".join([name, *(f"{key}={value}" for key, value in given.items() if value is not None)])
-    return methods.parse_one(text)
+    return methods.parse_one(name, settings=given)
 
 
 def _field(body: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from minigpt_jax import display, generate
 from minigpt_jax.config import nearest
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, reason_of
 from minigpt_jax.serve.engine import Engine
 from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_dir import RunDir
@@ -104,12 +104,18 @@ class Runs:
             engine.close()
 
     def _follow(self, poll_seconds: float) -> None:
+        tried: dict[str, int | None] = {}  # the newest step at the last look, so that a damaged one is read once
         while not self._stop.wait(poll_seconds):
             for name, source in self._followed.items():
-                engine = self.engines[name]
+                engine, seen = self.engines[name], tried.get(name)
                 try:
-                    newest = source.newest()
-                    if newest is not None and newest != engine.step:
-                        engine.lm = source.load()
-                except (UserError, OSError) as error:  # the training may just be deleting or writing it
-                    display.warn(f"{source.run_dir}: step {engine.step} stays in use, as a newer one failed: {error}")
+                    newest = tried[name] = source.newest()
+                    if newest not in (None, seen, engine.step):
+                        lm = source.load()
+                        if lm.step != engine.step:
+                            engine.lm = lm
+                except Exception as error:  # whatever it is, newer checkpoints may come
+                    if isinstance(error, OSError):  # the training may just be deleting or writing it
+                        tried.pop(name, None)
+                    reason = error if isinstance(error, UserError | OSError) else reason_of(error)
+                    display.warn(f"{source.run_dir}: step {engine.step} stays in use, as a newer one failed: {reason}")

@@ -76,7 +76,7 @@ class Guard:
                 403, f"this server is not {host or 'addressed by name'}; address it as {min(self._hosts)}", "host"
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _site(origin) != host:
             raise RefusedError(403, f"requests from pages of {origin} are refused", "origin")
         if self._key is not None and path.startswith(KEYED):
             scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -106,6 +106,14 @@ async def read_json(request: Request, most: int = MAX_BODY) -> Any:
         return json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"the body is not JSON: {error}", "invalid_json") from error
+
+
+def _site(origin: str) -> str | None:
+    """The name and port in an Origin header, or None if it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str:
