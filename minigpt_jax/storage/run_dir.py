@@ -24,6 +24,10 @@ _PARTIAL = ".partial"
 _ABANDONED_SECONDS = 3600  # a partial file that is older was left by a killed process
 
 
+class InUseError(UserError):
+    """Another process holds the lock of a run directory."""
+
+
 class RunDir:
     """The paths of a run's files. A leading `~` of `path` is the home folder."""
 
@@ -112,7 +116,8 @@ def lock(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
     """Makes the folder and locks it for this process, until the returned context or the process ends.
 
     Raises:
-        UserError: another process holds the lock, the path cannot hold a run, or the folder holds other files.
+        InUseError: another process holds the lock.
+        UserError: the path cannot hold a run, or the folder holds other files.
     """
     check_place(run_dir)
     if run_dir.path.is_dir() and not run_dir.config.exists():
@@ -128,7 +133,7 @@ def lock(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
     try:
         held = filelock.FileLock(run_dir.path / ".lock").acquire(blocking=False)
     except filelock.Timeout as error:
-        raise UserError(
+        raise InUseError(
             f"--run-dir {run_dir.path}: another process is training in it; wait for it or name another folder"
         ) from error
     _remove_partial(run_dir.path)

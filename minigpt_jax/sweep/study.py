@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,18 +109,26 @@ class Study:
         self._heart.join()
         self._study.set_user_attr(_lease_name(self.worker), 0.0)
 
-    def claim(self, max_configurations: int) -> list[Claim]:
-        """Claims configurations to train, at most `max_configurations`: first those of lost workers, then new ones."""
+    def claim(self, max_configurations: int, last: Collection[int] = ()) -> list[Claim]:
+        """Claims configurations to train, at most `max_configurations`: first those of lost workers, then new ones.
+
+        Args:
+            last: configurations that are claimed only if there are too few others, in this order.
+        """
         claims: list[Claim] = []
-        for frozen in self._trials():
-            if len(claims) == max_configurations:
-                break
-            if frozen.state == TrialState.RUNNING and self._is_free(frozen):
-                self._assign(frozen)
-                if self.holds(frozen.number):
-                    claims.append(self._claimed(optuna.trial.Trial(self._study, frozen._trial_id)))
+        begun = {frozen.number: frozen for frozen in self._trials()}
+
+        def claim_begun(configurations: Iterable[int]) -> None:
+            for frozen in (begun[c] for c in configurations if c in begun):
+                if len(claims) < max_configurations and frozen.state == TrialState.RUNNING and self._is_free(frozen):
+                    self._assign(frozen)
+                    if self.holds(frozen.number):
+                        claims.append(self._claimed(optuna.trial.Trial(self._study, frozen._trial_id)))
+
+        claim_begun(c for c in begun if c not in last)
         while len(claims) < max_configurations and (claim := self._new()) is not None:
             claims.append(claim)
+        claim_begun(last)
         return claims
 
     def holds(self, configuration: int) -> bool:
