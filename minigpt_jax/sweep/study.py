@@ -50,7 +50,7 @@ class Sampler(optuna.samplers.BaseSampler):
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._points = axes_.grid(plan.axes) if plan.search == "grid" else []
+        self._is_grid = plan.search == "grid"
 
     def _make(self, seed: int) -> optuna.samplers.BaseSampler:
         if self._plan.search == "tpe":
@@ -58,19 +58,19 @@ class Sampler(optuna.samplers.BaseSampler):
         return optuna.samplers.RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {} if self._points else self._make(trial.number).infer_relative_search_space(study, trial)
+        return {} if self._is_grid else self._make(trial.number).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return {} if self._points else self._make(trial.number).sample_relative(study, trial, search_space)
+        return {} if self._is_grid else self._make(trial.number).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        if self._points:
+        if self._is_grid:
             index = sum(not _is_void(other) for other in study.get_trials(deepcopy=False)[: trial.number])
-            return _choice(self._points[index % len(self._points)][param_name])
+            return _choice(axes_.point(self._plan.axes, index)[param_name])  # beyond the last, from the first again
         seed = zlib.crc32(f"{trial.number} {param_name}".encode())
         return self._make(seed).sample_independent(study, trial, param_name, param_distribution)
 

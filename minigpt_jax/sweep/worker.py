@@ -34,6 +34,7 @@ from minigpt_jax.trial.signals import stop_signals
 STACK_ON_CPU, STACK = 8, 32
 """Trials in one program by default, on a CPU and on accelerators, if they fit into memory."""
 SECONDS_BETWEEN_POLLS = 1.0
+MAX_LEASE_SECONDS = 86400
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def sweep(
     """
     if max_trials is not None and max_trials < 1:
         raise UserError(f"--stack {max_trials}: must be 1 or more")
-    if lease <= 0:
-        raise UserError(f"--lease {lease}: must be above 0")
+    if not 0 < lease <= MAX_LEASE_SECONDS:
+        raise UserError(f"--lease {lease}: must be above 0 and at most {MAX_LEASE_SECONDS}, which is a day")
     devices.check_types()
     check_trackers(plan.experiment.train.trackers)
     max_trials = max_trials or (STACK_ON_CPU if on_cpu() else STACK)
@@ -96,7 +97,7 @@ class _Library:
         """Prepares the corpora of all listed values, so that mistakes in them are reported before any training."""
         parts = ("data.", "tokenizer.", "sample.", "model.positions")
         of_text = [a for a in plan.axes if a.field.startswith(parts) and not a.is_range]
-        for values in itertools.islice(axes.grid(of_text), axes.MAX_CHECKED):
+        for values in axes.grid(of_text):
             experiment = axes.apply(plan.experiment, values)
             environment.check_samples(experiment, self.corpus(experiment).prepared.tokenizer)
 
