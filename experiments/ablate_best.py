@@ -20,15 +20,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from minigpt_jax import config, display
+from minigpt_jax.cli import parser
 from minigpt_jax.cli.train import load_experiment
 from minigpt_jax.config import DataConfig, Experiment
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.data.store import Prepared
 from minigpt_jax.errors import UserError
+from minigpt_jax.files import make_folder
 from minigpt_jax.sweep import axes
 from minigpt_jax.train import program
 from minigpt_jax.train.loop import CountedTrial, Training, fit
@@ -100,14 +101,14 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Trains what is missing, and writes the table; returns the exit status."""
-    chosen = tyro.cli(Arguments, args=arguments, prog="ablate_best.py")
+    chosen: Arguments = parser.parse(Arguments, arguments, "ablate_best.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     for name in chosen.only:
         if name not in VARIANTS:
             raise UserError(f"--only {name}: there is no such variant; take some of {', '.join(VARIANTS)}")
     best, asked = load_experiment(str(chosen.experiment)), chosen.data
     data = dataclasses.replace(best.data, corpus=asked.corpus, archive=asked.archive, files=asked.files)
     best = dataclasses.replace(best, data=data)
-    chosen.output.mkdir(parents=True, exist_ok=True)
     results = chosen.output / "ablation.jsonl"
     for stacked in _stacks(best, chosen, _lines(results)):
         experiments = [experiment for _, experiment in stacked]

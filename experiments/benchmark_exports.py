@@ -10,6 +10,7 @@ how to install; Transformers is in the extra `huggingface`. What is not installe
 calls it, from texts to texts, the others from ids to ids.
 """
 
+import dataclasses
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ import tyro
 from minigpt_jax import display
 from minigpt_jax.benchmark import rounds
 from minigpt_jax.benchmark.exported import Exported
+from minigpt_jax.cli import parser
+from minigpt_jax.files import make_folder
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Times, prints and writes the tables."""
-    chosen = tyro.cli(Arguments, args=arguments, prog="benchmark_exports.py")
+    chosen: Arguments = parser.parse(Arguments, arguments, "benchmark_exports.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     figures, tables = [], {}
     for run in chosen.runs:
         for batch in chosen.batch_sizes:

@@ -51,13 +51,14 @@ def main(arguments: list[str]) -> int:
     import importlib.util
     import pickle
 
-    import tyro
-
     from minigpt_jax import display, tokenizer
     from minigpt_jax.benchmark import preparation, rounds
+    from minigpt_jax.cli import parser
     from minigpt_jax.config import TokenizerConfig
+    from minigpt_jax.files import make_folder
 
-    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt benchmark_preparation.py")
+    chosen: Arguments = parser.parse(Arguments, arguments, "minigpt benchmark_preparation.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     sides = {"records": "minigpt_jax, records", "text": "minigpt_jax, a text with separators"}
     if importlib.util.find_spec("datasets"):
         sides = {"datasets": "datasets, records", **sides}

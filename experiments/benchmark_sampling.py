@@ -15,6 +15,7 @@ Ours is timed as a user calls it, `LanguageModel.generate`, from texts to texts.
 not installed is left out. Last come the parts of a token's time, down to the floor: reading the weights once.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tyro
 from jax import lax
 
 from minigpt_jax import display, samplers
 from minigpt_jax.benchmark import rounds
 from minigpt_jax.benchmark.sampling import METHODS, NEW, WINDOW, contenders, language_model, ours, weights_of_kerashub
+from minigpt_jax.cli import parser
 from minigpt_jax.config import BOS_ID, Experiment, ModelConfig
+from minigpt_jax.files import make_folder
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.generate.programs import compiler_options
 from minigpt_jax.ops import kv_cache
@@ -50,7 +52,8 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Times, prints and writes the tables."""
-    chosen = tyro.cli(Arguments, args=arguments, prog="benchmark_sampling.py")
+    chosen: Arguments = parser.parse(Arguments, arguments, "benchmark_sampling.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     reference = language_model(Experiment("reference"), weights_of_kerashub())
     figures, tables = [], {}
     for batch in chosen.batch_sizes:

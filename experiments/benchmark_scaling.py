@@ -56,9 +56,11 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Runs all configurations and writes the table; returns the exit status."""
-    import tyro
+    from minigpt_jax.cli import parser
+    from minigpt_jax.files import make_folder
 
-    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt benchmark_scaling.py")
+    chosen: Arguments = parser.parse(Arguments, arguments, "minigpt benchmark_scaling.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     shown = subprocess.run(
         [sys.executable, "-c", "import jax; print(jax.default_backend(), jax.device_count())"],
         capture_output=True,
@@ -79,7 +81,6 @@ def main(arguments: list[str]) -> int:
     ]
     table = _table(rows)
     print("\n" + table)
-    chosen.output.mkdir(parents=True, exist_ok=True)
     (chosen.output / "scaling.md").write_text(table)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(chosen).items()}
     result = {"backend": backend, "settings": settings, "rows": rows}

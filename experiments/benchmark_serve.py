@@ -17,6 +17,7 @@ reference's size they make 0.80 (7,630 of 9,390). The first token of a stream co
 none lost or wrong. Memory goes from 860 to 953 MB with the first 250 requests, and ends at 973 MB after 1,000.
 """
 
+import dataclasses
 import http.client
 import itertools
 import json
@@ -80,8 +81,11 @@ def main(arguments: list[str]) -> int:
     import minigpt_jax
     from minigpt_jax import display
     from minigpt_jax.benchmark import rounds
+    from minigpt_jax.cli import parser
+    from minigpt_jax.files import make_folder
 
-    chosen = tyro.cli(Arguments, args=arguments, prog="minigpt benchmark_serve.py")
+    chosen: Arguments = parser.parse(Arguments, arguments, "minigpt benchmark_serve.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     lm = minigpt_jax.load(chosen.run_dir)
     rng = random.Random(chosen.seed)
     asked = [_request(rng) for _ in range(chosen.requests)]

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from minigpt_jax.cli import parser
 from minigpt_jax.config import DataConfig, Experiment, ModelConfig, TokenizerConfig, TrainConfig
+from minigpt_jax.files import make_folder
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def ways(experiment: Experiment, trials: int, steps: int) -> dict[str, Callable[
 
 def main(arguments: list[str]) -> int:
     """Measures, prints and writes; returns the exit status."""
-    chosen = tyro.cli(Arguments, args=arguments, prog="benchmark_sweep.py")
+    chosen: Arguments = parser.parse(Arguments, arguments, "benchmark_sweep.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     import jax
 
     from minigpt_jax.benchmark import rounds
@@ -136,7 +137,6 @@ def main(arguments: list[str]) -> int:
             cells = [name, str(trials), *(f"{rate:,.0f}" for rate in hourly.values()), f"{gain:.2f}"]
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    chosen.output.mkdir(parents=True, exist_ok=True)
     (chosen.output / "sweep.md").write_text("\n".join(lines) + "\n")
     (chosen.output / "sweep.json").write_text(json.dumps(figures, indent=2) + "\n")
     return 0

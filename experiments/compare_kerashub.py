@@ -27,15 +27,16 @@ from typing import Any
 import jax
 import joblib
 import numpy as np
-import tyro
 
 from minigpt_jax import corpora, display, tokenizer
 from minigpt_jax.benchmark import kerashub, matmuls, rounds, sampling, tokenisation, tutorial
 from minigpt_jax.benchmark.comparison import OURS, SIZE, THEIRS, Bench, Row, row, timed
+from minigpt_jax.cli import parser
 from minigpt_jax.config import DataConfig, Experiment, flag_name
 from minigpt_jax.data import pipeline
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.rows import zero_padded_lengths
+from minigpt_jax.files import make_folder
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
 from minigpt_jax.train import evaluate
@@ -78,7 +79,8 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Runs the stages, prints each line as it comes and writes the table."""
-    chosen = tyro.cli(Arguments, args=arguments, prog="compare_kerashub.py")
+    chosen: Arguments = parser.parse(Arguments, arguments, "compare_kerashub.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     table: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(chosen.data, Path(folder))

@@ -33,6 +33,7 @@ from minigpt_jax import config, display
 from minigpt_jax.cli import parser
 from minigpt_jax.cli.train import load_experiment
 from minigpt_jax.config import Experiment
+from minigpt_jax.files import make_folder
 from minigpt_jax.report import style
 from minigpt_jax.train import coordinate_check
 from minigpt_jax.train.coordinate_check import Activations
@@ -63,6 +64,7 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Measures, and writes the figure, the numbers and a table; returns the exit status."""
     chosen: Arguments = parser.parse(Arguments, arguments, "coordinate_check.py")
+    chosen = dataclasses.replace(chosen, output=make_folder(chosen.output, "--output"))
     experiment = load_experiment(str(chosen.experiment))
     optimizer = dataclasses.replace(
         experiment.optimizer, learning_rate=chosen.learning_rate, schedule="constant", warmup_steps=0
@@ -77,7 +79,6 @@ def main(arguments: list[str]) -> int:
             one = dataclasses.replace(experiment, model=model)
             config.validate(one)
             measured[name].append(coordinate_check.activations(one, batches))
-    chosen.output.mkdir(parents=True, exist_ok=True)
     drawn = figure(chosen.widths, measured)
     with style.drawing():
         drawn.savefig(chosen.output / "coordinate_check.png", facecolor=style.PALETTE["paper"][0], dpi=160)

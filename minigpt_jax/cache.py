@@ -38,7 +38,8 @@ def lock(folder: Path) -> Iterator[None]:
     """Holds the lock for creating a folder in the cache. On a read-only disk it does nothing, so that reading works.
 
     Raises:
-        UserError: a file is in the place of a folder or a folder in that of a file, or the disk is full.
+        UserError: a file is in the place of a folder or a folder in that of a file, or the folder cannot be made, on a
+            full disk for example.
     """
     held = filelock.FileLock(f"{folder}.lock")
     try:
@@ -50,10 +51,8 @@ def lock(folder: Path) -> Iterator[None]:
             "it, or set MINIGPT_CACHE to another folder"
         ) from error
     except OSError as error:
-        if error.errno in _FULL:
-            raise _unwritable(error, folder) from error
         if error.errno not in _READ_ONLY:
-            raise
+            raise _unwritable(error, folder) from error
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import pytest
 import tiny_experiment
 
 from minigpt_jax import samplers
-from minigpt_jax.cli import COMMANDS, main
+from minigpt_jax.cli import COMMANDS, evaluate, main, parser, train
 from minigpt_jax.trial.run import run
 
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
@@ -89,6 +89,47 @@ def test_sample_reads_prompts_from_a_file(run_dir: Path, tmp_path: Path, capsys:
     (tmp_path / "prompts.txt").write_text("the fox\nthe bear\n")
     assert command("sample", run_dir, "--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 4, "--json") == 0
     assert [line["prompt"] for line in json_lines(capsys.readouterr().out)] == ["the fox", "the bear"]
+
+
+def test_only_line_ends_separate_the_prompts_of_a_file(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    prompts = ["a\u2028fox\x0bsaid\x0c.", "", "b\x85c\u2029d\x1ce"]
+    (tmp_path / "prompts.txt").write_bytes("\r\n".join(prompts).encode() + b"\n")
+    assert command("sample", run_dir, "--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 1, "--json") == 0
+    assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.split("\n")[:-1]] == prompts
+
+
+@pytest.mark.parametrize("flag", ["--files", "--data.files"])
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["{flag}", "a", "b", "{other}", "7", "{flag}=c"], ("a", "b", "c")),
+        (["{flag}=a", "{flag}=b", "{other}", "7"], ("a", "b")),
+        (["{flag}", "a", "{flag}", "{other}", "7", "{flag}", "c"], ("c",)),
+        (["{other}=7", "{flag}", "a", "b"], ("a", "b")),
+    ],
+)
+def test_a_flag_of_several_values_may_be_repeated(flag: str, words: list[str], values: tuple[str, ...]):
+    other = "--batch-size" if flag == "--files" else "--train.batch-size"
+    words = [word.format(flag=flag, other=other) for word in words]
+    if flag == "--files":
+        chosen = parser.parse(evaluate.Arguments, ["r", *words], "")
+        assert (chosen.files, chosen.batch_size) == (values, 7)
+    else:
+        chosen = parser.parse(train.Arguments, words, "", train.Arguments(tiny_experiment.EXPERIMENT)).experiment
+        assert (chosen.data.files, chosen.train.batch_size) == (values, 7)
+
+
+def test_one_flag_may_have_several_prompts(run_dir: Path, capsys: pytest.CaptureFixture):
+    more = ["--max-new-tokens", 1, "--json"]
+    assert command("sample", run_dir, "--prompt", "a", "-5 b", "--ban", 9, 8, *more, "--prompt", "c") == 0
+    assert [line["prompt"] for line in json_lines(capsys.readouterr().out)] == ["a", "-5 b", "c"]
+    assert command("sample", "--prompt", "a", run_dir, *more) == 0
+    assert [line["prompt"] for line in json_lines(capsys.readouterr().out)] == ["a"]
+
+
+def test_a_text_is_quoted_in_the_command_that_trains_on_it(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "my text.txt").write_text("once")
+    assert f"--data.files '{tmp_path}/my text.txt'" in refuse(capsys, tmp_path / "my text.txt")
 
 
 def test_compare_shows_every_method_and_keeps_it(run_dir: Path, capsys: pytest.CaptureFixture):
@@ -204,6 +245,11 @@ def test_a_file_where_the_run_directory_should_be(experiment_file: Path, tmp_pat
         (["sample", "{run}", "--prompt", "--what?"], "write --prompt='--what?'"),
         (["sample", "{run}", "--stop", "-x"], "write --stop=-x"),
         (["evaluate", "{run}", "--files", "nowhere.txt"], "--files nowhere.txt"),
+        (["compare", "{run}", "greedy", "--out", "{run}/config.json/sub"], "{run}/config.json is a file; name another"),
+        (["report", "{run}", "--output", "{run}/config.json/sub"], "{run}/config.json is a file; name another"),
+        (["report", "{run}", "--output", "/proc/nothing/sub"], "--output /proc/nothing/sub: it cannot be written"),
+        (["export", "{run}", "--to", "{run}/config.json/sub"], "config.json is no folder; name another"),
+        (["export", "{run}", "--to", "/proc/nothing/sub"], "--to /proc/nothing: it cannot be written"),
         (["sample", "nowhere"], "nowhere is not a run directory"),
         (["evaluate", "{run}", "--split", "tset"], "test"),
         (["evaluate", "nowhere"], "nowhere is not a run directory"),
@@ -211,7 +257,15 @@ def test_a_file_where_the_run_directory_should_be(experiment_file: Path, tmp_pat
     ],
 )
 def test_commands_that_cannot_be(run_dir: Path, capsys, arguments: list[str], names: str):
-    assert names in refuse(capsys, *(argument.format(run=run_dir) for argument in arguments))
+    said = refuse(capsys, *(argument.format(run=run_dir) for argument in arguments))
+    assert names.format(run=run_dir) in said
+
+
+@pytest.mark.parametrize(("path", "says"), [("{file}/x", "Not a directory"), ("x" * 300, "File name too long")])
+def test_a_path_that_a_program_cannot_open(tmp_path: Path, capsys: pytest.CaptureFixture, path: str, says: str):
+    file = tmp_path / "program.py"
+    file.write_text("main = lambda arguments: open(arguments[0])")
+    assert f"cannot be opened or made: {says}" in refuse(capsys, file, path.format(file=file))
 
 
 @pytest.mark.parametrize(
@@ -224,6 +278,12 @@ def test_commands_that_cannot_be(run_dir: Path, capsys, arguments: list[str], na
         (["model.width=8", "--search", "bayes"], "tpe"),
         (["model.width=8", "--stack", "0"], "--stack 0"),
         (["model.width=8", "--storage", "postgres:nowhere"], "--storage postgres:nowhere"),
+        (["model.width=8", "--name", ".."], "--name ..: must be the name of a folder"),
+        (["model.width=8", "--name", "."], "--name .: must be the name of a folder"),
+        *(
+            (["model.width=8", "--lease", lease], f"--lease {lease}: must be above 0")
+            for lease in ("inf", "nan", "0.0")
+        ),
         (["model.width=8", "--", "--model.depth", "3"], "--model.depth"),
         (["data.stories=200", "tokenizer.vocabulary_size=300,50000"], "--tokenizer.vocabulary-size 50000"),
         ([], "needs an axis"),
@@ -262,7 +322,9 @@ def test_prompts_from_a_file_are_those_of_the_flag(run_dir: Path, tmp_path: Path
 def test_a_prompt_file_that_cannot_be_read_is_one_line(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "utf16.txt").write_text("once upon a time", "utf-16")
-    for name, mend in {"pipe": "is not a file", "utf16.txt": "iconv -f utf-16", "gone": "name a text file"}.items():
+    (tmp_path / "empty.txt").touch()
+    mends = {"pipe": "is not a file", "utf16.txt": "iconv -f utf-16", "gone": "name a text file"}
+    for name, mend in {**mends, "empty.txt": "is empty; write a prompt"}.items():
         assert command("sample", run_dir, "--prompt-file", tmp_path / name) == 2
         error = capsys.readouterr().err
         assert name in error

@@ -150,7 +150,7 @@ def test_mistakes(lm: LanguageModel, methods: list[str], prompts: list, message:
         (["greedy", "--prompts", "1"], "--prompts 1: must be 2 or more"),
         (["greedy", "--prompt-tokens", "0"], "--prompt-tokens 0: must be 1 or more"),
         (["greedy", "--prompt-tokens", "5000"], "--prompt-tokens 5000: no held-out text goes on"),
-        (["greedy", "--out", __file__], "is a file; name a folder"),
+        (["greedy", "--out", __file__], "is a file; name another folder"),
     ],
 )
 def test_mistakes_on_the_command_line(run_dir: Path, capsys: pytest.CaptureFixture, flags: list[str], message: str):

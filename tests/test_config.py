@@ -140,7 +140,7 @@ def test_json_that_is_no_experiment_is_refused(value: object):
         config.from_json(value)
 
 
-@pytest.mark.parametrize("name", ["", " ", "/tmp/x", "a\nb", "../x", "~/x"])
+@pytest.mark.parametrize("name", ["", " ", ".", "./.", "..", "/tmp/x", "a\nb", "../x", "~/x"])
 def test_a_name_that_is_no_folder_is_refused(name: str):
     with pytest.raises(UserError, match="--name"):
         config.validate(Experiment(name))

@@ -54,7 +54,7 @@ def test_stops_are_strings_and_sequences_of_ids(given, strings, sequences):
         ("frequency_penalty", "1", "must be a number"),
         ("no_repeat_ngram", -2, "at least 0"),
         ("num_return_sequences", 0, "at least 1"),
-        ("num_return_sequences", 10_001, "at most 10,000"),
+        ("num_return_sequences", 100_001, "at most 100,000"),
         ("presence_penalty", 10**400, "at most 10,000"),
         ("top_logprobs", -1, "at least 0"),
         ("stop", "", "leave it out"),

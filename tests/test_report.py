@@ -255,7 +255,7 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["nowhere"], "nowhere is not a run directory: there is no such folder"),
         (["{run}", "{run}/samples"], "samples is not a run directory: it holds no config.json"),
         (["{run}/metrics.jsonl"], "it is a file"),
-        (["{run}", "--output", "{run}/config.json"], "config.json: this is a file"),
+        (["{run}", "--output", "{run}/config.json"], "config.json is a file; name another folder"),
         ([], "needs a run directory"),
     ],
 )

@@ -20,9 +20,9 @@ from minigpt_jax.config import Experiment
 from minigpt_jax.data.rows import Rows
 from minigpt_jax.errors import UserError
 from minigpt_jax.storage.checkpoint import Checkpoints
-from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.storage.run_dir import RunDir, lock, read_metrics
 from minigpt_jax.train import evaluate
-from minigpt_jax.trial import open_run
+from minigpt_jax.trial import environment, open_run
 from minigpt_jax.trial.run import run
 
 
@@ -177,11 +177,22 @@ def test_the_run_directory_of_another_experiment_is_refused_and_not_changed(
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path: Path):
+def never(*_: Any) -> Any:
+    raise AssertionError("the corpus is read")
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "thesis.tex").write_text("years of work")
+    monkeypatch.setattr(environment, "prepare", never)
     with pytest.raises(UserError, match=r"thesis\.tex"):
         run(EXPERIMENT, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_in_use_is_refused_before_the_corpus_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment, "prepare", never)
+    with lock(RunDir(tmp_path / "run")), pytest.raises(UserError, match="another process is training in it"):
+        run(EXPERIMENT, tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path):

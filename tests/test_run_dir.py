@@ -80,6 +80,11 @@ def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, m
         run_dir.check_room(RunDir(tmp_path / "new" / "r"), 0)
 
 
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="--run-dir /proc/nothing: this folder cannot be made"):
+        run_dir.lock(RunDir("/proc/nothing"))
+
+
 def test_lines_after_a_checkpoint_are_removed(tmp_path: Path):
     files = RunDir(tmp_path)
     lines = [{"step": step, "split": split} for step in (1, 2, 3) for split in ("train", "valid")]
@@ -89,7 +94,7 @@ def test_lines_after_a_checkpoint_are_removed(tmp_path: Path):
     assert files.metrics.read_text() == "".join(json.dumps(line) + "\n" for line in lines[:4])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"experiment": {"name": "x", "colour": 1}}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, '{"experiment": {"name": "x", "colour": 1}}'])
 def test_a_damaged_description_is_refused_in_one_line(tmp_path: Path, text: str):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError) as refused:

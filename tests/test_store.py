@@ -246,6 +246,11 @@ def test_a_damaged_tokenizer_is_trained_again(tmp_path: Path):
     assert store.prepare(experiment("packed"), corpus, tmp_path).tokenizer.fingerprint == whole
 
 
+def test_a_cache_that_cannot_be_made_is_one_line():
+    with pytest.raises(UserError, match="the cache /proc/nothing cannot be written: No such file"):
+        store.prepare(experiment("packed"), Tales(), Path("/proc/nothing"))
+
+
 @pytest.mark.parametrize("size", [100, 2000])  # neither the tokenizer fits, or the tokenizer alone
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_made(tmp_path: Path, size: int):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

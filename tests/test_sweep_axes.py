@@ -1,5 +1,6 @@
 """Axes: how the command line is parsed, and what it refuses."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,17 @@ def test_invalid_plans_are_refused(texts: list[str], settings: dict[str, Any], s
     with pytest.raises(UserError) as refused:
         sweep.make(EXPERIMENT, axes.parse(texts), **settings)
     assert says in str(refused.value)
+
+
+def test_a_grid_of_many_axes_is_never_whole_in_memory():
+    few = axes.parse(["model.width=8,16", "optimizer.learning_rate=1,2,3", "seed=0,1"])
+    names = [axis.field for axis in few]
+    combinations = itertools.product(*(axis.values for axis in few))
+    assert list(axes.grid(few)) == [dict(zip(names, values, strict=True)) for values in combinations]
+    many = [Axis(f"field_{i}", tuple(range(10))) for i in range(30)]
+    assert axes.points(many) == 10**30
+    assert axes.point(many, 10**30 - 1) == {axis.field: 9 for axis in many}
+    assert len(list(axes.corners(many))) == axes.MAX_CHECKED
 
 
 def test_seeds_are_replicates_and_are_not_searched():

@@ -2,7 +2,9 @@
 
 import math
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_experiment import changed
@@ -48,6 +50,47 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_name_of_the_extra(
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"--train\.trackers {name}: .*minigpt_jax\[{name}\]"):
         trackers.check_trackers([name])
+
+
+class NoKeyError(Exception):
+    pass
+
+
+def offline_package(name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces the package of a tracker by one that can neither log in nor begin a run. Returns its calls."""
+    calls = []
+
+    def fail(call: str) -> None:
+        calls.append(call)
+        raise NoKeyError("No API key configured.\nUse `wandb login` to log in.")
+
+    package: Any = types.ModuleType(name)
+    package.login, package.init = lambda: fail("login"), lambda **_: fail("init")
+    monkeypatch.setitem(sys.modules, name, package)
+    return calls
+
+
+def test_wandb_without_a_key_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch):
+    calls = offline_package("wandb", monkeypatch)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(
+        UserError, match=r"--train\.trackers wandb: it cannot log in \(NoKeyError: No API key configured\.\)"
+    ):
+        trackers.check_trackers(["wandb"])
+    assert calls == ["login"]
+    for mode in ("offline", "disabled"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        trackers.check_trackers(["wandb"])
+    assert calls == ["login"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_that_cannot_begin_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = offline_package(name, monkeypatch)
+    with pytest.raises(UserError, match=rf"--train\.trackers {name}: it cannot begin a run \(NoKeyError") as refused:
+        opened(tmp_path, name)
+    assert "\n" not in str(refused.value)
+    assert calls == ["init"]
 
 
 def test_closing_closes_every_tracker_before_it_raises(tmp_path: Path):

@@ -4,6 +4,7 @@ import errno
 import importlib
 import io
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -31,6 +32,7 @@ usage: minigpt COMMAND ...
 Each command, and each FILE.py, lists its flags with --help.
 """
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_OF_A_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:
             if received:  # libraries turn an interrupt into other errors
                 return INTERRUPTED
-            if line := _told(error) or code.blame(error):
+            if line := _told(error) or code.blame(error) or _of_a_path(error):
                 return _fail(line)
             raise
 
@@ -74,7 +76,7 @@ def text_hint(file: str) -> str:
     """How to train on this text, if it is a file; otherwise nothing."""
     if not Path(file).is_file():
         return ""
-    return f"; to train on a text, ./launch.sh experiments/text.py --data.files {file}"
+    return f"; to train on a text, ./launch.sh experiments/text.py --data.files {shlex.quote(file)}"
 
 
 def _told(error: Exception) -> str | None:
@@ -89,6 +91,13 @@ def _told(error: Exception) -> str | None:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         reason = str(error).split("\n")[0] or "its support is not installed"
         return f"JAX_PLATFORMS={platforms}: JAX finds no such device ({reason}); unset it, or take JAX_PLATFORMS=cpu"
+    return None
+
+
+def _of_a_path(error: Exception) -> str | None:
+    """A one-line message for a path that cannot be opened or made; None for other errors."""
+    if isinstance(error, OSError) and error.errno in _OF_A_PATH and error.filename:
+        return f"{error.filename} cannot be opened or made: {error.strerror}; name another path"
     return None
 
 

@@ -12,6 +12,7 @@ import tyro
 
 from minigpt_jax.cli import json_text, parser
 from minigpt_jax.errors import UserError
+from minigpt_jax.files import make_folder
 
 if TYPE_CHECKING:
     from minigpt_jax.generate.verdict import Verdict
@@ -74,9 +75,9 @@ def main(arguments: list[str]) -> int:
 
     measures.check_installed()
     asked = [one for text in chosen.method for one in methods.parse(text, flag="METHOD")]
-    folder = chosen.out or RunDir(chosen.run_dir).path / "compare"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder")
+    run_dir = RunDir(chosen.run_dir)
+    run_dir.description()  # fails if there is no run, in whose place no folder is made
+    folder = make_folder(chosen.out or run_dir.path / "compare", "--out")
     lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
     part, rows = text_part.read(lm, chosen.run_dir, chosen.split, chosen.files)
     layout = lm.experiment.data.layout_of(chosen.split)

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from minigpt_jax.cli import repeated
+
 REGISTRY = ConstructorRegistry()
 """How values are made from words, beyond tyro's own rules."""
 RunDir = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
@@ -18,12 +20,16 @@ RunDirs = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metava
 def parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> Any:
     """An instance of a dataclass from the words of a command line. Ends the process for --help and for mistakes.
 
+    A flag that takes several values may be given several times.
+
     Args:
+        kind: the dataclass, or an annotation of it.
         prog: the command, as help and errors name it.
         default: the values of flags that are not given; those of the dataclass by default.
     """
     defaults: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=arguments, prog=prog, registry=REGISTRY, **defaults)
+    words = repeated.joined(arguments, repeated.flags_of(kind))
+    return tyro.cli(kind, args=words, prog=prog, registry=REGISTRY, **defaults)
 
 
 _in_rule: list[bool] = []

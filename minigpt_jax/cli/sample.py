@@ -1,9 +1,9 @@
 """`minigpt sample RUN_DIR`: samples text from a checkpoint, by any method."""
 
 import dataclasses
+import io
 import itertools
 import json
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ import tyro
 
 from minigpt_jax import utf8
 from minigpt_jax.cli import json_text, parser
+from minigpt_jax.cli.repeated import LIKE_A_FLAG, flags_of, repeated
 from minigpt_jax.errors import UserError, printable
 from minigpt_jax.generate.settings import GenerationSettings, Stop
 
 if TYPE_CHECKING:
     from minigpt_jax.samplers import Sampler
-_LIKE_A_FLAG = re.compile(r"--?[^\s\d-]\S*|--")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Arguments:
     prompt: tuple[str, ...] = ()
     """Text to continue. An empty one starts a new text."""
     prompt_file: Path | None = None
-    """A text file of prompts, one per line; - is standard input."""
+    """A text file of prompts, one per line; - is standard input. An empty line is an empty prompt."""
     sampler: str | None = None
     """greedy, beam, random, top_k (the default), top_p, min_p, typical or contrastive. Settings may follow, as in
     top_p:p=0.9:temperature=0.8. FILE.py:Name:setting=1 is a sampler of your own; the file is run."""
@@ -96,6 +96,8 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Samples. Returns the exit status."""
     _check_dashes(arguments)
+    if arguments and not LIKE_A_FLAG.fullmatch(arguments[0]):  # otherwise RUN_DIR may follow a prompt
+        arguments = repeated(arguments, flags_of(Arguments))
     # Flags that take several values are repeated.
     chosen: Arguments = parser.parse(tyro.conf.UseAppendAction[Arguments], arguments, "minigpt sample")
     prompts = _prompts(chosen)
@@ -151,7 +153,7 @@ def _stop_flag(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.P
 def _check_dashes(arguments: list[str]) -> None:
     """Raises UserError for a prompt or stop string that the parser would take for a flag."""
     for flag, text in itertools.pairwise(arguments):
-        if flag in ("--prompt", "--stop") and _LIKE_A_FLAG.fullmatch(text):
+        if flag in ("--prompt", "--stop") and LIKE_A_FLAG.fullmatch(text):
             raise UserError(
                 f"{flag} {text}: a text that begins with a dash would be a flag; write {flag}={shlex.quote(text)}"
             )
@@ -172,7 +174,11 @@ def _prompts(chosen: Arguments) -> list[str]:
         except OSError as error:
             raise UserError(f"{label} cannot be read: {error.strerror}; name a text file") from error
         utf8.check_encoding(raw, label)
-        prompts += utf8.decode(raw, label).removeprefix("\ufeff").splitlines()
+        text = utf8.decode(raw, label).removeprefix("\ufeff")
+        if not text:
+            raise UserError(f"{label} is empty; write a prompt on each line, or leave the flag out for an empty prompt")
+        # `str.splitlines` would also split at form feeds and Unicode's separators, which are part of a line elsewhere.
+        prompts += io.StringIO(text, newline=None).read().removesuffix("\n").split("\n")
     return prompts or [""]
 
 

@@ -1,5 +1,6 @@
 """Validation of an experiment: each field against its declaration, then the rules across fields."""
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from minigpt_jax.config.experiment import Experiment
@@ -26,8 +27,9 @@ def check_fields(experiment: Experiment) -> None:
 def _check_names(experiment: Experiment) -> None:
     name = experiment.name
     _require(bool(name.strip()), "name", repr(name), "must not be empty; it names the run directory, runs/NAME")
+    parts = PurePosixPath(name).parts  # none for ".", which is runs itself
     _require(
-        name.isprintable() and not name.startswith(("/", "~")) and ".." not in name.split("/"),
+        name.isprintable() and bool(parts) and not name.startswith(("/", "~")) and ".." not in parts,
         "name",
         repr(name),
         "names the run directory, runs/NAME: take letters and digits, and --run-dir for a folder elsewhere",

@@ -20,7 +20,7 @@ Processor = Callable[..., Any]
 """A pure function (logits_BV, tokens_BS, length_B, step_B) -> logits_BV; `samplers.Processor` describes it."""
 
 MAX_NEW_TOKENS = 2**20
-MAX_RETURN_SEQUENCES = 10_000
+MAX_RETURN_SEQUENCES = 100_000
 MAX_BIAS = 1e6
 MAX_PENALTY = 1e4  # beyond it a penalised logit overflows float32
 _ROW_ID_END = 2**32

@@ -16,6 +16,7 @@ from minigpt_jax.config.options import names_code
 from minigpt_jax.corpora import open_corpus
 from minigpt_jax.data import store
 from minigpt_jax.errors import UserError
+from minigpt_jax.files import make_folder
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.interchange import gguf_writer, safetensors_writer, stock, tokenizer_files
 from minigpt_jax.interchange.architectures import MINIGPT
@@ -71,6 +72,7 @@ def export(
         gguf_writer.check_installed()
     target = _target_file(to) if format == "gguf" else _target(to)
     _refuse_code(RunDir(run_dir))
+    make_folder(target.parent, "--to")
     lm = generate.load(run_dir, step)
     with _whole(target) as partial:
         if format == "gguf":
@@ -223,14 +225,13 @@ def _existing(target: Path, to: str | Path) -> Path:
 def _is_export(folder: Path) -> bool:
     try:
         return _MARK in metadata(folder / WEIGHTS)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
 @contextlib.contextmanager
 def _whole(target: Path) -> Iterator[Path]:
     """A path beside the target, for a folder or a file that takes its place at the end or is removed after an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial, earlier = (target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial") for _ in range(2))
     try:
         yield partial

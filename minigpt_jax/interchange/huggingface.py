@@ -27,7 +27,7 @@ def is_folder(path: str | Path) -> bool:
     """Whether a folder's config.json is one of Hugging Face, which names the architecture of a model."""
     try:
         settings = json.loads((Path(path).expanduser() / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(settings, dict) and "model_type" in settings
 
@@ -139,7 +139,7 @@ def _read(path: Path) -> tuple[Architecture, Mapping[str, Any]]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; name the folder of a Hugging Face model") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); fetch it again") from error
     if not isinstance(settings, dict) or "model_type" not in settings:
         raise UserError(f"{path} names no model_type; name the folder of a Hugging Face model")

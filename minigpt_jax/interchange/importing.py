@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from minigpt_jax.errors import UserError
+from minigpt_jax.files import make_folder
 from minigpt_jax.interchange import huggingface
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.checkpoint import Checkpoints
@@ -39,7 +40,7 @@ def import_folder(folder: str | Path, to: str | Path) -> RunDir:
     except UserError as error:
         raise UserError(str(error).replace("--run-dir", "--to")) from error
     path = run_dir.path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "--to")
     partial = RunDir(path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial"))
     partial.path.mkdir()
     try:

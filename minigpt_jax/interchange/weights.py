@@ -46,7 +46,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             found |= dict(_header(file))
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error.strerror}; fetch the folder again") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = str(error) if isinstance(error, _Damaged) else "its header is malformed"
             raise UserError(f"{file} is no intact safetensors file ({reason}); fetch it again") from error
     return found
@@ -70,7 +70,7 @@ def _files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             strange = [name for name in names if Path(name).name != name]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{index} is no index of safetensors files; fetch it again") from error
         if strange:
             raise UserError(f"{index} names {strange[0]}, which is no file of this folder; fetch it again")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minigpt_jax import display
 from minigpt_jax.errors import UserError
+from minigpt_jax.files import make_folder
 from minigpt_jax.report import page, results, run_page, runs, sweep_page
 from minigpt_jax.report.page import Table
 
@@ -45,7 +46,6 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None, fit: b
     if not paths:
         raise UserError("report needs a run directory: give one or more, such as runs/quickstart")
     folders = [folder for path in paths for folder in _folders(Path(path).expanduser())]
-    output = None if output is None else Path(output).expanduser()
     sweeps = [results.read(folder) for folder in folders if results.is_sweep(folder)]
     plain = runs.read_all([folder for folder in folders if not results.is_sweep(folder)])
     reports = len(sweeps) + bool(plain)
@@ -54,10 +54,9 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None, fit: b
             f"--output {output}: one folder holds one report, but these paths give {reports}; give a single sweep, or "
             "only runs"
         )
-    if output is not None and output.exists() and not output.is_dir():
-        raise UserError(f"--output {output}: this is a file; give a folder")
     if fit and not sweeps:
         raise UserError("--fit: a scaling law is fitted to the configurations of a sweep; give one under runs/sweeps")
+    output = None if output is None else make_folder(output, "--output")
     written = []
     if plain:
         folder = output or (plain[0].files.path if len(plain) == 1 else SEVERAL_RUNS)

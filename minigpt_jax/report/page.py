@@ -4,7 +4,6 @@ The HTML page is a single file that loads no others. Its plots are inline SVG wh
 they follow the reader's light or dark scheme. The Markdown page shows the same plots from files beside it.
 """
 
-import errno
 import functools
 import html as html_escapes
 import re
@@ -154,11 +153,7 @@ def write(page: Page, folder: Path) -> Path:
             for name, text in files.items():
                 write_atomic(folder / name, display.printable(text))
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}); give another folder for the report with --output"
-        ) from error
+        raise UserError(f"{folder} cannot be written ({error.strerror}); give another folder for the report") from error
     return folder / "report.html"
 
 

@@ -226,7 +226,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of results.jsonl. Incomplete lines are skipped. If a trial has two rows, the later one is used."""
     rows: dict[Any, Row] = {}
     try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        texts = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; run the sweep's command again") from error
     for text in texts:

@@ -233,7 +233,7 @@ class Checkpoints:
         try:
             loss = json.loads((self._path(step) / "metrics" / "metrics").read_text(encoding="utf-8"))["loss"]
             return loss if isinstance(loss, float) and math.isfinite(loss) else None
-        except (OSError, ValueError, KeyError, TypeError):  # the step was not evaluated, or is damaged
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the step was not evaluated, or is damaged
             return None
 
     def _first_intact(self, listed: Callable[[], list[int]]) -> int | None:

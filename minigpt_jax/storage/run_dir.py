@@ -21,7 +21,12 @@ SEMANTICS = 2
 Version 2 draws other dropout masks than version 1."""
 _NAME_BYTES, _PATH_BYTES = 255, 3800  # limits of Linux and macOS, minus the length of the paths in a checkpoint
 _PARTIAL = ".partial"
+_LOCK = ".lock"
 _ABANDONED_SECONDS = 3600  # a partial file that is older was left by a killed process
+
+
+class InUseError(UserError):
+    """Another process holds the lock of a run directory."""
 
 
 class RunDir:
@@ -58,7 +63,7 @@ class RunDir:
             raise UserError(f"{self.path} is not a run directory: it is a file; name one that training made") from error
         except OSError as error:
             raise UserError(f"{self.config} cannot be read: {error.strerror}; name another run directory") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.config} is damaged ({error}); restore it or train from scratch") from error
         if not isinstance(value, dict):
             raise UserError(f"{self.config} is damaged (it holds no object); restore it or train from scratch")
@@ -112,27 +117,44 @@ def lock(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
     """Makes the folder and locks it for this process, until the returned context or the process ends.
 
     Raises:
-        UserError: another process holds the lock, the path cannot hold a run, or the folder holds other files.
+        InUseError: another process holds the lock.
+        UserError: the path cannot hold a run, or the folder holds other files.
     """
     check_place(run_dir)
-    if run_dir.path.is_dir() and not run_dir.config.exists():
-        foreign = sorted(
-            path.name for path in run_dir.path.iterdir() if path.name != ".lock" and path.suffix != _PARTIAL
-        )
-        if foreign:
-            raise UserError(
-                f"--run-dir {run_dir.path}: holds {foreign[0]} but no run of this program; name an empty or a new one"
-            )
-    run_dir.path.mkdir(parents=True, exist_ok=True)
+    _check_not_foreign(run_dir)
+    try:
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--run-dir {run_dir.path}: this folder cannot be made ({error.strerror}); name another one"
+        ) from error
     check_contents(run_dir.path)
     try:
-        held = filelock.FileLock(run_dir.path / ".lock").acquire(blocking=False)
+        held = filelock.FileLock(run_dir.path / _LOCK).acquire(blocking=False)
     except filelock.Timeout as error:
-        raise UserError(
+        raise InUseError(
             f"--run-dir {run_dir.path}: another process is training in it; wait for it or name another folder"
         ) from error
     _remove_partial(run_dir.path)
     return held
+
+
+def check_free(run_dir: RunDir) -> None:
+    """Raises the errors of `lock` that can be known without making the folder."""
+    _check_not_foreign(run_dir)
+    if (run_dir.path / _LOCK).exists():
+        with lock(run_dir):
+            pass
+
+
+def _check_not_foreign(run_dir: RunDir) -> None:
+    """Raises UserError if the folder holds other files and no run."""
+    if run_dir.path.is_dir() and not run_dir.config.exists():
+        foreign = sorted(path.name for path in run_dir.path.iterdir() if path.name != _LOCK and path.suffix != _PARTIAL)
+        if foreign:
+            raise UserError(
+                f"--run-dir {run_dir.path}: holds {foreign[0]} but no run of this program; name an empty or a new one"
+            )
 
 
 def _remove_partial(folder: Path) -> None:
@@ -258,10 +280,10 @@ def read_metrics(run_dir: RunDir) -> list[dict[str, Any]]:
     """Reads the lines of metrics.jsonl, without a line that a crash left incomplete."""
     lines = []
     text = run_dir.metrics.read_text("utf-8", "replace") if run_dir.metrics.exists() else ""
-    for one in text.splitlines():
+    for one in text.split("\n"):
         try:
             line = json.loads(one)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from minigpt_jax.config import Experiment, code, flatten
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, reason_of
 from minigpt_jax.parallel import processes
 from minigpt_jax.storage.run_dir import RunDir
 from minigpt_jax.train.state import Progress
@@ -97,7 +97,9 @@ class WandB:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "run-id"
         known = file.read_text().strip() if file.exists() and step else None
-        self._run: Any = wandb.init(
+        self._run: Any = _begun(
+            "wandb",
+            wandb.init,
             project=os.environ.get("WANDB_PROJECT", "minigpt_jax"),
             name=_run_name(run_dir, experiment),
             dir=str(run_dir),
@@ -127,7 +129,9 @@ class Trackio:
     def __init__(self, run_dir: Path, experiment: Experiment, step: int) -> None:
         del step
         trackio = _installed("trackio")
-        self._run: Any = trackio.init(
+        self._run: Any = _begun(
+            "trackio",
+            trackio.init,
             project=os.environ.get("TRACKIO_PROJECT", "minigpt_jax"),
             name=_run_name(run_dir, experiment),  # trackio identifies runs by their names
             config=flatten(experiment),
@@ -179,10 +183,13 @@ def check_trackers(names: Iterable[str]) -> None:
     """Checks that the trackers can be used.
 
     Raises:
-        UserError: the package of a tracker is not installed, or a user's tracker lacks a method or cannot be called.
+        UserError: the package of a tracker is not installed, Weights & Biases has no API key, or a user's tracker lacks
+            a method or cannot be called.
     """
     for name in names:
-        if name in ("wandb", "trackio"):
+        if name == "wandb":
+            _check_login()
+        elif name == "trackio":
             _installed(name)
         elif name not in TRACKERS:
             make = code.loaded(name)
@@ -211,7 +218,8 @@ def open_trackers(names: Iterable[str], files: RunDir, experiment: Experiment, p
     Only the first process has trackers. In other processes the list is empty.
 
     Raises:
-        UserError: a tracker's package is not installed, or a user's function has made no tracker.
+        UserError: a tracker's package is not installed, a tracker cannot begin a run, or a user's function has made no
+            tracker.
     """
     trackers = Trackers()
     if not processes.is_first():
@@ -232,6 +240,30 @@ def open_trackers(names: Iterable[str], files: RunDir, experiment: Experiment, p
 def _run_name(run_dir: Path, experiment: Experiment) -> str:
     """The name of the experiment, followed by that of the folder if it differs, as for the trials of a sweep."""
     return experiment.name if run_dir.name == experiment.name else f"{experiment.name} {run_dir.name}"
+
+
+def _begun(tracker: str, init: Callable[..., Any], **settings: Any) -> Any:
+    """What a package's `init` returns. Raises UserError if it fails, without a connection for example."""
+    try:
+        return init(**settings)
+    except Exception as error:  # each package has exceptions of its own
+        raise UserError(
+            f"--train.trackers {tracker}: it cannot begin a run ({reason_of(error)}); mend that, or leave it out"
+        ) from error
+
+
+def _check_login() -> None:
+    """Raises UserError if Weights & Biases has no API key and no terminal at which to ask for one."""
+    wandb = _installed("wandb")
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") or not processes.is_first():
+        return
+    try:
+        wandb.login()
+    except Exception as error:  # its exceptions differ between versions
+        raise UserError(
+            f"--train.trackers wandb: it cannot log in ({reason_of(error)}); run `wandb login` or set WANDB_API_KEY, "
+            "or set WANDB_MODE=offline to record without an account"
+        ) from error
 
 
 def _installed(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ An axis is `optimizer.learning_rate=1e-3,3e-3` (values) or `optimizer.learning_r
 import contextlib
 import dataclasses
 import io
-import itertools
+import math
 import re
 import shlex
 import typing
@@ -105,18 +105,32 @@ def apply(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def grid(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """All combinations of values. The first axis changes slowest, so trials that share a program follow each other."""
-    return [
-        dict(zip([axis.field for axis in axes], values, strict=True))
-        for values in itertools.product(*(axis.values for axis in axes))
-    ]
+def points(axes: Sequence[Axis]) -> int:
+    """The number of combinations of values."""
+    return math.prod(len(axis.values) for axis in axes)
+
+
+def point(axes: Sequence[Axis], index: int) -> dict[str, Any]:
+    """The combination of values with this index, from 0.
+
+    The first axis changes slowest, so trials that share a program follow each other.
+    """
+    values: dict[str, Any] = dict.fromkeys(axis.field for axis in axes)
+    for axis in reversed(axes):
+        index, i = divmod(index, len(axis.values))
+        values[axis.field] = axis.values[i]
+    return values
+
+
+def grid(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
+    """The combinations of values in order, at most the first MAX_CHECKED of them."""
+    return (point(axes, index) for index in range(min(points(axes), MAX_CHECKED)))
 
 
 def corners(axes: Sequence[Axis]) -> Iterator[dict[str, Any]]:
     """The first MAX_CHECKED combinations of the axes, in which a range has only its two ends as values."""
     ends = [Axis(axis.field, (axis.low, axis.high)) if axis.is_range else axis for axis in axes]
-    return itertools.islice(grid(ends), MAX_CHECKED)
+    return grid(ends)
 
 
 def check(axes: Sequence[Axis], experiment: Experiment) -> None:

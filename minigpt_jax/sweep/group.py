@@ -12,6 +12,7 @@ import numpy as np
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.store import BatchSource
 from minigpt_jax.report.objective import Figure
+from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.sweep import results
 from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.sweep.study import Study, survivors
@@ -64,11 +65,17 @@ def rungs(total: int) -> set[int]:
     return {int(total * share) for share in RUNGS} - {0, total}
 
 
+def resume_step(checkpoints: Checkpoints, total: int) -> int:
+    """The latest step before `total` that has an intact checkpoint, or 0 if there is none."""
+    return max((step for step in checkpoints.intact_steps() if step < total), default=0)
+
+
 class TrialGroup:
-    """Trials of a sweep that share a program, with their open run directories.
+    """Trials of a sweep that share a program and a step to resume from, with their open run directories.
 
     Args:
         runs: each trial with its open run.
+        start: the step that all of them resume from, which is the `resume_step` of each.
         should_stop: called after every dispatch. If it returns True, training stops and the active trials are saved.
     """
 
@@ -76,12 +83,13 @@ class TrialGroup:
         self,
         study: Study,
         runs: Sequence[tuple[Trial, OpenRun]],
+        start: int,
         corpus: Corpus,
         source: BatchSource,
         listener: SweepListener,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.study, self.corpus, self.source = study, corpus, source
+        self.study, self.start, self.corpus, self.source = study, start, corpus, source
         self.listener, self.should_stop = listener, should_stop
         self.runs, self.trial_of = [run for _, run in runs], {run: trial for trial, run in runs}
         self.experiment, self.total = self.runs[0].experiment, self.runs[0].total_steps
@@ -106,10 +114,10 @@ class TrialGroup:
         """Trains all trials to their ends, unless `should_stop` returns True before."""
         training = self._start()
         seeded = [dataclasses.replace(self.experiment, seed=seed) for seed in self.seeds]
-        prepared, start = self.corpus.prepared, training.step
+        prepared = self.corpus.prepared
         fit(
             training,
-            [prepared.training_batches(self.source, experiment, self.total, start) for experiment in seeded],
+            [prepared.training_batches(self.source, experiment, self.total, self.start) for experiment in seeded],
             self.total,
             log_every=self.experiment.train.log_every,
             steps_per_execution=self.experiment.train.steps_per_execution,
@@ -126,23 +134,21 @@ class TrialGroup:
             self._save(training, training.active)
 
     def _start(self) -> Training:
-        """Resumes from the latest step of which all trials have an intact checkpoint, or starts at step 0."""
+        """Resumes from the checkpoints of the step `start`, or starts from the initial weights at step 0."""
         stack = program.stack(self.experiment, self.dropout, len(self.runs))
         inputs = stack.stacked(self.inputs)
         state = stack.init(inputs)
-        saved = set.intersection(*(set(run.checkpoints.intact_steps()) for run in self.runs))
-        step = max((s for s in saved if s < self.total), default=0)
-        if step:
+        if self.start:
             like = stack.states(state)(0)
-            state = stack.from_states([run.restore(like, step) for run in self.runs])
-        elif (start := self.study.plan.init_from) is not None:
+            state = stack.from_states([run.restore(like, self.start) for run in self.runs])
+        elif (lm := self.study.plan.init_from) is not None:
             fresh = stack.states(state)
             state = stack.from_states(
-                [initial.with_weights(fresh(i), start, run.experiment) for i, run in enumerate(self.runs)]
+                [initial.with_weights(fresh(i), lm, run.experiment) for i, run in enumerate(self.runs)]
             )
         for run in self.runs:
             run.start(_TrialListener(self.trial_of[run], self.total, self.listener))
-        return Training(stack, inputs, state, self.runs, step)
+        return Training(stack, inputs, state, self.runs, self.start)
 
     def _evaluate(self, training: Training) -> None:
         rows, size = self.corpus.prepared.splits["valid"], self.experiment.train.batch_size

@@ -161,11 +161,11 @@ def make(
                 )
         # The trials of a stack share one program, so the axes that need another program change slowest.
         varied = tuple(sorted(varied, key=lambda axis: not axis.field.startswith(("data.", "tokenizer.", "model."))))
-        points = len(axes_.grid(varied))
+        points = axes_.points(varied)
         trials = min(trials or points, points)
     name = name or experiment.name
-    if not name or Path(name).name != name:
-        raise UserError(f"--name {name}: must be the name of a folder, without any /")
+    if Path(name).name != name or name in ("", ".."):
+        raise UserError(f"--name {name}: must be the name of a folder under runs/sweeps, without any /")
     axes_.check(axes, experiment)
     if init_from is not None:
         config.check_inherited(experiment, init_from.experiment, "the initial model")

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Sampler(optuna.samplers.BaseSampler):
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._points = axes_.grid(plan.axes) if plan.search == "grid" else []
+        self._is_grid = plan.search == "grid"
 
     def _make(self, seed: int) -> optuna.samplers.BaseSampler:
         if self._plan.search == "tpe":
@@ -58,19 +58,19 @@ class Sampler(optuna.samplers.BaseSampler):
         return optuna.samplers.RandomSampler(seed=seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {} if self._points else self._make(trial.number).infer_relative_search_space(study, trial)
+        return {} if self._is_grid else self._make(trial.number).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return {} if self._points else self._make(trial.number).sample_relative(study, trial, search_space)
+        return {} if self._is_grid else self._make(trial.number).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        if self._points:
+        if self._is_grid:
             index = sum(not _is_void(other) for other in study.get_trials(deepcopy=False)[: trial.number])
-            return _choice(self._points[index % len(self._points)][param_name])
+            return _choice(axes_.point(self._plan.axes, index)[param_name])  # beyond the last, from the first again
         seed = zlib.crc32(f"{trial.number} {param_name}".encode())
         return self._make(seed).sample_independent(study, trial, param_name, param_distribution)
 
@@ -109,18 +109,26 @@ class Study:
         self._heart.join()
         self._study.set_user_attr(_lease_name(self.worker), 0.0)
 
-    def claim(self, max_configurations: int) -> list[Claim]:
-        """Claims configurations to train, at most `max_configurations`: first those of lost workers, then new ones."""
+    def claim(self, max_configurations: int, last: Collection[int] = ()) -> list[Claim]:
+        """Claims configurations to train, at most `max_configurations`: first those of lost workers, then new ones.
+
+        Args:
+            last: configurations that are claimed only if there are too few others, in this order.
+        """
         claims: list[Claim] = []
-        for frozen in self._trials():
-            if len(claims) == max_configurations:
-                break
-            if frozen.state == TrialState.RUNNING and self._is_free(frozen):
-                self._assign(frozen)
-                if self.holds(frozen.number):
-                    claims.append(self._claimed(optuna.trial.Trial(self._study, frozen._trial_id)))
+        begun = {frozen.number: frozen for frozen in self._trials()}
+
+        def claim_begun(configurations: Iterable[int]) -> None:
+            for frozen in (begun[c] for c in configurations if c in begun):
+                if len(claims) < max_configurations and frozen.state == TrialState.RUNNING and self._is_free(frozen):
+                    self._assign(frozen)
+                    if self.holds(frozen.number):
+                        claims.append(self._claimed(optuna.trial.Trial(self._study, frozen._trial_id)))
+
+        claim_begun(c for c in begun if c not in last)
         while len(claims) < max_configurations and (claim := self._new()) is not None:
             claims.append(claim)
+        claim_begun(last)
         return claims
 
     def holds(self, configuration: int) -> bool:

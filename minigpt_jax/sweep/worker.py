@@ -15,10 +15,11 @@ from minigpt_jax.data.store import BatchSource
 from minigpt_jax.errors import UserError
 from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
-from minigpt_jax.storage.run_dir import RunDir, check_room
+from minigpt_jax.storage.checkpoint import Checkpoints
+from minigpt_jax.storage.run_dir import InUseError, RunDir, check_room
 from minigpt_jax.storage.trackers import check_trackers
 from minigpt_jax.sweep import axes, results
-from minigpt_jax.sweep.group import TrialGroup, record_end
+from minigpt_jax.sweep.group import TrialGroup, record_end, resume_step
 from minigpt_jax.sweep.plan import Plan, Trial
 from minigpt_jax.sweep.study import LEASE_SECONDS, Claim, Study
 from minigpt_jax.sweep.table import Table
@@ -33,6 +34,7 @@ from minigpt_jax.trial.signals import stop_signals
 STACK_ON_CPU, STACK = 8, 32
 """Trials in one program by default, on a CPU and on accelerators, if they fit into memory."""
 SECONDS_BETWEEN_POLLS = 1.0
+MAX_LEASE_SECONDS = 86400
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def sweep(
     """
     if max_trials is not None and max_trials < 1:
         raise UserError(f"--stack {max_trials}: must be 1 or more")
-    if lease <= 0:
-        raise UserError(f"--lease {lease}: must be above 0")
+    if not 0 < lease <= MAX_LEASE_SECONDS:
+        raise UserError(f"--lease {lease}: must be above 0 and at most {MAX_LEASE_SECONDS}, which is a day")
     devices.check_types()
     check_trackers(plan.experiment.train.trackers)
     max_trials = max_trials or (STACK_ON_CPU if on_cpu() else STACK)
@@ -95,7 +97,7 @@ class _Library:
         """Prepares the corpora of all listed values, so that mistakes in them are reported before any training."""
         parts = ("data.", "tokenizer.", "sample.", "model.positions")
         of_text = [a for a in plan.axes if a.field.startswith(parts) and not a.is_range]
-        for values in itertools.islice(axes.grid(of_text), axes.MAX_CHECKED):
+        for values in axes.grid(of_text):
             experiment = axes.apply(plan.experiment, values)
             environment.check_samples(experiment, self.corpus(experiment).prepared.tokenizer)
 
@@ -112,12 +114,16 @@ class _Worker:
         self.max_trials, self.stopped = max_trials, stopped
         init_from = study.plan.init_from
         self._origin = None if init_from is None else initial.origin(init_from)
+        self._in_use: dict[int, None] = {}
+        """The configurations of which another process uses a run directory, the one tried least recently first."""
 
     def work(self) -> None:
         while not self.stopped:
-            claims = self.study.claim(self._claim_size())
+            claims = self.study.claim(self._claim_size(), last=self._in_use)
             if claims:
                 self.table.waiting(0)
+                if all(claim.configuration in self._in_use for claim in claims):  # there is nothing else to train
+                    time.sleep(SECONDS_BETWEEN_POLLS)
                 self._train(claims)
             elif (left := self.study.unfinished()) > 0:
                 self.table.waiting(left)
@@ -152,12 +158,21 @@ class _Worker:
             for claim in claims:
                 self.study.release(claim.configuration)
 
-    def _train_group(self, trials: list[Trial]) -> None:
+    def _train_group(self, trials: Sequence[Trial]) -> None:
+        """Trains trials of equal shapes, in stacks of trials that resume from the same step."""
+        try:
+            memory.check_memory(trials[0].experiment, copies=1)
+            corpus = self.library.corpus(trials[0].experiment)
+        except UserError as error:
+            self._fail(trials, str(error))
+            return
         waiting, max_trials = list(trials), self.max_trials
         while waiting and not self.stopped:
-            batch = _whole_configurations(waiting, max_trials)
+            steps = [_saved_step(trial, corpus) for trial in waiting]
+            same = [trial for trial, step in zip(waiting, steps, strict=True) if step == steps[0]]
+            batch = _whole_configurations(same, max_trials)
             try:
-                fitting = self._train_stack(batch)
+                fitting = self._train_stack(batch, steps[0], corpus)
             except UserError as error:
                 self._fail(batch, str(error))
             except jax.errors.JaxRuntimeError as error:
@@ -173,38 +188,56 @@ class _Worker:
                     continue
             waiting = [trial for trial in waiting if trial not in batch]
 
-    def _train_stack(self, trials: list[Trial]) -> int:
-        """Trains the trials if all of them fit into memory. Returns the number that fits."""
-        memory.check_memory(trials[0].experiment, copies=1)  # the trials have equal shapes
-        corpus = self.library.corpus(trials[0].experiment)
+    def _train_stack(self, trials: Sequence[Trial], start: int, corpus: Corpus) -> int:
+        """Trains the trials from the step `start` if all of them fit into memory. Returns the number that fits."""
         runs: list[tuple[Trial, OpenRun]] = []
         with contextlib.ExitStack() as opened:
             for trial in trials:
                 try:
                     run = OpenRun(trial.experiment, trial.files, corpus, Path(self.study.plan.file), self._origin)
-                    runs.append((trial, opened.enter_context(contextlib.closing(run))))
+                except InUseError:
+                    self._postpone(trial)
                 except UserError as error:
-                    if not isinstance(error.__cause__, BlockingIOError):
-                        raise
-                    # Its earlier worker is slow and still holds the run's lock. It closes the run once it notices
-                    # that the trial is no longer assigned to it.
-                    self.study.release(trial.configuration)
-                    time.sleep(SECONDS_BETWEEN_POLLS)
+                    self._fail([trial], str(error))
+                else:
+                    runs.append((trial, opened.enter_context(contextlib.closing(run))))
+                    if resume_step(run.checkpoints, run.total_steps) != start:  # another process has just left it
+                        self._postpone(trial)
             runs = [(trial, run) for trial, run in runs if self.study.holds(trial.configuration)]
             if runs:
                 group = TrialGroup(
-                    self.study, runs, corpus, self.library.source, self.table, lambda: bool(self.stopped)
+                    self.study, runs, start, corpus, self.library.source, self.table, lambda: bool(self.stopped)
                 )
                 fitting = group.fitting()
                 if fitting < len(runs):
                     return fitting
                 group.train()
+                for trial, _ in runs:
+                    self._in_use.pop(trial.configuration, None)
             return len(trials)
+
+    def _postpone(self, trial: Trial) -> None:
+        """Gives up a trial whose run directory another process uses, until there is nothing else to claim.
+
+        An earlier worker whose lease has expired is the usual cause. It closes the run once it notices that the trial
+        is no longer assigned to it.
+        """
+        if trial.configuration not in self._in_use:
+            self.table.say(f"trial {trial.id} has to wait: another process uses {trial.files.path}")
+        self._in_use.pop(trial.configuration, None)
+        self._in_use[trial.configuration] = None
+        self.study.release(trial.configuration)
 
     def _fail(self, trials: Iterable[Trial], reason: str) -> None:
         for trial in trials:
             self.table.say(f"trial {trial.id} failed: {reason}")
             record_end(self.study, results.row(trial, "failed", Progress(), None, None), self.table, 0)
+
+
+def _saved_step(trial: Trial, corpus: Corpus) -> int:
+    """The step that the trial resumes from."""
+    checkpoints = Checkpoints(trial.files.checkpoints, read_only=True)
+    return resume_step(checkpoints, corpus.total_steps(trial.experiment))
 
 
 def _whole_configurations(trials: Sequence[Trial], max_trials: int) -> list[Trial]:

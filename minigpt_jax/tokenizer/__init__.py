@@ -143,7 +143,7 @@ def load(folder: str | Path) -> Tokenizer:
         raise UserError(
             f"{error.filename}: cannot be read ({error.strerror}); restore this file of the saved tokenizer"
         ) from error
-    except (ValueError, KeyError, TypeError, UserError) as error:
+    except (ValueError, KeyError, TypeError, UserError, RecursionError) as error:
         raise UserError(f"{folder}: the saved tokenizer is damaged ({error}); restore the folder") from error
     if not intact:
         raise UserError(f"{folder}: the tokenizer differs from the one that was saved; restore the folder")

@@ -125,7 +125,7 @@ def _named_beside(folder: Path) -> Mapping[str, list[Any]]:
 def _settings(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

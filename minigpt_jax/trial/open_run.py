@@ -70,7 +70,8 @@ class OpenRun:
         planned_steps: the number of steps that the run was planned for until now, or None if it has no checkpoint.
 
     Raises:
-        UserError: another process has locked the run directory, or it belongs to another experiment.
+        InUseError: another process has locked the run directory.
+        UserError: the run directory belongs to another experiment, or the path cannot hold a run.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.parallel import processes
 from minigpt_jax.storage.resume import Resume, check_resume, check_same
-from minigpt_jax.storage.run_dir import RunDir, check_room
+from minigpt_jax.storage.run_dir import RunDir, check_free, check_room
 from minigpt_jax.train import evaluate
 from minigpt_jax.train.loop import Hook, NonFiniteLossError, Training, fit
 from minigpt_jax.train.metrics import LossSums
@@ -95,6 +95,7 @@ def _open(
     def open_run() -> OpenRun:
         if processes.is_first():
             check_room(files, 3 * weights * (2 + experiment.train.keep_checkpoints))
+            check_free(files)
             check_resume(files, resume)
             check_same(files, experiment)
         origin, tokenizer = initial.start_of(files, init_from)
