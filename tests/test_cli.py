@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import zipfile
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import pytest
 import tiny_experiment
 
 from minigpt_jax import samplers
-from minigpt_jax.cli import COMMANDS, evaluate, main, parser, train
+from minigpt_jax.cli import main
 from minigpt_jax.trial.run import run
 
 HEAD = "import sys\nsys.path.insert(0, {tests!r})\nfrom tiny_experiment import EXPERIMENT as experiment\n"
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +38,6 @@ def command(*arguments: object) -> int:
 
 def json_lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
-
-
-@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.name)
-def test_every_experiment_parses(file: Path, capsys: pytest.CaptureFixture):
-    assert command(file, "--help") == 0
-    help_text = capsys.readouterr().out
-    if file.name.startswith(("ablate_", "benchmark_", "compare_", "coordinate_", "which_")):  # a program of its own
-        assert "--output" in help_text
-        return
-    for flag in ("--model.num-layers", "--data.archive", "--train.checkpoint-every", "--run-dir", "--seed"):
-        assert flag in help_text
-
-
-@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
-def test_help(words: list[str], capsys: pytest.CaptureFixture):
-    assert command(*words) == 0
-    out = capsys.readouterr().out
-    assert "usage" in out
-    assert "default: None" not in out  # the text says what None stands for
-    if words[0] != "lm_eval":  # that tool's own help
-        assert "[[" not in out.split("options ─")[0]  # arguments that have to be given are not shown as optional
 
 
 @pytest.mark.parametrize("spelling", [["--train.log-every", "1"], ["--train.log_every=1"]])
@@ -96,27 +73,6 @@ def test_only_line_ends_separate_the_prompts_of_a_file(run_dir: Path, tmp_path: 
     (tmp_path / "prompts.txt").write_bytes("\r\n".join(prompts).encode() + b"\n")
     assert command("sample", run_dir, "--prompt-file", tmp_path / "prompts.txt", "--max-new-tokens", 1, "--json") == 0
     assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.split("\n")[:-1]] == prompts
-
-
-@pytest.mark.parametrize("flag", ["--files", "--data.files"])
-@pytest.mark.parametrize(
-    ("words", "values"),
-    [
-        (["{flag}", "a", "b", "{other}", "7", "{flag}=c"], ("a", "b", "c")),
-        (["{flag}=a", "{flag}=b", "{other}", "7"], ("a", "b")),
-        (["{flag}", "a", "{flag}", "{other}", "7", "{flag}", "c"], ("c",)),
-        (["{other}=7", "{flag}", "a", "b"], ("a", "b")),
-    ],
-)
-def test_a_flag_of_several_values_may_be_repeated(flag: str, words: list[str], values: tuple[str, ...]):
-    other = "--batch-size" if flag == "--files" else "--train.batch-size"
-    words = [word.format(flag=flag, other=other) for word in words]
-    if flag == "--files":
-        chosen = parser.parse(evaluate.Arguments, ["r", *words], "")
-        assert (chosen.files, chosen.batch_size) == (values, 7)
-    else:
-        chosen = parser.parse(train.Arguments, words, "", train.Arguments(tiny_experiment.EXPERIMENT)).experiment
-        assert (chosen.data.files, chosen.train.batch_size) == (values, 7)
 
 
 def test_one_flag_may_have_several_prompts(run_dir: Path, capsys: pytest.CaptureFixture):
@@ -359,22 +315,3 @@ def test_a_comparison_takes_its_prompt_from_a_file(run_dir: Path, tmp_path: Path
 def test_the_best_checkpoint_can_be_sampled(run_dir: Path, capsys: pytest.CaptureFixture):
     assert command("sample", run_dir, "--step", "best", "--json", "--max-new-tokens", 3) == 0
     assert len(json_lines(capsys.readouterr().out)) == 1
-
-
-def test_help_of_sample_names_the_methods_own_defaults(capsys: pytest.CaptureFixture):
-    assert command("sample", "--help") == 0
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    shown = {"top_k": "k", "contrastive": "k", "top_p": "p", "typical": "p", "min_p": "p", "beam": "num_beams"}
-    shown |= {"random": "temperature"}
-    for method, setting in shown.items():
-        flag = "--" + setting.replace("_", "-")
-        default = getattr(samplers.METHODS[method](), setting)
-        assert re.search(rf"{flag} .*?\([^()]*\b{default:g}\b", text), (method, setting)
-
-
-def test_help_texts_do_not_break_where_their_docstrings_do(capsys: pytest.CaptureFixture, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "500")
-    assert command("sample", "--help") == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if " --p " in line]
-    assert "top_p, typical: " in line
-    assert "that of the most probable token (0.1)" in line

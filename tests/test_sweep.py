@@ -22,9 +22,7 @@ from minigpt_jax import corpora, generate, model, rng, sweep
 from minigpt_jax.cache import cache_dir
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
-from minigpt_jax.storage import run_dir
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
-from minigpt_jax.sweep import worker
 from minigpt_jax.train import evaluate, memory, optim, program
 from minigpt_jax.train.step import StepSpec, init_state, train_step
 from minigpt_jax.trial.run import run
@@ -290,42 +288,6 @@ def test_an_interrupted_sweep_resumes(tmp_path: Path, whole: tuple):
         assert losses(sweep_plan.folder / row["run_dir"], "train")[5:] == pytest.approx(
             losses(whole[0].folder / other["run_dir"], "train")[5:], rel=2e-5
         )
-
-
-@pytest.mark.parametrize("max_trials", [1, 8])
-def test_a_trial_whose_run_directory_is_in_use_is_trained_after_the_others(
-    tmp_path: Path, max_trials: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
-    sweep_plan = plan(tmp_path, "optimizer.learning_rate=3e-3,1e-2", "train.steps=2")
-    begun = []
-
-    def begin(*arguments: Any) -> Any:
-        begun.append(arguments)
-        return batches(*arguments)
-
-    def unlock(_: float) -> None:
-        assert len(begun) == 1
-        held.close()
-
-    with contextlib.ExitStack() as held:
-        held.enter_context(run_dir.lock(RunDir(sweep_plan.folder / "trials" / "0000-seed-0")))
-        monkeypatch.setattr(worker.time, "sleep", unlock)  # the worker sleeps only when all other trials are done
-        rows = sweep.sweep(sweep_plan, source=begin, max_trials=max_trials).rows
-    assert [(row["trial"], row["status"]) for row in rows] == [
-        ("0000-seed-0", "complete"),
-        ("0001-seed-0", "complete"),
-    ]
-    assert capsys.readouterr().out.count("trial 0000-seed-0 has to wait: another process uses") == 1
-
-
-def test_a_run_directory_that_holds_other_files_fails_its_trial_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
-    sweep_plan = plan(tmp_path, "optimizer.learning_rate=3e-3,1e-2", "train.steps=2")
-    foreign = sweep_plan.folder / "trials" / "0000-seed-0" / "thesis.tex"
-    foreign.parent.mkdir(parents=True)
-    foreign.touch()
-    rows = sweep.sweep(sweep_plan, source=batches).rows
-    assert [row["status"] for row in rows] == ["failed", "complete"]
-    assert "holds thesis.tex but no run" in " ".join(capsys.readouterr().out.split())
 
 
 def test_each_trial_resumes_from_its_own_step(tmp_path: Path, whole: tuple):
