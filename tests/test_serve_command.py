@@ -58,6 +58,7 @@ def test_the_command_serves_until_it_is_interrupted(run_dir: Path):
         (["{run}", "--host", "a..b"], "--host a..b is no address of this machine"),
         (["{run}", "--host", "a" * 70], f"--host {'a' * 70} is no address of this machine"),
         (["{run}", "--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["{run}", "--max-new-tokens", "10000000000"], "--max-new-tokens 10000000000: must be from 1 to"),
         (["{run}", "--step", "7"], "step 7"),
     ],
     ids=str,

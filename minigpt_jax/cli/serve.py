@@ -12,6 +12,7 @@ import tyro
 
 from minigpt_jax.cli import parser
 from minigpt_jax.errors import UserError
+from minigpt_jax.generate.settings import MAX_NEW_TOKENS
 
 _KEY = "MINIGPT_API_KEY"
 
@@ -49,8 +50,8 @@ def main(arguments: list[str]) -> int:
     chosen: Arguments = parser.parse(Arguments, arguments, "minigpt serve")
     if not chosen.run_dir:
         raise UserError("serve: no run directory given; name one or more, as in serve runs/quickstart")
-    if chosen.max_new_tokens is not None and chosen.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {chosen.max_new_tokens}: must be 1 or more")
+    if chosen.max_new_tokens is not None and not 1 <= chosen.max_new_tokens <= MAX_NEW_TOKENS:
+        raise UserError(f"--max-new-tokens {chosen.max_new_tokens}: must be from 1 to {MAX_NEW_TOKENS:,}")
     for needed in ("starlette", "uvicorn"):
         if importlib.util.find_spec(needed) is None:
             raise UserError(f"serving needs {needed}; pip install 'minigpt_jax[serve]'")
