@@ -158,7 +158,7 @@ def parameter_count(params: Any) -> int:
 
 
 def _reading_order(name: str) -> tuple[int, str]:
-    order = ["token_embedding", "position_embedding", "block", "final_norm", "output"]
+    order = "token_embedding embedding_projection position_embedding block final_norm output_projection output".split()
     return next((i for i, prefix in enumerate(order) if name.startswith(prefix)), len(order)), name.zfill(20)
 
 

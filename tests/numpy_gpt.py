@@ -28,6 +28,8 @@ def cross_entropy(logits: Floats, labels: NDArray[Any]) -> Floats:
 def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | None) -> Floats:
     table = params["token_embedding"]["embedding"]
     x = table[tokens]
+    if config.embedding_width:
+        x = x @ params["embedding_projection"]["kernel"]
     if config.positions == "learned":
         x = x + params["position_embedding"]["embedding"][: len(tokens)]
     if config.embedding_norm:
@@ -53,7 +55,7 @@ def _row(params: Any, config: ModelConfig, tokens: NDArray[Any], window: int | N
     scale = config.base_width / config.width if config.parametrization == "mup" else 1.0
     tied = {"kernel": scale * table.T, "bias": params.get("output_bias", 0.0)}
     output = tied if config.tied_embeddings else params["output"]
-    logits = _dense(output, x)
+    logits = _dense(output, x @ params["output_projection"]["kernel"] if config.embedding_width else x)
     cap = config.logit_softcap
     logits = logits if cap is None else cap * np.tanh(logits / cap)
     return _pointed(params["pointer"], config, x, tokens, window, logits) if config.pointer else logits

@@ -12,7 +12,9 @@ from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig, TrainCon
 from minigpt_jax.model import build
 
 
-@pytest.mark.parametrize("name", ["reference", "swiglu", "grouped heads", "head gate", "pointer", "two passes"])
+@pytest.mark.parametrize(
+    "name", ["reference", "swiglu", "grouped heads", "head gate", "pointer", "two passes", "factorised embedding"]
+)
 def test_matmuls_take_six_operations_per_weight_and_token(name: str) -> None:
     """6 N D (Kaplan et al. 2020) for N weights of dense layers and D tokens, and 12 T² a feature of attention.
 
@@ -31,7 +33,7 @@ def test_matmuls_take_six_operations_per_weight_and_token(name: str) -> None:
     shapes = jax.eval_shape(build(experiment).init, jax.random.key(0), np.zeros((1, length), np.int32))["params"]
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     kernels = {path: leaf.size for path, leaf in leaves if path[-1].key == "kernel"}
-    blocks = sum(size for path, size in kernels.items() if path[0].key not in ("output", "pointer"))
+    blocks = sum(size for path, size in kernels.items() if path[0].key.startswith("block_"))
     weights = blocks * config.repeats + sum(kernels.values()) - blocks
     features = config.num_layers * config.repeats * config.num_heads * config.head_size
     features += config.pointer / 2

@@ -30,9 +30,9 @@ def test_training_takes_six_operations_per_weight_and_token(name: str):
     shapes = jax.eval_shape(build(experiment).init, jax.random.key(0), np.zeros((1, length), np.int32))["params"]
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     kernels = {path: leaf.size for path, leaf in leaves if path[-1].key == "kernel"}
-    blocks = sum(size for path, size in kernels.items() if path[0].key not in ("output", "pointer"))
+    blocks = sum(size for path, size in kernels.items() if path[0].key.startswith("block_"))
     weights = blocks * config.repeats + sum(kernels.values()) - blocks
-    weights += tiny.V * config.width if config.tied_embeddings else 0
+    weights += tiny.V * (config.embedding_width or config.width) if config.tied_embeddings else 0
     features = config.num_layers * config.repeats * config.num_heads * config.head_size + config.pointer / 2
     expected = steps * batch * length * (6 * weights + 12 * features * length)
     assert compute.training_flops(experiment, steps) == expected

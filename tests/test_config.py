@@ -59,6 +59,8 @@ REFUSED = {
     "--model.num-layers 0": {"model": ModelConfig(num_layers=0)},
     "--model.num-heads 300": {"model": ModelConfig(num_heads=300)},
     "--model.num-kv-heads 2": {"model": ModelConfig(num_kv_heads=2)},
+    "--model.embedding-width 256": {"model": ModelConfig(embedding_width=256)},
+    "--model.parametrization mup: does not know": {"model": ModelConfig(embedding_width=8, parametrization="mup")},
     "--model.positions rope": {"model": ModelConfig(positions="rope")},
     "--model.convolution -1": {"model": ModelConfig(convolution=-1)},
     "--model.pointer -1": {"model": ModelConfig(pointer=-1)},

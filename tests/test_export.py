@@ -43,6 +43,7 @@ FACTORS: dict[str, list[Any]] = {
     "qk_norm": [False, True],
     "head_gate": [False, True],
     "embedding_norm": [False, True],
+    "embedding_width": [None, 6],
     "convolution": [0, 1, 4],
     "pointer": [0, 6],
     "repeats": [1, 2],
@@ -143,6 +144,10 @@ STOCK: dict[str, tuple[str, ModelConfig]] = {
     "llama, norm of a tied embedding": (
         "LlamaForCausalLM",
         dataclasses.replace(ROTARY, activation="swiglu", tied_embeddings=True, embedding_norm=True),
+    ),
+    "llama, norm of a factorised, tied embedding": (
+        "LlamaForCausalLM",
+        dataclasses.replace(ROTARY, activation="swiglu", tied_embeddings=True, embedding_norm=True, embedding_width=6),
     ),
     "qwen2": ("Qwen2ForCausalLM", dataclasses.replace(ROTARY, activation="swiglu", qkv_bias=True)),
     "qwen3": ("Qwen3ForCausalLM", dataclasses.replace(ROTARY, activation="swiglu", qk_norm=True, norm_epsilon=0.1)),

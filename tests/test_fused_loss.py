@@ -23,6 +23,8 @@ CONFIGS = {
     "no bias": replace(TINY, use_bias=False),
     "soft-cap": replace(TINY, logit_softcap=1.5),
     "tied": replace(TINY, tied_embeddings=True),
+    "factorised": replace(TINY, embedding_width=5),
+    "factorised, tied": replace(TINY, embedding_width=5, tied_embeddings=True),
     "tied, no bias, soft-cap": replace(TINY, tied_embeddings=True, use_bias=False, logit_softcap=0.5),
 }
 

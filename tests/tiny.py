@@ -52,12 +52,14 @@ CONFIGS = {
     "grouped heads": replace(EVEN, num_kv_heads=2),
     "wide heads": replace(EVEN, head_width=6, num_kv_heads=2, positions="rope"),
     "embedding norm": replace(TINY, embedding_norm=True),
+    "factorised embedding": replace(TINY, embedding_width=5),
     "convolution": replace(TWO_LAYERS, convolution=4),
     "pointer": replace(TWO_LAYERS, pointer=8),
     "two passes": replace(TWO_LAYERS, repeats=2),
     "soft-cap": replace(TINY, logit_softcap=1.5),
     "mup, tied": replace(TINY, tied_embeddings=True, parametrization="mup", base_width=4, feed_forward=None),
     "everything": EVERYTHING,
+    "everything, factorised embedding": replace(EVERYTHING, embedding_width=5, embedding_norm=True),
 }
 
 LENGTHS = np.array([12, 3, 7, 1])

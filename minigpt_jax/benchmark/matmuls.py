@@ -26,7 +26,9 @@ def of_train_step(experiment: Experiment) -> functools.partial[Any]:
     attention = [("bnth,bnsh->bnts", heads, heads, scores), ("bnts,bnsh->bnth", scores, heads, heads)]
     dense = lambda i, o: ("ti,io->to", (tokens, i), (i, o), (tokens, o))  # noqa: E731
     products = model.num_layers * model.repeats * [*(dense(*pair) for pair in widths), *attention]
-    products += [dense(model.width, experiment.tokenizer.rows)]
+    if model.embedding_width:
+        products += [dense(model.embedding_width, model.width), dense(model.width, model.embedding_width)]
+    products += [dense(model.embedding_width or model.width, experiment.tokenizer.rows)]
     if model.pointer:
         pointed = (*heads[:1], 1, heads[2], model.pointer)
         products += [dense(model.width, model.pointer), dense(2 * model.width, model.pointer), dense(model.width, 1)]

@@ -112,6 +112,9 @@ class ModelConfig:
     """Decoder blocks."""
     width: int = option(256, above=0)
     """Width of the residual stream."""
+    embedding_width: int | None = option(None, above=0)
+    """Factorise the embedding: its rows and those of the output layer get this width, and two matrices map them to the
+    model's width and back. By default rows are as wide as the model."""
     num_heads: int = option(3, above=0)
     """Attention heads."""
     head_width: int | None = option(None, above=0)

@@ -133,6 +133,18 @@ def _check_model(experiment: Experiment) -> None:
         + "; choose another --model.head-width",
     )
     _require(
+        model.embedding_width is None or model.embedding_width < model.width,
+        "model.embedding_width",
+        model.embedding_width,
+        f"must be less than --model.width {model.width}; leave it out for rows as wide as the model",
+    )
+    _require(
+        model.parametrization == "standard" or model.embedding_width is None,
+        "model.parametrization",
+        model.parametrization,
+        f"does not know how --model.embedding-width {model.embedding_width} grows; drop one of the two",
+    )
+    _require(
         model.parametrization == "standard" or model.block == "transformer",
         "model.parametrization",
         model.parametrization,

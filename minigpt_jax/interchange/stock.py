@@ -127,7 +127,7 @@ def _facts(config: ModelConfig) -> dict[str, Any]:
 def _folded(experiment: Experiment, arrays: Arrays) -> tuple[Experiment, Arrays]:
     """The same model without what its weights can express.
 
-    These are muP, repeats, the norm of the embedding, and a bias of zeros.
+    These are muP, a factorised embedding, repeats, the norm of the embedding, and a bias of zeros.
     """
     experiment, arrays = _standard(experiment, arrays)
     config, arrays = experiment.model, dict(arrays)
@@ -153,11 +153,19 @@ def _folded(experiment: Experiment, arrays: Arrays) -> tuple[Experiment, Arrays]
     return dataclasses.replace(experiment, model=config), arrays
 
 
-def _standard(experiment: Experiment, arrays: Arrays) -> tuple[Experiment, Arrays]:
-    """The same model in the standard parametrisation. The factor of its logits becomes part of the output layer."""
-    config = experiment.model
-    if parametrization.logit_scale(config) != 1:
+def _standard(experiment: Experiment, arrays: Arrays) -> tuple[Experiment, dict[str, np.ndarray]]:
+    """The same model in the standard parametrisation, and with an embedding that is not factorised.
+
+    The factor of its logits and the projections of its embedding become part of the embedding and the output layer.
+    """
+    config, arrays = experiment.model, dict(arrays)
+    if config.tied_embeddings and (parametrization.logit_scale(config) != 1 or config.embedding_width):
         config, arrays = _untied(config, arrays)
+    if config.embedding_width:
+        table = arrays["token_embedding.embedding"]
+        arrays["token_embedding.embedding"] = table @ arrays.pop("embedding_projection.kernel")
+        arrays["output.kernel"] = arrays.pop("output_projection.kernel") @ arrays["output.kernel"]
+        config = dataclasses.replace(config, embedding_width=None)
     return dataclasses.replace(experiment, model=dataclasses.replace(config, parametrization="standard")), arrays
 
 

@@ -110,7 +110,7 @@ def output(gpt: "GPT", params: Params, hidden: Float[Array, "*B D"]) -> Float[Ar
 
 def output_parameters(gpt: "GPT", params: Params) -> Params:
     """The parameters that the output layer uses."""
-    names = ("token_embedding", "output_bias") if gpt.config.tied_embeddings else ("output",)
+    names = ("output_projection", *(("token_embedding", "output_bias") if gpt.config.tied_embeddings else ("output",)))
     return {name: params[name] for name in names if name in params}
 
 
@@ -149,10 +149,14 @@ class GPT(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        embed = functools.partial(Embed, features=config.width, dtype=self.dtype, embedding_init=keras_uniform)
-        self.token_embedding = embed(self.vocabulary_size)
+        embed = functools.partial(Embed, dtype=self.dtype, embedding_init=keras_uniform)
+        self.token_embedding = embed(self.vocabulary_size, config.embedding_width or config.width)
+        if config.embedding_width:  # as in ALBERT (Lan et al. 2020); there, one matrix serves both ways
+            project = functools.partial(dense, config, dtype=self.dtype, use_bias=False)
+            self.embedding_projection = project(config.width, name="embedding_projection")
+            self.output_projection = project(config.embedding_width, name="output_projection")
         if config.positions == "learned":
-            self.position_embedding = embed(self.sequence_length)
+            self.position_embedding = embed(self.sequence_length, config.width)
         if config.embedding_norm:
             self.embedding_norm = nn.RMSNorm(config.norm_epsilon, self.dtype, use_scale=False)
         self.dropout = Dropout(config.dropout)
@@ -221,6 +225,8 @@ class GPT(nn.Module):
 
     def output_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Applies the output layer alone."""
+        if self.config.embedding_width:
+            hidden = self.output_projection(hidden)
         if not self.config.tied_embeddings:
             logits = self.output(hidden)
         else:
@@ -281,6 +287,8 @@ class GPT(nn.Module):
         dropout_call: DropoutCall | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[LayerState, ...]]:
         x_BTD = self.token_embedding(tokens_BT)
+        if self.config.embedding_width:
+            x_BTD = self.embedding_projection(x_BTD)
         if self.config.positions == "learned":
             x_BTD = x_BTD + self.position_embedding(position_BT)
         if self.config.embedding_norm:

@@ -98,8 +98,13 @@ def matrices(experiment: Experiment) -> list[Part]:
     return [
         Part(
             "the token embedding and the output layer",
-            vocabulary * width * (1 if config.tied_embeddings else 2),
-            ("tokenizer.vocabulary_size", "model.width"),
+            vocabulary * (config.embedding_width or width) * (1 if config.tied_embeddings else 2),
+            ("tokenizer.vocabulary_size", "model.embedding_width" if config.embedding_width else "model.width"),
+        ),
+        Part(
+            "the projections of the embedding",
+            2 * width * (config.embedding_width or 0),
+            ("model.width", "model.embedding_width"),
         ),
         Part(
             "the learned positions",
