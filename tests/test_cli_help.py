@@ -5,18 +5,12 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+from test_cli import command
 
 from minigpt_jax import samplers
-from minigpt_jax.cli import COMMANDS, evaluate, main, parser, train
+from minigpt_jax.cli import COMMANDS, evaluate, parser, train
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
-
-
-def command(*arguments: object) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:  # the flag parser's way
-        return int(stop.code or 0)
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda path: path.name)

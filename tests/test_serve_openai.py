@@ -160,7 +160,7 @@ def test_echo_scores_the_prompt(client: Any, lm: LanguageModel):
         ({"max_tokens": LONGEST + 1}, None, f"max_tokens {LONGEST + 1}"),
         ({"max_tokens": 0}, "max_tokens", "unless echo"),
         ({"n": 1000}, None, "ask for"),
-        ({"n": 20_000_000}, None, "n 20000000: must be at least 1 and at most 10,000"),
+        ({"n": 20_000_000}, None, "n 20000000: must be at least 1 and at most 100,000"),
         ({"n": 1000, "echo": True, "max_tokens": 0}, None, "1000 texts at once"),
         ({"prompt": ["a"] * 200}, None, "200 texts at once"),
         ({"logprobs": 99}, "logprobs", "0 to"),

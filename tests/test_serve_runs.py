@@ -87,7 +87,7 @@ class Damaged(Source):
     [None, UserError("all are damaged"), RuntimeError("out of memory")],
     ids=["an older one", "none", "other"],
 )
-def test_a_damaged_checkpoint_is_read_once(lm: LanguageModel, outcome: Any, capsys: pytest.CaptureFixture):
+def test_a_damaged_checkpoint_is_read_ever_more_rarely(lm: LanguageModel, outcome: Any, capsys: pytest.CaptureFixture):
     old, new = (LanguageModel(lm.experiment, lm.tokenizer, lm.weights, step) for step in (0, 2))
     again = LanguageModel(lm.experiment, lm.tokenizer, lm.weights, 0)  # what is loaded instead of step 1
     source = Damaged(Path("runs/it"), failures={1: outcome or again, 2: new})
@@ -96,8 +96,9 @@ def test_a_damaged_checkpoint_is_read_once(lm: LanguageModel, outcome: Any, caps
     try:
         source.saved.append(1)
         wait_until(lambda: source.loads)
-        time.sleep(0.2)  # many looks
-        assert source.loads == [1]
+        time.sleep(0.3)  # thirty looks at most, of which the second, 4th, 8th and so on read it
+        assert set(source.loads) == {1}
+        assert len(source.loads) <= 6
         assert engine.lm is old, "its pools would be set up anew"
         assert ("step 0 stays in use" in capsys.readouterr().err) == (outcome is not None)
         source.saved.append(2)

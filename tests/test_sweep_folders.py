@@ -1,6 +1,11 @@
 """Trials of a sweep whose run directories other processes use, or that hold other files."""
 
 import contextlib
+import os
+import shutil
+import signal
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,8 @@ def test_a_trial_whose_run_directory_is_in_use_is_trained_after_the_others(
 
     with contextlib.ExitStack() as held:
         held.enter_context(run_dir.lock(RunDir(sweep_plan.folder / "trials" / "0000-seed-0")))
-        monkeypatch.setattr(worker.time, "sleep", unlock)  # the worker sleeps only when all other trials are done
+        clock = types.SimpleNamespace(sleep=unlock)  # the worker sleeps only when all other trials are done
+        monkeypatch.setattr(worker, "time", clock)
         rows = sweep.sweep(sweep_plan, source=begin, max_trials=max_trials).rows
     assert [(row["trial"], row["status"]) for row in rows] == [
         ("0000-seed-0", "complete"),
@@ -47,3 +53,27 @@ def test_a_run_directory_that_holds_other_files_fails_its_trial_alone(tmp_path: 
     rows = sweep.sweep(sweep_plan, source=batches).rows
     assert [row["status"] for row in rows] == ["failed", "complete"]
     assert "holds thesis.tex but no run" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_seeds_of_a_configuration_resume_together(tmp_path: Path):
+    sweep_plan = plan(tmp_path, "train.steps=6", "train.checkpoint_every=2", "seed=0,1")
+
+    def interrupting(rows: Any, size: int, seed: int, *place: int) -> Iterator[Any]:
+        for i, batch in enumerate(batches(rows, size, seed, *place)):
+            if (seed, i) == (0, 4):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    assert sweep.sweep(sweep_plan, source=interrupting).interrupted
+    folders = [sweep_plan.folder / "trials" / f"0000-seed-{seed}" / "checkpoints" for seed in (0, 1)]
+    *_, before, last = sorted(int(path.name) for path in folders[0].glob("[0-9]*"))
+    shutil.rmtree(folders[1] / str(last))
+    starts = []
+
+    def from_start(rows: Any, size: int, seed: int, start: int, *share: int) -> Any:
+        starts.append(start)
+        return batches(rows, size, seed, start, *share)
+
+    rows = sweep.sweep(sweep_plan, source=from_start).rows
+    assert starts == [before, before]
+    assert [row["status"] for row in rows] == ["complete", "complete"]

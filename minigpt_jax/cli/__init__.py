@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt_jax.config import code, nearest
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:
             if received:  # libraries turn an interrupt into other errors
                 return INTERRUPTED
-            if line := _told(error) or code.blame(error) or _of_a_path(error):
+            if line := _told(error) or code.blame(error) or _of_a_path(error, sys.argv[1:] if argv is None else argv):
                 return _fail(line)
             raise
 
@@ -94,9 +95,12 @@ def _told(error: Exception) -> str | None:
     return None
 
 
-def _of_a_path(error: Exception) -> str | None:
-    """A one-line message for a path that cannot be opened or made; None for other errors."""
-    if isinstance(error, OSError) and error.errno in _OF_A_PATH and error.filename:
+def _of_a_path(error: Exception, arguments: Sequence[str]) -> str | None:
+    """A one-line message for a path of the command line, or one in it, that cannot be opened; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in _OF_A_PATH or not isinstance(error.filename, str):
+        return None
+    paths = [str(path) for path in (Path(error.filename), *Path(error.filename).parents) if path.name]
+    if any(path in argument for path in paths for argument in arguments):
         return f"{error.filename} cannot be opened or made: {error.strerror}; name another path"
     return None
 

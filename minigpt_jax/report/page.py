@@ -4,6 +4,7 @@ The HTML page is a single file that loads no others. Its plots are inline SVG wh
 they follow the reader's light or dark scheme. The Markdown page shows the same plots from files beside it.
 """
 
+import errno
 import functools
 import html as html_escapes
 import re
@@ -153,6 +154,8 @@ def write(page: Page, folder: Path) -> Path:
             for name, text in files.items():
                 write_atomic(folder / name, display.printable(text))
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise UserError(f"{folder} cannot be written ({error.strerror}); give another folder for the report") from error
     return folder / "report.html"
 

@@ -16,6 +16,8 @@ from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_dir import RunDir
 
 POLL_SECONDS = 5.0
+MOST_DOUBLINGS = 7
+"""How often the time between two readings of a checkpoint that cannot be read doubles: up to 128 looks."""
 """Between two looks for a newer checkpoint."""
 
 
@@ -104,18 +106,21 @@ class Runs:
             engine.close()
 
     def _follow(self, poll_seconds: float) -> None:
-        tried: dict[str, int | None] = {}  # the newest step at the last look, so that a damaged one is read once
+        tried: dict[str, tuple[int | None, int]] = {}  # the newest step that was read, and how many times
+        looks = 0
         while not self._stop.wait(poll_seconds):
+            looks += 1
             for name, source in self._followed.items():
-                engine, seen = self.engines[name], tried.get(name)
+                engine, (seen, times) = self.engines[name], tried.get(name, (None, 0))
                 try:
-                    newest = tried[name] = source.newest()
-                    if newest not in (None, seen, engine.step):
-                        lm = source.load()
-                        if lm.step != engine.step:
-                            engine.lm = lm
+                    newest = source.newest()
+                    # One that cannot be read is damaged, or not all there yet: it is read again, ever more rarely.
+                    if newest in (None, engine.step) or (newest == seen and looks % 2**times):
+                        continue
+                    tried[name] = newest, min(times + 1, MOST_DOUBLINGS) if newest == seen else 1
+                    lm = source.load()
+                    if lm.step != engine.step:
+                        engine.lm = lm
                 except Exception as error:  # whatever it is, newer checkpoints may come
-                    if isinstance(error, OSError):  # the training may just be deleting or writing it
-                        tried.pop(name, None)
                     reason = error if isinstance(error, UserError | OSError) else reason_of(error)
                     display.warn(f"{source.run_dir}: step {engine.step} stays in use, as a newer one failed: {reason}")

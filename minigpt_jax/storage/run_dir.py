@@ -129,12 +129,7 @@ def lock(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
             f"--run-dir {run_dir.path}: this folder cannot be made ({error.strerror}); name another one"
         ) from error
     check_contents(run_dir.path)
-    try:
-        held = filelock.FileLock(run_dir.path / _LOCK).acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise InUseError(
-            f"--run-dir {run_dir.path}: another process is training in it; wait for it or name another folder"
-        ) from error
+    held = _locked(run_dir)
     _remove_partial(run_dir.path)
     return held
 
@@ -143,8 +138,16 @@ def check_free(run_dir: RunDir) -> None:
     """Raises the errors of `lock` that can be known without making the folder."""
     _check_not_foreign(run_dir)
     if (run_dir.path / _LOCK).exists():
-        with lock(run_dir):
-            pass
+        _locked(run_dir).__exit__(None, None, None)
+
+
+def _locked(run_dir: RunDir) -> contextlib.AbstractContextManager[object]:
+    try:
+        return filelock.FileLock(run_dir.path / _LOCK).acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise InUseError(
+            f"--run-dir {run_dir.path}: another process is training in it; wait for it or name another folder"
+        ) from error
 
 
 def _check_not_foreign(run_dir: RunDir) -> None:

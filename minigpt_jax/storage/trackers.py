@@ -255,15 +255,19 @@ def _begun(tracker: str, init: Callable[..., Any], **settings: Any) -> Any:
 def _check_login() -> None:
     """Raises UserError if Weights & Biases has no API key and no terminal at which to ask for one."""
     wandb = _installed("wandb")
-    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") or not processes.is_first():
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
         return
-    try:
-        wandb.login()
-    except Exception as error:  # its exceptions differ between versions
-        raise UserError(
-            f"--train.trackers wandb: it cannot log in ({reason_of(error)}); run `wandb login` or set WANDB_API_KEY, "
-            "or set WANDB_MODE=offline to record without an account"
-        ) from error
+
+    def login() -> None:
+        try:
+            wandb.login()
+        except Exception as error:  # its exceptions differ between versions
+            raise UserError(
+                f"--train.trackers wandb: it cannot log in ({reason_of(error)}); run `wandb login` or set "
+                "WANDB_API_KEY, or set WANDB_MODE=offline to record without an account"
+            ) from error
+
+    processes.from_first(login)  # the others would wait for one that has failed
 
 
 def _installed(name: str) -> ModuleType:

@@ -12,7 +12,6 @@ import numpy as np
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.store import BatchSource
 from minigpt_jax.report.objective import Figure
-from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.sweep import results
 from minigpt_jax.sweep.plan import Trial
 from minigpt_jax.sweep.study import Study, survivors
@@ -65,17 +64,12 @@ def rungs(total: int) -> set[int]:
     return {int(total * share) for share in RUNGS} - {0, total}
 
 
-def resume_step(checkpoints: Checkpoints, total: int) -> int:
-    """The latest step before `total` that has an intact checkpoint, or 0 if there is none."""
-    return max((step for step in checkpoints.intact_steps() if step < total), default=0)
-
-
 class TrialGroup:
     """Trials of a sweep that share a program and a step to resume from, with their open run directories.
 
     Args:
         runs: each trial with its open run.
-        start: the step that all of them resume from, which is the `resume_step` of each.
+        start: the step that all of them resume from, of which each has an intact checkpoint, or 0.
         should_stop: called after every dispatch. If it returns True, training stops and the active trials are saved.
     """
 

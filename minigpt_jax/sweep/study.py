@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,16 +116,20 @@ class Study:
             last: configurations that are claimed only if there are too few others, in this order.
         """
         claims: list[Claim] = []
-        begun = {frozen.number: frozen for frozen in self._trials()}
 
-        def claim_begun(configurations: Iterable[int]) -> None:
-            for frozen in (begun[c] for c in configurations if c in begun):
+        def claim_begun(configurations: Collection[int] | None = None) -> None:
+            begun = {frozen.number: frozen for frozen in self._trials()}
+            chosen = [c for c in begun if c not in last] if configurations is None else configurations
+            for frozen in (begun[c] for c in chosen if c in begun):
                 if len(claims) < max_configurations and frozen.state == TrialState.RUNNING and self._is_free(frozen):
-                    self._assign(frozen)
+                    try:
+                        self._assign(frozen)
+                    except optuna.exceptions.UpdateFinishedTrialError:  # another worker has just finished it
+                        continue
                     if self.holds(frozen.number):
                         claims.append(self._claimed(optuna.trial.Trial(self._study, frozen._trial_id)))
 
-        claim_begun(c for c in begun if c not in last)
+        claim_begun()
         while len(claims) < max_configurations and (claim := self._new()) is not None:
             claims.append(claim)
         claim_begun(last)

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_dir import InUseError, RunDir, check_room
 from minigpt_jax.storage.trackers import check_trackers
 from minigpt_jax.sweep import axes, results
-from minigpt_jax.sweep.group import TrialGroup, record_end, resume_step
+from minigpt_jax.sweep.group import TrialGroup, record_end
 from minigpt_jax.sweep.plan import Plan, Trial
 from minigpt_jax.sweep.study import LEASE_SECONDS, Claim, Study
 from minigpt_jax.sweep.table import Table
@@ -166,13 +166,14 @@ class _Worker:
         except UserError as error:
             self._fail(trials, str(error))
             return
-        waiting, max_trials = list(trials), self.max_trials
+        waiting, max_trials, saved = list(trials), self.max_trials, {trial.id: _saved(trial) for trial in trials}
+        start = {trial.id: _start(trial, trials, saved, corpus) for trial in trials}
         while waiting and not self.stopped:
-            steps = [_saved_step(trial, corpus) for trial in waiting]
-            same = [trial for trial, step in zip(waiting, steps, strict=True) if step == steps[0]]
+            same = [trial for trial in waiting if start[trial.id] == start[waiting[0].id]]
             batch = _whole_configurations(same, max_trials)
+            ended: set[str] = set()
             try:
-                fitting = self._train_stack(batch, steps[0], corpus)
+                fitting = self._train_stack(batch, start[batch[0].id], saved, ended, corpus)
             except UserError as error:
                 self._fail(batch, str(error))
             except jax.errors.JaxRuntimeError as error:
@@ -180,16 +181,25 @@ class _Worker:
                     raise
                 if len(batch) > 1:
                     max_trials = -(-len(batch) // 2)
+                    waiting = [trial for trial in waiting if trial.id not in ended]
                     continue
                 self._fail(batch, "this trial alone does not fit into memory; a smaller --train.batch-size may fit")
             else:
                 if fitting < len(batch):
                     max_trials = fitting
+                    waiting = [trial for trial in waiting if trial.id not in ended]
                     continue
             waiting = [trial for trial in waiting if trial not in batch]
 
-    def _train_stack(self, trials: Sequence[Trial], start: int, corpus: Corpus) -> int:
-        """Trains the trials from the step `start` if all of them fit into memory. Returns the number that fits."""
+    def _train_stack(
+        self, trials: Sequence[Trial], start: int, saved: Mapping[str, Collection[int]], ended: set[str], corpus: Corpus
+    ) -> int:
+        """Trains the trials from the step `start` if all of them fit into memory. Returns the number that fits.
+
+        Args:
+            saved: the steps of which each trial had an intact checkpoint when its start was chosen.
+            ended: gets the trials that have failed or been given up before the training.
+        """
         runs: list[tuple[Trial, OpenRun]] = []
         with contextlib.ExitStack() as opened:
             for trial in trials:
@@ -199,11 +209,17 @@ class _Worker:
                     self._postpone(trial)
                 except UserError as error:
                     self._fail([trial], str(error))
+                    ended.add(trial.id)
                 else:
                     runs.append((trial, opened.enter_context(contextlib.closing(run))))
-                    if resume_step(run.checkpoints, run.total_steps) != start:  # another process has just left it
+                    if set(run.checkpoints.intact_steps()) != saved[trial.id]:  # another process has just left it
                         self._postpone(trial)
-            runs = [(trial, run) for trial, run in runs if self.study.holds(trial.configuration)]
+            held = [(trial, run) for trial, run in runs if self.study.holds(trial.configuration)]
+            for trial, run in runs:
+                if (trial, run) not in held:
+                    run.close()  # at once, as another worker may claim it
+            ended.update(trial.id for trial in trials if not self.study.holds(trial.configuration))
+            runs = held
             if runs:
                 group = TrialGroup(
                     self.study, runs, start, corpus, self.library.source, self.table, lambda: bool(self.stopped)
@@ -234,10 +250,18 @@ class _Worker:
             record_end(self.study, results.row(trial, "failed", Progress(), None, None), self.table, 0)
 
 
-def _saved_step(trial: Trial, corpus: Corpus) -> int:
-    """The step that the trial resumes from."""
-    checkpoints = Checkpoints(trial.files.checkpoints, read_only=True)
-    return resume_step(checkpoints, corpus.total_steps(trial.experiment))
+def _saved(trial: Trial) -> set[int]:
+    """The steps of which the trial has an intact checkpoint."""
+    return set(Checkpoints(trial.files.checkpoints, read_only=True).intact_steps())
+
+
+def _start(trial: Trial, trials: Iterable[Trial], saved: Mapping[str, set[int]], corpus: Corpus) -> int:
+    """The latest step before the last that all seeds of the trial's configuration have saved, or 0.
+
+    They are trained together, because a configuration is ranked at a rung by the mean over its seeds.
+    """
+    common = set.intersection(*(saved[one.id] for one in trials if one.configuration == trial.configuration))
+    return max((step for step in common if step < corpus.total_steps(trial.experiment)), default=0)
 
 
 def _whole_configurations(trials: Sequence[Trial], max_trials: int) -> list[Trial]:

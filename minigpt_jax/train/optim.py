@@ -197,8 +197,9 @@ def transformation(
     is not. The updates of a user's optimizer are scaled as those of Adam, including its weight decay.
 
     The structure of its state depends only on `config.name` and on the parametrisation. Weight decay is decoupled, and
-    acts only on the kernels of dense layers. Muon updates the kernels of blocks and of the pointer, to which its weight
-    decay is restricted; Adam with Nesterov momentum updates all other parameters.
+    acts only on the kernels of dense layers. Muon updates the kernels of blocks, of the pointer and of a factorised
+    embedding's projections, to which its weight decay is restricted; Adam with Nesterov momentum updates all other
+    parameters.
 
     A user's optimizer is a function `(learning_rate, hyper)` that returns an Optax transformation. The learning rate is
     a traced scalar, that of this step, so Optax gets it as a number and not as a schedule. `hyper` are the
@@ -267,7 +268,7 @@ def _decayed_matrices(params: optax.Params) -> Any:
 
 
 def _muon_or_adam(params: optax.Params) -> Any:
-    """Labels the kernels of blocks and pointer with muon, and all other parameters with adam."""
+    """Labels all kernels but the output layer's with muon, and the other parameters with adam."""
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         names = parametrization.names(path)
