@@ -249,12 +249,12 @@ def test_greedy_texts(name: str, layout: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", range(0, len(MODELS), 3))
 def test_way_back(number: int, tmp_path: Path) -> None:
-    """No model of these pairs fits a stock class, so that its arrays come back as they were."""
+    """The arrays of a model that fits no stock class come back as they were, unless its embedding was factorised."""
     lm = language_model(MODELS[number])
     done = write(lm, tmp_path, "float32", "folder", [])
     experiment = huggingface.read_experiment(tmp_path)
     back = huggingface.read_weights(tmp_path, experiment)
-    if done.class_name == "MiniGPTForCausalLM":
+    if done.class_name == "MiniGPTForCausalLM" and not MODELS[number].embedding_width:
         jax.tree.map(np.testing.assert_array_equal, back, lm.weights)
     again = model.logits(model.build(experiment), back, jnp.asarray(TOKENS))
     np.testing.assert_allclose(again, logits(MODELS[number]), atol=1e-5, rtol=1e-5)

@@ -104,10 +104,10 @@ def test_the_full_text_is_prompt_and_text_decoded_as_one(lm: LanguageModel, samp
 def first_complete(
     lm: LanguageModel, tokens: Sequence[int], stops: Sequence[str], least: int
 ) -> tuple[int, str] | None:
-    """By definition: the first token with which a stop is complete that was not so before token number `least`."""
+    """By definition: the first token with which a stop is complete that was not so after the first `least` tokens."""
     decode = lm.tokenizer.decode
-    for n in range(max(least, 1), len(tokens) + 1):
-        early, text = decode(list(tokens[: max(least, 1) - 1])), decode(list(tokens[:n]))
+    for n in range(least + 1, len(tokens) + 1):
+        early, text = decode(list(tokens[:least])), decode(list(tokens[:n]))
         begins = [
             begin
             for stop in stops
@@ -145,15 +145,15 @@ def test_a_stream_is_the_text_and_takes_nothing_back(lm: LanguageModel, stop: li
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_strings_and_ids_stop_a_text_at_the_same_token(lm: LanguageModel, count: int):
-    """The token that completes a stop is one of the new tokens, of which there are at least `min_new_tokens`."""
+    """A stop has to be completed by a token after the first `min_new_tokens` ones, as in Transformers and vLLM."""
     words = {i: float("-inf") for i, piece in enumerate(PIECES) if piece.startswith("##")}
     asked: dict[str, Any] = {"seed": 3, "logit_bias": words, "no_repeat_ngram": 1}
     [plain] = lm.generate("the cat", DRAWN, 12, **asked)
     token = plain.tokens[count - 1]
     for stop in (token, PIECES[token]):
-        [one] = lm.generate("the cat", DRAWN, 12, stop=[stop], min_new_tokens=count, **asked)
+        [one] = lm.generate("the cat", DRAWN, 12, stop=[stop], min_new_tokens=count - 1, **asked)
         assert (one.tokens, one.finish_reason) == (plain.tokens[:count], "stop")
-        [longer] = lm.generate("the cat", DRAWN, 12, stop=[stop], min_new_tokens=count + 1, **asked)
+        [longer] = lm.generate("the cat", DRAWN, 12, stop=[stop], min_new_tokens=count, **asked)
         assert len(longer.tokens) > count
 
 

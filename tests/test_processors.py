@@ -227,7 +227,7 @@ def test_penalties_come_before_the_bias():
 
 def test_what_is_off_changes_nothing():
     np.testing.assert_array_equal(control(), SMALL)
-    np.testing.assert_array_equal(control(stops=STOPS, min_new_tokens=STEP + 1), SMALL)
+    np.testing.assert_array_equal(control(stops=[[1]], min_new_tokens=STEP), SMALL)
 
 
 STOPS = [[7], [6, 5, 2], [5, 6, 5, 2], [1, 2, 3, 4], [2, 3, 4], [8, 0], [11, 11, 11, 11, 11]]
@@ -250,6 +250,6 @@ def test_stops_are_found_among_generated_tokens_only():
 
 
 def test_stops_are_banned_before_the_minimum():
-    out = control(stops=STOPS, min_new_tokens=STEP + 2)  # the next token is number STEP + 1
+    out = control(stops=STOPS, min_new_tokens=STEP + 1)
     expected = [[completes(text, n, v) for v in range(12)] for text, n in zip(TEXTS, PROMPT_LENGTHS, strict=True)]
     np.testing.assert_array_equal(out, np.where(expected, -np.inf, SMALL))

@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     )
     prompts = [lm.tokenizer.decode(piece.prefix) for piece in pieces]
     built = verdict_page.build(found, prompts, lead, shlex.join(["./launch.sh", "compare", *arguments]))
-    html = page.write(built, folder)
+    html = page.write(built, folder, flag="--out")
     _write(folder, found)
     page.show(verdict_page.table(found), display.console)
     display.console.print(display.printable(str(html)))

@@ -21,7 +21,7 @@ Processor = Callable[..., Any]
 
 MAX_NEW_TOKENS = 2**20
 MAX_RETURN_SEQUENCES = 100_000
-MAX_BIAS = 1e6
+MAX_BIAS = 1e30  # the sum with a logit has to fit into float32
 MAX_PENALTY = 1e4  # beyond it a penalised logit overflows float32
 _ROW_ID_END = 2**32
 
@@ -42,8 +42,8 @@ class GenerationSettings:
     max_new_tokens: int | None = option(None, at_least=1, at_most=MAX_NEW_TOKENS)
     """Maximum number of tokens to generate; by default, up to the end of the training window."""
     min_new_tokens: int = option(0, at_least=0)
-    """A text has at least this many new tokens, those of a stop included. A string that is complete earlier does not
-    stop it, and a token that would complete a stop of token ids earlier is banned."""
+    """A stop that is complete within this many new tokens does not count. Tokens that would complete a stop of token
+    ids there are banned."""
     seed: int = option(0, at_least=-(2**63), below=2**64)
     """Seed of the random draws. A row's text depends on the seed, the row's id and its prompt alone."""
     stop: Sequence[Stop] = ()
@@ -162,8 +162,8 @@ def _bias(bias: Any) -> dict[int, float]:
         if not is_number or not (abs(value) <= MAX_BIAS or value == -math.inf):
             shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}…"
             raise UserError(
-                f"--logit-bias {token} {shown}: must be a number from -{MAX_BIAS:,.0f} to {MAX_BIAS:,.0f}, or -inf to "
-                "ban the token"
+                f"--logit-bias {token} {shown}: must be a number from -{MAX_BIAS:g} to {MAX_BIAS:g}, or -inf to ban "
+                "the token"
             )
     return plain
 

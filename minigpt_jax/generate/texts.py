@@ -47,7 +47,7 @@ def as_prompts(prompts: Any) -> list[str | list[int]]:
 class StopScanner:
     """Looks for stop strings in one row's text as its tokens arrive. What it finds is independent of the chunks.
 
-    A string counts if it is completed by new token number `min_new_tokens` or a later one.
+    A string counts if it is completed by a token after the first `min_new_tokens` new ones.
 
     Attributes:
         tokens: new tokens up to the one that completes a stop string, once there is one.
@@ -55,7 +55,7 @@ class StopScanner:
     """
 
     def __init__(self, strings: Sequence[str], decode: Decode, min_new_tokens: int) -> None:
-        self._strings, self._decode, self._least = strings, decode, max(min_new_tokens, 1)
+        self._strings, self._decode, self._least = strings, decode, min_new_tokens + 1
         self._scanned = self._least - 1
         self._early: int | None = None
         self.tokens: int | None = None

@@ -133,8 +133,11 @@ class Page:
     sections: Sequence[Section]
 
 
-def write(page: Page, folder: Path) -> Path:
+def write(page: Page, folder: Path, flag: str = "--output") -> Path:
     """Writes report.html, report.md and the plots that report.md shows. Returns the path of report.html.
+
+    Args:
+        flag: the flag that names another folder, for errors.
 
     Raises:
         UserError: the folder cannot be written.
@@ -156,7 +159,8 @@ def write(page: Page, folder: Path) -> Path:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise UserError(f"{folder} cannot be written ({error.strerror}); give another folder for the report") from error
+        reason = f"{folder} cannot be written ({error.strerror})"
+        raise UserError(f"{reason}; give another folder for the report with {flag}") from error
     return folder / "report.html"
 
 

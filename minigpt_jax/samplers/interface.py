@@ -65,8 +65,7 @@ class Request:
     stops: Int[Array, "B E L"]
     """Token sequences, each padded with -1. A row ends once its new tokens contain one of them."""
     min_new_tokens: Int[Array, "B"]
-    """A row has at least this many new tokens, those of the stop sequence that ends it included: a token that would
-    complete a stop sequence earlier is banned."""
+    """Before a row has so many new tokens, those that would complete a stop sequence are banned, as in Transformers."""
     repetition_penalty: Float[Array, "B"]
     """Divides the positive and multiplies the negative logits of all tokens in the row, prompt included; 1: none."""
     presence_penalty: Float[Array, "B"]

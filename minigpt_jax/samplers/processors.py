@@ -61,7 +61,7 @@ def control(
     penalised = (request.repetition_penalty != 1) | (request.presence_penalty != 0) | (request.frequency_penalty != 0)
     penalised = penalised.any()
     unrepeated = (request.no_repeat_ngram > 0).any()
-    early_B = step + 1 < request.min_new_tokens
+    early_B = step < request.min_new_tokens
     early = early_B.any()
 
     def when(active: Array, process: Callable[[Logits], Logits], logits: Logits) -> Logits:
