@@ -13,7 +13,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.train import memory
 from minigpt_jax.trial.run import run
 
-BIG = {"width": 256, "feed_forward": 1024, "pointer": 64}
+BIG = {"width": 256, "embedding_width": 128, "feed_forward": 1024, "pointer": 64}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -214,12 +214,11 @@ class _Worker:
                     runs.append((trial, opened.enter_context(contextlib.closing(run))))
                     if set(run.checkpoints.intact_steps()) != saved[trial.id]:  # another process has just left it
                         self._postpone(trial)
-            held = [(trial, run) for trial, run in runs if self.study.holds(trial.configuration)]
-            for trial, run in runs:
-                if (trial, run) not in held:
-                    run.close()  # at once, as another worker may claim it
             ended.update(trial.id for trial in trials if not self.study.holds(trial.configuration))
-            runs = held
+            for trial, run in runs:
+                if trial.id in ended:
+                    run.close()  # at once, as another worker may claim it
+            runs = [(trial, run) for trial, run in runs if trial.id not in ended]
             if runs:
                 group = TrialGroup(
                     self.study, runs, start, corpus, self.library.source, self.table, lambda: bool(self.stopped)
