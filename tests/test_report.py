@@ -127,6 +127,16 @@ def test_long_training_is_drawn_in_hours(tmp_path: Path):
     assert max(axes.lines[0].get_xdata()) == len(lines) - 1
 
 
+def test_the_last_evaluation_is_not_cut_by_the_edge(tmp_path: Path):
+    """Autoscaling leaves hardly any margin if the only evaluations of all runs are at about the same step."""
+    for step in (1000, 1001):
+        line = {"step": step, "split": "valid", "loss": 3.0}
+        fake_sweep.write_run(tmp_path / str(step)).metrics.write_text(json.dumps(line) + "\n")
+    read = runs.read_all(sorted(tmp_path.iterdir()))
+    [axes] = curves.plot(curves.of_runs(read, "valid"), "step", "loss").axes
+    assert axes.get_xlim()[1] > 1.02 * 1001
+
+
 def test_of_many_runs_the_best_have_the_colours(tmp_path: Path):
     for i in range(len(style.SERIES) + 2):
         fake_sweep.write_run(tmp_path / f"r{i}", final=5.0 - 0.1 * i)

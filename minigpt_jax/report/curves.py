@@ -56,7 +56,8 @@ def of_splits(run: Run) -> list[Curve]:
 def plot(curves: Sequence[Curve], x: str, title: str, y: str = "loss", floor: float | None = None) -> Figure:
     """Plots a column of metrics.jsonl against `step`, `tokens` or `seconds`. `floor` adds a line for the entropy."""
     points = [curve.run.curve(curve.split, x, y) for curve in curves]
-    unit, scale = _unit(x, max((max(xs, default=0.0) for xs, _ in points), default=0.0))
+    longest = max((value for xs, _ in points for value in xs), default=0.0)
+    unit, scale = _unit(x, longest)
     crowd = sum(curve.label is None for curve in curves)
     with style.drawing():
         figure, axes = style.panel(f"{title} by {x}", unit, LABELS.get(y, title.lower()))
@@ -88,7 +89,7 @@ def plot(curves: Sequence[Curve], x: str, title: str, y: str = "loss", floor: fl
             axes.set_ylim(0, 1.05 * max(losses, default=1.0) or 1.0)
         else:
             style.loss_axis(axes, losses, ceiling)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.04 * longest / scale or 1.0)  # markers at the last value are not cut
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=x == "step", steps=[1, 2, 5, 10]))
         if x == "step":
             axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
