@@ -149,7 +149,7 @@ def parameter_table(params: Any) -> Table:
             table.add_row(name, f"{len(leaves)} arrays", f"{sum(leaf.size for _, leaf in leaves):,}")
     table.add_section()
     total = parameter_count(params)
-    table.add_row("total", f"{total * 4 / 2**20:.2f} MB", f"{total:,}")
+    table.add_row("total", f"{total * 4 / 1e6:.2f} MB", f"{total:,}")
     return table
 
 

@@ -44,7 +44,7 @@ def by_definition(prompt, limit, stop, k, alpha, banned=()):
     return text[len(prompt) :]
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, V])
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.6, 1.0])
 def test_it_is_what_its_definition_says(k, alpha):
     output = run(samplers.Contrastive(k, alpha), stops=[[5]])

@@ -9,7 +9,7 @@ import pytest
 
 from minigpt_jax import GenerationSettings, LanguageModel, UserError, samplers
 from minigpt_jax.config import options
-from minigpt_jax.generate.settings import SETTINGS
+from minigpt_jax.generate.settings import MAX_BIAS, SETTINGS
 
 
 def test_values_become_plain_python():
@@ -63,7 +63,7 @@ def test_stops_are_strings_and_sequences_of_ids(given, strings, sequences):
         ("logit_bias", [1.0], "must map token ids"),
         ("logit_bias", {"a": 1.0}, "whole number"),
         ("logit_bias", {5: float("nan")}, "must be a number"),
-        ("logit_bias", {5: 10**400}, "from -1e+30 to 1e+30"),
+        ("logit_bias", {5: 10**400}, "from -1,000,000 to 1,000,000"),
         ("logit_bias", {5: -(10**400)}, "or -inf to ban the token"),
         ("processors", [3], "is no function"),
     ],
@@ -75,6 +75,14 @@ def test_a_value_that_cannot_be_is_one_line_that_names_the_setting(setting, valu
     assert setting.replace("_", "-") in line
     assert words in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_greatest_bias_is_that_of_a_request(sign: int):
+    bias = lambda value: {"vocabulary_size": 2, "max_new_tokens": 1, "logit_bias": [0.0, value]}  # noqa: E731
+    samplers.request([[1]], **bias(sign * MAX_BIAS))
+    with pytest.raises(UserError, match="1,000,000"):
+        samplers.request([[1]], **bias(sign * 1.01 * MAX_BIAS))
 
 
 def test_an_unknown_setting_names_the_nearest_one():

@@ -68,10 +68,10 @@ class Usage(NamedTuple):
 
 
 def test_a_full_disk_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30, 2**30 - 2**20, 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
     with pytest.raises(UserError, match="has 1 MB free and the run needs about 2 MB"):
-        run_dir.check_room(RunDir(tmp_path / "new" / "r"), 2**21)
-    run_dir.check_room(RunDir(tmp_path / "new" / "r"), 2**19)
+        run_dir.check_room(RunDir(tmp_path / "new" / "r"), 2 * 10**6)
+    run_dir.check_room(RunDir(tmp_path / "new" / "r"), 5 * 10**5)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

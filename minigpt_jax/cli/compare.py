@@ -30,7 +30,7 @@ class Arguments:
     """A run directory."""
     method: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="METHOD …"), parser.SEVERAL]
     """The methods, such as greedy, top_p:p=0.9:temperature=0.8, top_k:k=1,5,10,40 (four methods),
-    random:temperature=0.5..1.5 (five, evenly spaced) or FILE.py:Name:setting=1."""
+    random:temperature=0.5..1.5 (five, evenly spaced; 0.5..1.5/9 for nine) or FILE.py:Name:setting=1."""
     prompts: int = 200
     """Number of prefixes."""
     prompt_tokens: int = 32

@@ -73,7 +73,8 @@ class Arguments:
     top_p:p=0.9:temperature=0.8. FILE.py:Name:setting=1 is a sampler of your own; the file is run."""
     compare: bool = False
     """Compare methods on one prompt, by their texts and figures: all methods, or those of a --sampler with several
-    values, such as top_k:k=1,5,10 or random:temperature=0.5..1.5 (five, evenly spaced)."""
+    values, such as top_k:k=1,5,10 or random:temperature=0.5..1.5 (five, evenly spaced; 0.5..1.5/9 for
+    nine)."""
     method: Annotated[MethodFlags, tyro.conf.arg(name="")] = field(default_factory=MethodFlags)
     settings: Annotated[GenerationSettings, tyro.conf.arg(name="")] = field(default_factory=GenerationSettings)
     stop_token: tuple[int, ...] = ()

@@ -123,8 +123,8 @@ class LanguageModel:
             sampler: a method such as `TopP(p=0.9)`, or its text, such as "top_p:p=0.9"; greedy search by default.
             settings: all other settings, for all prompts or a sequence with one for each prompt.
             row_ids: what each prompt's draws depend on besides the seed; 0, 1, 2 … by default.
-            changes: fields of `GenerationSettings` by name, such as seed=1, stop=["\n"] or num_return_sequences=3. They
-                take precedence over `settings`.
+            changes: fields of `GenerationSettings` by name, such as seed=1, stop=["\\n"] or num_return_sequences=3.
+                They take precedence over `settings`.
 
         Returns:
             The texts of all prompts in order, those of one prompt side by side.

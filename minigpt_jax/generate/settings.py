@@ -21,7 +21,7 @@ Processor = Callable[..., Any]
 
 MAX_NEW_TOKENS = 2**20
 MAX_RETURN_SEQUENCES = 100_000
-MAX_BIAS = 1e30  # the sum with a logit has to fit into float32
+MAX_BIAS = 1e6  # as `samplers.interface.GREATEST_BIAS`, which cannot be imported without JAX
 MAX_PENALTY = 1e4  # beyond it a penalised logit overflows float32
 _ROW_ID_END = 2**32
 
@@ -42,12 +42,13 @@ class GenerationSettings:
     max_new_tokens: int | None = option(None, at_least=1, at_most=MAX_NEW_TOKENS)
     """Maximum number of tokens to generate; by default, up to the end of the training window."""
     min_new_tokens: int = option(0, at_least=0)
-    """A stop that is complete within this many new tokens does not count. Tokens that would complete a stop of token
-    ids there are banned."""
+    """A stop can end a text only after this many new tokens. Before that, a stop string is ignored, and a token that
+    would complete a stop of token ids is banned."""
     seed: int = option(0, at_least=-(2**63), below=2**64)
     """Seed of the random draws. A row's text depends on the seed, the row's id and its prompt alone."""
     stop: Sequence[Stop] = ()
-    """A string that ends a text at the token that completes it. It is looked for in the new text alone."""
+    """A string that ends a text at the token that completes it. It is looked for in the new text alone. Beam search
+    takes token ids only."""
     repetition_penalty: float = option(1.0, at_least=1 / MAX_PENALTY, at_most=MAX_PENALTY)
     """Divides the positive and multiplies the negative logits of all tokens so far, the prompt's included; 1: none."""
     presence_penalty: float = option(0.0, at_least=-MAX_PENALTY, at_most=MAX_PENALTY)
@@ -162,8 +163,8 @@ def _bias(bias: Any) -> dict[int, float]:
         if not is_number or not (abs(value) <= MAX_BIAS or value == -math.inf):
             shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}…"
             raise UserError(
-                f"--logit-bias {token} {shown}: must be a number from -{MAX_BIAS:g} to {MAX_BIAS:g}, or -inf to ban "
-                "the token"
+                f"--logit-bias {token} {shown}: must be a number from -{MAX_BIAS:,.0f} to {MAX_BIAS:,.0f}, or -inf to "
+                "ban the token"
             )
     return plain
 

@@ -86,14 +86,18 @@ def _pick(step: Step, sampler: Any, request: Request, state: State, extra: Seque
 
 
 def propose(controlled: Float[Array, "B V"], logits: Float[Array, "B V"], width: int) -> Candidates:
-    """The `width` most probable tokens.
+    """The `width` most probable tokens. If the vocabulary has fewer, banned ones follow them.
 
     Args:
         controlled: the logits after penalties, bias and processors.
         logits: the model's own.
     """
     norm_B1 = reduce.logsumexp(jnp.maximum(controlled, logits))[:, None]
-    values_BK, tokens_BK = selection.top(controlled, width)
+    count = min(width, controlled.shape[1])  # k is rounded up
+    values_BK, tokens_BK = selection.top(controlled, count)
+    missing = ((0, 0), (0, width - count))
+    values_BK = jnp.pad(values_BK, missing, constant_values=-jnp.inf)
+    tokens_BK = jnp.pad(tokens_BK, missing)
     return Candidates(tokens_BK, values_BK, jnp.exp(values_BK - norm_B1))
 
 

@@ -204,8 +204,8 @@ def check_room(run_dir: RunDir, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"--run-dir {run_dir.path}: its disk has {free / 2**20:,.0f} MB free and the run needs about "
-            f"{needed / 2**20:,.0f} MB; free some space or name another folder"
+            f"--run-dir {run_dir.path}: its disk has {free / 1e6:,.0f} MB free and the run needs about "
+            f"{needed / 1e6:,.0f} MB; free some space or name another folder"
         )
 
 
