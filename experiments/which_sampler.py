@@ -1,7 +1,7 @@
 """Which way of sampling gives texts that are most like human ones, for a model of three million parameters?
 
-    ./launch.sh experiments/simplebooks_best.py --data.archive books.zip --train.steps 3190 \
-        --model.dtype bfloat16
+        ./launch.sh experiments/simplebooks_best.py --data.archive books.zip --train.steps 3190 --model.dtype bfloat16
+
 
     ./launch.sh experiments/which_sampler.py runs/simplebooks_best
 
@@ -9,7 +9,7 @@ This runs `compare` with every method at its settings, each over the same 512 pr
 lists the best setting of each method. It needs the extra `mauve`. Measures and plots are in
 runs/simplebooks_best/which_sampler.
 
-Finding, for the best configuration (validation perplexity 47.9), prefixes of 32 tokens and up to 96 new ones. Distance
+Finding, for the best configuration before its embedding was factorised (validation perplexity 47.9), prefixes of 32 tokens and up to 96 new ones. Distance
 is the mean difference from human text over ten measures, 0 for human text and at most 1:
 
     method                distance  perplexity  Self-BLEU  repeated 4-grams  distinct-2  MAUVE
