@@ -9,8 +9,9 @@ This runs `compare` with every method at its settings, each over the same 512 pr
 lists the best setting of each method. It needs the extra `mauve`. Measures and plots are in
 runs/simplebooks_best/which_sampler.
 
-Finding, for the best configuration before its embedding was factorised (validation perplexity 47.9), prefixes of 32 tokens and up to 96 new ones. Distance
-is the mean difference from human text over ten measures, 0 for human text and at most 1:
+Finding, for the best configuration before its embedding was factorised (validation perplexity 47.9), for prefixes of 32
+tokens and up to 96 new ones. Distance is the mean difference from human text over ten measures, 0 for human text and at
+most 1:
 
     method                distance  perplexity  Self-BLEU  repeated 4-grams  distinct-2  MAUVE
     human                    0          45.9       0.278        0.006           0.512     1
