@@ -98,6 +98,17 @@ def test_the_same_command_resumes_without_the_initial_folder(trained: Path, file
     assert "started from" in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_is_taken_over_needs_its_file_no_longer(trained: Path, file: Path, tmp_path: Path) -> None:
+    folder, imported, path = (tmp_path / name for name in ("folder", "imported", "run"))
+    assert command("export", trained, "--to", folder) == 0
+    assert command("import", folder, "--to", imported) == 0
+    assert command(file, "--init-from", folder, "--run-dir", path, "--train.steps", 1) == 0
+    shutil.rmtree(folder)
+    assert command(file, "--init-from", folder, "--run-dir", path, "--train.steps", 2) == 0
+    assert generate.load(path).step == 2
+    assert command(file, "--init-from", imported, "--run-dir", tmp_path / "other", "--train.steps", 1) == 0
+
+
 def test_a_shorter_window_keeps_its_positions(trained: Path, tmp_path: Path) -> None:
     lm = generate.load(trained)
     other = config.inherited(changed("train", changed("optimizer", learning_rate=0.0), steps=1), lm.experiment)

@@ -52,6 +52,21 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert sample.read_text() == (other / "samples" / sample.name).read_text()
 
 
+def test_patience_ends_a_run_and_keeps_the_best_weights(tmp_path: Path):
+    """Also if no checkpoint was due at the step of the lowest loss."""
+    rising = changed(
+        "optimizer", changed("train", evaluate_every=1, checkpoint_every=100, patience=2), learning_rate=1.0
+    )
+    result = run(rising, tmp_path)
+    losses = {line["step"]: line["loss"] for line in figures(tmp_path) if line["split"] == "valid"}
+    best = min(losses, key=losses.__getitem__)
+    assert (result.best_step, result.progress.step) == (best, best + 2)
+    assert best + 2 < 12  # the steps of the experiment
+    assert generate.load(tmp_path, "best").step == best
+    again = run(rising, tmp_path)
+    assert (again.best_step, again.progress.step) == (best, best + 2)
+
+
 def test_a_run_directory_has_all_documented_files(whole: Path):
     assert {path.name for path in whole.iterdir()} >= {
         "config.json",

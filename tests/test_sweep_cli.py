@@ -79,6 +79,7 @@ def test_the_password_is_used_and_never_recorded(
         ([RATES, "--prune", "--no-prune"], "give one of the two"),
         ([RATES, "--storag", "postgresql://user:hunter2@host/db"], "storag"),
         (["model.norm=layrnorm"], "did you mean layernorm?"),
+        (["train.patience=1,2"], "make all of their steps"),
     ],
 )
 def test_refusals(asked: dict[str, Any], capsys: pytest.CaptureFixture, arguments: list[str], says: str):
@@ -87,6 +88,13 @@ def test_refusals(asked: dict[str, Any], capsys: pytest.CaptureFixture, argument
     assert says in said.err + said.out
     assert "hunter2" not in said.err + said.out
     assert asked == {}
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_patience_is_told_to_have_no_effect(asked: dict[str, Any], capsys: pytest.CaptureFixture, patience: int | None):
+    command(RATES, "--", "--train.patience", str(patience))
+    assert ("--train.patience has no effect" in capsys.readouterr().out) == (patience is not None)
+    assert asked["plan"].experiment.train.patience == patience
 
 
 def test_a_file_without_an_experiment(asked: dict[str, Any], capsys: pytest.CaptureFixture):

@@ -102,7 +102,10 @@ def main(arguments: list[str]) -> int:
         flags=tuple(flags),
         command=shlex.join(["./launch.sh", "sweep", *own, *arguments[cut:]]),
     )
+    if plan.experiment.train.patience is not None:
+        print("--train.patience has no effect in a sweep, whose trials make all of their steps")
     storage = None if chosen.storage is None else whole[chosen.storage]
+
     outcome = sweep.sweep(plan, storage=storage, lease=chosen.lease, max_trials=chosen.stack)
     if outcome.interrupted:
         print(f"stopped after {len(outcome.rows)} trials, saved; the same command again resumes the sweep")

@@ -257,7 +257,8 @@ class TrainConfig:
     checkpoint_every: int | None = option(None, above=0, resumable=True)
     """Steps between checkpoints; each epoch by default."""
     patience: int | None = option(None, above=0, resumable=True)
-    """End after this many evaluations in a row without a lower validation loss; never by default."""
+    """End after this many evaluations in a row without a lower validation loss, and keep the checkpoint of the lowest;
+    never by default. The trials of a sweep always make all of their steps."""
     keep_checkpoints: int = option(2, above=0, resumable=True, aliases=("keep",))
     """Latest checkpoints to keep, besides the best."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"] | str, ...] = option(

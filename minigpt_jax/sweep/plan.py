@@ -167,6 +167,8 @@ def make(
     if Path(name).name != name or name in ("", ".."):
         raise UserError(f"--name {name}: must be the name of a folder under runs/sweeps, without any /")
     axes_.check(axes, experiment)
+    if any(axis.field == "train.patience" for axis in axes):
+        raise UserError("train.patience: the trials of a sweep make all of their steps; drop this axis")
     if init_from is not None:
         config.check_inherited(experiment, init_from.experiment, "the initial model")
         _check_initial(axes, experiment, init_from)

@@ -78,14 +78,18 @@ def tf_data_batches() -> BatchSource:
     return pipeline.batches
 
 
-def check_experiment(experiment: Experiment) -> Experiment:
-    """Validates an experiment, and returns it with the user's code loaded that it names.
+def check_experiment(experiment: Experiment, tokenizer: Tokenizer | None = None) -> Experiment:
+    """Checks a valid experiment on this machine, and returns it with the user's code loaded that it names.
+
+    Args:
+        tokenizer: takes the place of the experiment's tokenizer, if given. The file of the latter is then not read.
 
     Raises:
-        UserError: the settings are invalid, or this machine's devices, memory or packages do not suffice for them.
+        UserError: this machine's devices, memory or packages do not suffice for the experiment.
     """
-    config.validate(experiment)
-    experiment = _with_given_tokenizer(config.code.load(experiment, [Path.cwd()]))
+    experiment = config.code.load(experiment, [Path.cwd()])
+    experiment = _with_given_tokenizer(experiment) if tokenizer is None else with_tokenizer(experiment, tokenizer)
+
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)

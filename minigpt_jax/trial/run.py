@@ -72,8 +72,11 @@ def run(
         UserError: the experiment is invalid, cannot run on this machine, or does not match the run directory. This is
             raised before any training. It is also raised if the loss becomes infinite or NaN.
     """
-    experiment = environment.check_experiment(experiment)
+    config.validate(experiment)
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
+    _, taken = initial.start_of(files, init_from)
+    experiment = environment.check_experiment(experiment, taken)
+
     display.console.quiet = not processes.is_first()
     if init_from is not None:
         config.check_inherited(experiment, init_from.experiment, "the initial model")
@@ -150,10 +153,15 @@ def _train(opened: OpenRun, source: BatchSource, init_from: LanguageModel | None
         for text in opened.sample(training.state.weights):
             display.console.print(f"  {text}")
 
+    def save_if_best(training: Training) -> None:
+        if settings.patience is not None and opened.losses[training.step] == min(opened.losses.values()):
+            opened.save(training.state)  # the run may end long after it, and --step best asks for it
+
     evaluate_every = settings.evaluate_every or per_epoch
     hooks = [
         Hook(evaluate_now, evaluate_every),
         Hook(lambda training: opened.save(training.state), settings.checkpoint_every or per_epoch),
+        Hook(save_if_best, evaluate_every),
         Hook(sample_now, evaluate_every),  # after the save, so that a failure here loses no training
     ]
     with (
