@@ -1,8 +1,6 @@
 """Which way of sampling gives texts that are most like human ones, for a model of three million parameters?
 
-        ./launch.sh experiments/simplebooks_best.py --data.archive books.zip --train.steps 3190 --model.dtype bfloat16
-
-
+    ./launch.sh experiments/simplebooks_best.py --data.archive books.zip --train.steps 3190 --model.dtype bfloat16
     ./launch.sh experiments/which_sampler.py runs/simplebooks_best
 
 This runs `compare` with every method at its settings, each over the same 512 prefixes of validation text, and then
@@ -29,8 +27,8 @@ most 1:
 - Its upper end does not hold. Sampling from the whole distribution is among the nearest to human text here, and any
   strong truncation moves away from it. For top-p the distance falls all the way: 0.63, 0.43, 0.34, 0.25, 0.19, 0.14,
   0.11, 0.10 and 0.10 at p = 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95 and 0.98. The best p is 0.95 or more, and a
-  temperature below 1 never helps. The large models of that paper found their own samples less probable
-  than human text. This small one finds both about equally probable (perplexities of 44.0 and 45.9).
+  temperature below 1 never helps. The large models of that paper found their own samples less probable than human
+  text. This small one finds both about equally probable (perplexities of 44.0 and 45.9).
 - Contrastive search with alpha = 0.6 hardly ever repeats itself, as it promises, but its texts are alike: their
   Self-BLEU is among the highest of all. It is nearer to human text than greedy and beam search, and farther than
   methods that cut little.

@@ -105,7 +105,6 @@ def main(arguments: list[str]) -> int:
     if plan.experiment.train.patience is not None:
         print("--train.patience has no effect in a sweep, whose trials make all of their steps")
     storage = None if chosen.storage is None else whole[chosen.storage]
-
     outcome = sweep.sweep(plan, storage=storage, lease=chosen.lease, max_trials=chosen.stack)
     if outcome.interrupted:
         print(f"stopped after {len(outcome.rows)} trials, saved; the same command again resumes the sweep")

@@ -89,7 +89,6 @@ def check_experiment(experiment: Experiment, tokenizer: Tokenizer | None = None)
     """
     experiment = config.code.load(experiment, [Path.cwd()])
     experiment = _with_given_tokenizer(experiment) if tokenizer is None else with_tokenizer(experiment, tokenizer)
-
     devices.check_types()
     devices.check_batch_size(experiment.train.batch_size, experiment.train.accumulate)
     memory.check_memory(experiment)

@@ -76,7 +76,6 @@ def run(
     files = RunDir(Path(run_dir or Path("runs") / experiment.name))
     _, taken = initial.start_of(files, init_from)
     experiment = environment.check_experiment(experiment, taken)
-
     display.console.quiet = not processes.is_first()
     if init_from is not None:
         config.check_inherited(experiment, init_from.experiment, "the initial model")
