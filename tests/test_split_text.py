@@ -4,7 +4,7 @@ import pytest
 from test_generate import PIECES
 
 from minigpt_jax import tokenizer
-from minigpt_jax.generate.split_text import TextSplitter, text_after
+from minigpt_jax.generate.split_text import TextSplitter, offsets, text_after
 from minigpt_jax.tokenizer import WordPiece
 
 WORDS = WordPiece([*PIECES, "don", "'", '"', "said", ","])
@@ -47,3 +47,16 @@ def test_characters_of_several_tokens_and_spaces():
 def test_tokens_without_text():
     assert TextSplitter(WORDS.decode, words("the")).split([0, *words("a"), 2]) == ("the", ["", " a", ""])
     assert text_after(WORDS.decode, words("the"), words("a")[0]) == " a"
+
+
+@pytest.mark.parametrize("begin", [0, 1, 40])
+def test_offsets_are_lengths_of_the_text_before(begin):
+    """Of more tokens than are decoded at once. A character of several tokens begins where its first token does."""
+    for decoder, text in (
+        (WORDS, "the cat said, the cat don't. " * 20),
+        (tokenizer.byte(), "é a\n 日本 " * 20),
+    ):
+        tokens = decoder.encode_batch([text])[0]
+        found = offsets(decoder.decode, tokens[:begin], tokens[begin:])
+        expected = [len(decoder.decode(tokens[:end]).rstrip("\ufffd")) for end in range(begin, len(tokens))]
+        assert found == expected

@@ -59,7 +59,7 @@ def scores(
         first = 0
         while first < len(order):
             width = power_bucket(len(rows[order[first]]) - 1, 8, window)
-            part = order[first : first + (most_rows or _rows(width * lm.model.vocabulary_size))]
+            part = order[first : first + (most_rows or batch_rows(width * lm.model.vocabulary_size))]
             first += len(part)
             size = row_bucket(len(part), devices.local_devices())
             ids = np.full((size, width + 1), lm.tokenizer.special.line_end, np.int32)
@@ -75,6 +75,6 @@ def scores(
             yield i, Scored(float(logprob), bool(greedy))
 
 
-def _rows(logits: int) -> int:
-    """Rows of a batch if each has so many logits."""
+def batch_rows(logits: int) -> int:
+    """The number of rows of a batch, if each row has this many logits."""
     return devices.local_devices() * next((rows for rows in _ROWS if rows * logits <= _LOGITS), 1)

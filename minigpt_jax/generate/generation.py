@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from minigpt_jax.generate.requests import Row
-from minigpt_jax.generate.texts import StopScanner, stop_overlap
+from minigpt_jax.generate.texts import StopScanner, stop_length
 from minigpt_jax.samplers import Output, TopTokens
 from minigpt_jax.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ def generations(
                 rest = decode(tokens)[len(text) :]
                 full_text = decode(row.ids[1:] + tokens).removesuffix(rest) if full else ""
             else:
-                shown = tokens[: len(tokens) - stop_overlap(tokens, sequences)] if stopped else tokens
+                shown = tokens[: len(tokens) - stop_length(tokens, sequences)] if stopped else tokens
                 text, full_text = decode(shown), decode(row.ids[1:] + shown) if full else ""
             logprobs = output.logprobs[b, k, : len(tokens)].tolist()
             generations.append(

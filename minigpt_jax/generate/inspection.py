@@ -39,6 +39,10 @@ class Candidate(NamedTuple):
     score: float | None
 
 
+_CANDIDATES = 10
+"""How many of the most probable tokens are described at each position by default."""
+
+
 @dataclass(frozen=True)
 class Inspected:
     """A position of a text.
@@ -64,13 +68,14 @@ def inspect(
     tokens: Sequence[int],
     sampler: Sampler,
     settings: GenerationSettings,
-    count: int = 10,
+    count: int | None = None,
 ) -> list[Inspected]:
     """Inspects each of the `tokens` that `sampler` has generated after the prompt, with these settings.
 
     Raises:
         UserError: the tokens are no ids of the vocabulary, do not fit in the window, or `count` is not allowed.
     """
+    count = min(_CANDIDATES, lm.model.vocabulary_size) if count is None else count
     if not 1 <= count <= lm.model.vocabulary_size:
         raise UserError(f"count {count}: give a number from 1 to {lm.model.vocabulary_size:,}, the vocabulary's size")
     if not tokens:

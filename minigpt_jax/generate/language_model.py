@@ -208,7 +208,7 @@ class LanguageModel:
         tokens: Sequence[int],
         sampler: Sampler | str | None = None,
         settings: GenerationSettings | None = None,
-        count: int = 10,
+        count: int | None = None,
     ) -> "list[Inspected]":
         """What the method chose from at each of the tokens that it generated; see `generate.inspection.inspect`."""
         from minigpt_jax.generate import inspection

@@ -10,6 +10,7 @@ import numpy as np
 
 from minigpt_jax import model
 from minigpt_jax.errors import UserError
+from minigpt_jax.generate.continuations import batch_rows
 from minigpt_jax.generate.generation import TopLogprob
 from minigpt_jax.generate.language_model import LanguageModel
 from minigpt_jax.model import GPT
@@ -48,23 +49,25 @@ def score_tokens(lm: LanguageModel, texts: Sequence[str | list[int]], top_logpro
     if not ids:
         return []
     width = power_bucket(max(map(len, ids)) - 1, 8, window)
-    tokens_BU = np.full((row_bucket(len(ids), devices.local_devices()), width + 1), lm.tokenizer.special.start)
-    for row, tokens in zip(tokens_BU, ids, strict=False):
-        row[: len(tokens)] = tokens
     gpt: Any = lm.model
     program = _program(gpt, power_bucket(top_logprobs, 8, size) if top_logprobs else 1)
-    found = devices.join_rows(program(lm.weights, devices.split_rows(tokens_BU.astype(np.int32))))
     text_of = functools.cache(lambda token: lm.tokenizer.decode([token]) if token < len(lm.tokenizer) else "")
-    scores = []
-    for tokens, logprobs_T, top_TN, top_logprobs_TN in zip(ids, *found, strict=False):
-        count = len(tokens) - 1
-        top = [
-            [TopLogprob(one, text_of(one), logprob) for one, logprob in zip(best, logprobs, strict=True)]
-            for best, logprobs in zip(
-                top_TN[:count, :top_logprobs].tolist(), top_logprobs_TN[:count, :top_logprobs].tolist(), strict=True
-            )
-        ]
-        scores.append(TokenScores(tokens[1:], logprobs_T[:count].tolist(), top))
+    scores, rows = [], batch_rows(width * size)
+    for first in range(0, len(ids), rows):
+        part = ids[first : first + rows]
+        tokens_BU = np.full((row_bucket(len(part), devices.local_devices()), width + 1), lm.tokenizer.special.start)
+        for row, tokens in zip(tokens_BU, part, strict=False):
+            row[: len(tokens)] = tokens
+        found = devices.join_rows(program(lm.weights, devices.split_rows(tokens_BU.astype(np.int32))))
+        for tokens, logprobs_T, top_TN, top_logprobs_TN in zip(part, *found, strict=False):
+            count = len(tokens) - 1
+            top = [
+                [TopLogprob(one, text_of(one), logprob) for one, logprob in zip(best, logprobs, strict=True)]
+                for best, logprobs in zip(
+                    top_TN[:count, :top_logprobs].tolist(), top_logprobs_TN[:count, :top_logprobs].tolist(), strict=True
+                )
+            ]
+            scores.append(TokenScores(tokens[1:], logprobs_T[:count].tolist(), top))
     return scores
 
 

@@ -134,6 +134,8 @@ def _plain(value: Any) -> Any:
 
 def _stops(stop: Any) -> tuple[Stop, ...]:
     """Stops of any iterable, or one stop, as strings, ids and tuples of ids."""
+    if isinstance(stop, bytes | Mapping):
+        raise UserError(f"--stop: must be strings, token ids or sequences of ids, not {type(stop).__name__}")
     if isinstance(stop, str) or not isinstance(stop, Iterable):
         stop = (stop,)
     stops = tuple(_one_stop(one) for one in stop)

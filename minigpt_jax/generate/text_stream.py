@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from minigpt_jax.generate.generation import Generation
 from minigpt_jax.generate.settings import GenerationSettings
+from minigpt_jax.generate.split_text import end_of
 from minigpt_jax.generate.texts import settled, stop_overlap, without_partial_stop
 from minigpt_jax.tokenizer import Tokenizer
 
@@ -11,7 +12,8 @@ from minigpt_jax.tokenizer import Tokenizer
 class TextStream:
     """Turns the growing generations of one text into pieces: whole words, whole characters.
 
-    What may turn out to begin a stop is held back until it is known. Joined, the pieces are the last generation's text.
+    What may turn out to begin a stop is held back until it is known. Joined, the pieces are the last generation's text;
+    only a space may differ, if a tokenizer changes it later than `settled` expects.
 
     Args:
         prompt_ids: the prompt's ids without the start token, to stream `full_text`; None to stream `text`.
@@ -32,9 +34,8 @@ class TextStream:
             tokens = generation.tokens
             if held := stop_overlap(tokens, self._sequences):
                 text = self._tokenizer.decode([*(self._prompt_ids or ()), *tokens[: len(tokens) - held]])
-            text = settled(without_partial_stop(text, self._strings))
-        # Later tokens may still change the spacing before them; give only what extends what has been given.
-        if not text.startswith(self._given):
-            return ""
-        piece, self._given = text[len(self._given) :], text if len(text) > len(self._given) else self._given
+            text = settled(without_partial_stop(text.rstrip("\ufffd"), self._strings))
+        piece = text[end_of(self._given, text) :]
+        if piece:
+            self._given = text
         return piece

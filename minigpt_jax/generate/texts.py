@@ -47,7 +47,9 @@ def as_prompts(prompts: Any) -> list[str | list[int]]:
 class StopScanner:
     """Looks for stop strings in one row's text as its tokens arrive. What it finds is independent of the chunks.
 
-    A string counts if it is completed by a token after the first `min_new_tokens` new ones.
+    A string counts if it is completed by a token after the first `min_new_tokens` new ones. As later tokens may change
+    the spacing of a text, it is searched as it stood after each token; but only if the string is there at all, apart
+    from spaces.
 
     Attributes:
         tokens: new tokens up to the one that completes a stop string, once there is one.
@@ -72,6 +74,8 @@ class StopScanner:
         if self._early is None and len(tokens) >= self._least:
             # What is complete in the text before the first token that counts never counts.
             self._early = len(self._decode(list(tokens[: self._least - 1])))
+        if self._scanned < len(tokens) and not self._may_contain(tokens):
+            self._scanned = len(tokens)
         while self.tokens is None and self._scanned < len(tokens):
             self._scanned += 1
             text = self._decode(list(tokens[: self._scanned]))
@@ -81,11 +85,20 @@ class StopScanner:
                 self.tokens, self.text = self._scanned, text[: min(found)]
         return self.tokens is not None
 
+    def _may_contain(self, tokens: Sequence[int]) -> bool:
+        """Whether the text of the tokens, or of some of the first ones, may contain a stop string."""
+        text = self._decode(list(tokens)).replace(" ", "")
+        return any("\ufffd" in one or one.replace(" ", "") in text for one in self._strings)
+
 
 def without_partial_stop(text: str, strings: Sequence[str]) -> str:
-    """An unfinished text without the end that may turn out to begin a stop string."""
-    for length in range(min(max(map(len, strings), default=0), len(text)), 0, -1):
-        if any(one.startswith(text[-length:]) for one in strings):
+    """An unfinished text without the end that may turn out to begin a stop string.
+
+    Spaces do not count, as later tokens may still remove them.
+    """
+    joined = [one.replace(" ", "") for one in strings]
+    for length in range(min(2 * max(map(len, strings), default=0), len(text)), 0, -1):
+        if any(one.startswith(text[-length:].replace(" ", "")) for one in joined):
             return text[:-length]
     return text
 
@@ -96,15 +109,22 @@ def stop_overlap(tokens: Sequence[int], sequences: Sequence[Sequence[int]]) -> i
     return next((n for n in range(longest, 0, -1) if any(list(one[:n]) == list(tokens[-n:]) for one in sequences)), 0)
 
 
+def stop_length(tokens: Sequence[int], sequences: Sequence[Sequence[int]]) -> int:
+    """The length of the longest stop sequence that the tokens end in; 0 if they end in none."""
+    complete = (len(one) for one in sequences if one and list(tokens[-len(one) :]) == list(one))
+    return max(complete, default=0)
+
+
 def settled(text: str) -> str:
     """The part of an unfinished text that later tokens will not change: whole characters and whole words.
 
-    A wide character, such as a Chinese one, is a word of its own.
+    A wide character, such as a Chinese one, is a word of its own. An apostrophe before the last word is left out too,
+    because that word may still grow into one that changes the space before it.
     """
     text = text.rstrip("\ufffd")
     for end in range(len(text), 0, -1):
         if text[end - 1] == " ":
-            return text[:end].rstrip()
+            return text[:end].rstrip(" '’")
         if unicodedata.east_asian_width(text[end - 1]) in "WF":
             return text[:end]
     return ""

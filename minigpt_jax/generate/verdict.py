@@ -289,6 +289,7 @@ def _with_distances(verdicts: list[Verdict]) -> list[Verdict]:
     if verdicts[0].method != HUMAN:
         return verdicts
     values = np.array([[getattr(one, name) for name in MEASURES] for one in verdicts])
+    values = values[:, ~np.isnan(values[0])]  # texts of one or two words have no trigrams
     differences = np.abs(values - values[0])
     most = np.nanmax(differences, axis=0)
     shares = differences[:, most > 0] / most[most > 0]

@@ -143,7 +143,7 @@ def _read(path: Path) -> tuple[Architecture, Mapping[str, Any]]:
         raise UserError(f"{path} is damaged ({error}); fetch it again") from error
     if not isinstance(settings, dict) or "model_type" not in settings:
         raise UserError(f"{path} names no model_type; name the folder of a Hugging Face model")
-    if settings["model_type"] not in ARCHITECTURES:
+    if not isinstance(settings["model_type"], str) or settings["model_type"] not in ARCHITECTURES:
         raise UserError(f"{path}: model_type is {settings['model_type']}; it must be one of {', '.join(ARCHITECTURES)}")
     if settings.get("quantization_config") is not None:
         raise UserError(f"{path}: quantization_config is set; take a model that is not quantised")

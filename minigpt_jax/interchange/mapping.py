@@ -132,15 +132,16 @@ class Architecture:
         for fixed in self.fixed:
             if (value := settings.get(fixed.key, fixed.default)) not in fixed.allowed:
                 raise _cannot(fixed.key, value, fixed.allowed)
-        if any(kind != "full_attention" for kind in settings.get("layer_types") or ()):
-            raise _cannot("layer_types", settings["layer_types"], ("full_attention",))
+        kinds = settings.get("layer_types") or []
+        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+            raise _cannot("layer_types", kinds, ("full_attention",))
         for one, other in self.equal:
             if settings.get(one, settings.get(other)) != settings.get(other):
                 raise _cannot(one, settings[one], (settings.get(other),))
         fields = {**self.form, **{one.field: self._value(one, settings) for one in self.settings}}
         if self.rope is not None:
             fields["rope_theta"] = self._rope_theta(settings)
-        if fields["feed_forward"] is None:  # only GPT-2 may leave it out
+        if fields["feed_forward"] is None:  # GPT-2 may leave it out, and any may have null
             fields["feed_forward"] = 4 * fields["width"]
         vocabulary_size, sequence_length = fields.pop("vocabulary_size"), fields.pop("sequence_length")
         return Model(ModelConfig(**fields), vocabulary_size, sequence_length)

@@ -6,6 +6,7 @@ Figures are drawn in the colours of the light theme. In a page, each colour beco
 import contextlib
 import io
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -78,10 +79,16 @@ _RC: dict[str, Any] = {
 }
 
 
+_ONE_THREAD = threading.RLock()
+
+
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Within this context figures are made and saved in this style. The caller's own settings are restored."""
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    """Within this context figures are made and saved in this style. The caller's own settings are restored.
+
+    Matplotlib's settings belong to the whole process, so one thread draws at a time.
+    """
+    with _ONE_THREAD, matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         for name, value in _RC.items():
             matplotlib.rcParams[name] = value  # pyright: ignore[reportArgumentType]

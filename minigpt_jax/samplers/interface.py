@@ -215,15 +215,12 @@ def _checked_bias(logit_bias: Any, vocabulary_size: int) -> np.ndarray:
     bias = np.zeros(vocabulary_size) if logit_bias is None else np.asarray(logit_bias)
     shaped = 1 <= bias.ndim <= 2 and bias.shape[-1] == vocabulary_size
     finite = bias > -np.inf
-    if (
-        not shaped
-        or not finite.any(axis=-1).all()
-        or np.isnan(bias).any()
-        or np.abs(bias[finite]).max() > GREATEST_BIAS
-    ):
+    if shaped and not finite.any(axis=-1).all() and not np.isnan(bias).any():
+        raise UserError("--logit-bias bans every token; leave at least one allowed")
+    if not shaped or np.isnan(bias).any() or np.abs(bias[finite]).max() > GREATEST_BIAS:
         raise UserError(
             f"--logit-bias: give {vocabulary_size} numbers, one per token, between -{GREATEST_BIAS:,.0f} and "
-            f"{GREATEST_BIAS:,.0f}, or -inf to ban it, and leave at least one token allowed"
+            f"{GREATEST_BIAS:,.0f}, or -inf to ban it"
         )
     return bias.astype(np.float32)
 

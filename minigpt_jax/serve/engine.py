@@ -1,7 +1,6 @@
-"""The engine of a model: one background thread that owns JAX and samples all requests' texts, in pools."""
+"""The engine of a model: one background thread that samples all requests' texts, in pools."""
 
 import asyncio
-import concurrent.futures
 import threading
 import time
 from collections import deque
@@ -31,7 +30,7 @@ MAX_WIDTH = 64
 _IDLE_POOLS = 4
 """Idle pools that keep their memory on the device."""
 _QUIET_ROUNDS, _MOST_GATHERING = 3, 0.05
-"""An idle engine starts once its event loop has gone round so often without a request, or after so many seconds."""
+"""An idle engine starts after this many rounds of the event loop without a new request, or after this many seconds."""
 _LEAST_WIDTH, _WIDTH_STEP = 8, 4
 
 T = TypeVar("T")
@@ -65,6 +64,7 @@ class Engine:
         max_waiting: int = MAX_WAITING,
     ) -> None:
         self.name, self.lm = name, lm
+        _ = lm.decode_form  # made here, as making it takes time that the event loop does not have
         self.room = max_new_tokens or lm.model.sequence_length
         self._sizes, self._max_waiting = sizes, max_waiting
         self._wake = threading.Event()
@@ -75,6 +75,7 @@ class Engine:
         self._posted = 0
         """Texts on their way to a pool."""
         self._lock = threading.Lock()
+        self._beside = asyncio.Semaphore(1)
         self._closing = False
         self._compiler = Compiler(ready=self._wake.set)
         self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
@@ -171,19 +172,13 @@ class Engine:
         elif request == self._requests:  # else it is for a later one to do
             asyncio.get_running_loop().call_soon(self._wake_when_quiet, request, rounds - 1)
 
-    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The result of a function that uses JAX, which the engine's thread calls between two chunks."""
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    async def beside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function that computes with the model, in a thread of its own, one call at a time.
 
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(*arguments))
-                except Exception as error:
-                    future.set_exception(error)
-
-        self._post(run)
-        return await asyncio.wrap_future(future)
+        The engine goes on sampling, also while the function compiles.
+        """
+        async with self._beside:
+            return await asyncio.to_thread(function, *arguments)
 
     def waiting(self) -> int:
         """The number of texts that wait for a row."""
@@ -201,10 +196,6 @@ class Engine:
         self._compiler.close()
 
     # ---- In the engine's thread ----
-
-    def _post(self, task: Callable[[], None]) -> None:
-        self._inbox.append(task)
-        self._wake.set()
 
     def _enter(self, lm: LanguageModel, kind: Kind, ticket: Ticket, entries: list[Entry]) -> None:
         """Queues a request's texts in their pool."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from minigpt_jax.generate.generation import Generation
 from minigpt_jax.generate.scoring import TokenScores, score_tokens
+from minigpt_jax.generate.split_text import offsets
 from minigpt_jax.generate.text_stream import TextStream
 from minigpt_jax.serve.engine import Engine
 from minigpt_jax.serve.openai_request import Completion
@@ -94,7 +95,7 @@ class Answer:
     async def _score(self) -> None:
         """Computes the log-probabilities of the prompts' tokens, if they are to be sent."""
         if self._asked.echo and self._asked.logprobs is not None:
-            self._scores = await self._engine.call(score_tokens, self._lm, self._prompts, self._asked.logprobs)
+            self._scores = await self._engine.beside(score_tokens, self._lm, self._prompts, self._asked.logprobs)
 
     def _prompts_alone(self) -> list[Generation]:
         """The texts of a request that asks for no new token."""
@@ -108,7 +109,7 @@ class Answer:
     def _choice(
         self, index: int, piece: str, text: Generation, first: int, last: int, finished: bool
     ) -> dict[str, Any]:
-        """A choice with a piece of its text, and the log-probabilities of tokens number `first` to `last`."""
+        """A choice with a piece of its text, and the log-probabilities of `text.tokens[first:last]`."""
         reason = {"banned": "stop"}.get(text.finish_reason, text.finish_reason) if finished else None
         logprobs = None if self._asked.logprobs is None else self._logprobs(index, text, first, last)
         return {"index": index, "text": piece, "logprobs": logprobs, "finish_reason": reason}
@@ -130,7 +131,7 @@ class Answer:
             "tokens": [decode([token]) for token in tokens],
             "token_logprobs": logprobs,
             "top_logprobs": by_text if self._asked.logprobs else None,
-            "text_offset": [len(decode([*before, *tokens[:i]])) for i in range(len(tokens))],
+            "text_offset": offsets(decode, before, tokens),
         }
 
     def _usage(self, texts: Sequence[Generation]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, printable
 from minigpt_jax.serve import openai_request
 from minigpt_jax.serve.engine import Engine, QueueFullError
 from minigpt_jax.serve.openai_answer import Answer, event
@@ -56,7 +56,7 @@ async def error_response(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):  # no such path or method
         return _error(error.status_code, error.detail, "invalid_request_error", headers=error.headers)
     if isinstance(error, UserError):
-        field = error.field if isinstance(error, FieldError) else None
+        field = error.field if isinstance(error, FieldError) else openai_request.field_of(str(error))
         return _error(400, openai_request.as_fields(str(error)), "invalid_request_error", field)
     return _error(500, f"the server failed at this request: {error}", "server_error")
 
@@ -69,7 +69,7 @@ def _error(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    body = {"error": {"message": printable(message), "type": kind, "param": param and printable(param), "code": code}}
     return JSONResponse(body, status, headers)
 
 

@@ -132,6 +132,12 @@ def as_fields(message: str) -> str:
     return re.sub(r"--([a-z][a-z-]*)", lambda match: match[1].replace("-", "_"), message)
 
 
+def field_of(message: str) -> str | None:
+    """The field that an error message is about, if it begins with the name of a flag."""
+    found = re.match(r"--[a-z][a-z-]*", message)
+    return as_fields(found[0]) if found else None
+
+
 def _typed(body: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
     """The value of a field, which must be of this type."""
     value = body.get(name, default)
@@ -179,10 +185,10 @@ def _sampler(body: Mapping[str, Any]) -> Sampler:
     """The sampler that a body asks for."""
     given = {name: _typed(body, name, float, None) for name in _METHOD_FIELDS if name in body}
     name = _typed(body, "sampler", str, None)
+    if name in (None, "random"):  # a filter at the value of other servers' default is off
+        given = {key: value for key, value in given.items() if not (key == "top_k" and value <= 0)}
     if name is None:
         name = "beam" if "num_beams" in given else "contrastive" if "alpha" in given else "random"
-        # A filter at the value of OpenAI's default, or of other servers', is off.
-        given = {key: value for key, value in given.items() if not (key == "top_k" and value <= 0)}
     name = name.strip().replace("-", "_").lower()
     if name not in samplers.METHODS:  # in particular no file of code
         known = ", ".join(samplers.METHODS)

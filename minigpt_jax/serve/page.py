@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from minigpt_jax.errors import UserError
+from minigpt_jax.errors import UserError, printable
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.generate.split_text import TextSplitter
 from minigpt_jax.report import page as report_page
@@ -43,7 +43,6 @@ _REPORTS = 8
 def routes(runs: Runs) -> list[BaseRoute]:
     """The routes of the page for these models."""
     mimetypes.add_type("text/javascript", ".js")  # some systems call it plain text, which browsers refuse to run
-    looking = asyncio.Semaphore(1)  # what looks into a text computes beside the engines, one request at a time
     reports: dict[str, str] = {}
     # Once, as this parses code, at which threads of Python 3.11 disturb each other.
     offered_methods, offered_settings = page_requests.offered_methods(), page_requests.offered_settings()
@@ -71,14 +70,14 @@ def routes(runs: Runs) -> list[BaseRoute]:
 
     async def inspect(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
         asked, tokens = page_requests.parse(body, engine, lm), page_requests.token_ids(body, "tokens")
-        async with looking:
-            found = await asyncio.to_thread(lm.inspect, asked.prompt, tokens, asked.sampler, asked.settings)
+        if tokens:
+            engine.check(1, asked.sampler, asked.settings.replace(max_new_tokens=len(tokens)))
+        found = await engine.beside(lm.inspect, asked.prompt, tokens, asked.sampler, asked.settings)
         return JSONResponse({"positions": plain(found), "vocabulary": len(lm.tokenizer), "step": lm.step})
 
     async def beam(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
         asked = page_requests.parse(body, engine, lm)
-        async with looking:
-            tree = await asyncio.to_thread(lm.beam_tree, asked.prompt, asked.sampler, asked.settings)
+        tree = await engine.beside(lm.beam_tree, asked.prompt, asked.sampler, asked.settings)
         return JSONResponse(plain(tree))
 
     async def make_report(engine: Engine, lm: LanguageModel, body: dict[str, Any]) -> Response:
@@ -190,7 +189,7 @@ def _report(engine: Engine) -> str:
 
 
 def _error(error: Exception) -> dict[str, Any]:
-    return {"message": str(error), "field": page_requests.field_of(str(error))}
+    return {"message": printable(str(error)), "field": page_requests.field_of(str(error))}
 
 
 def _line(value: dict[str, Any]) -> str:

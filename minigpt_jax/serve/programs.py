@@ -45,7 +45,7 @@ class Family:
     """Programs that differ only in their sizes, by their names and sizes."""
 
     compiled: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-    """Programs, or the exceptions that compiling them raised."""
+    """Programs, or the exceptions that compiling them raised, which those who wait have not been told yet."""
     asked: set[tuple[Any, ...]] = field(default_factory=set)
 
 
@@ -122,12 +122,14 @@ class Programs:
             waited_for: whether somebody waits for it, so that it is compiled before what is compiled ahead.
 
         Raises:
-            Exception: what compiling it raised.
+            Exception: what compiling it raised. The next call compiles it again.
         """
         family, key = self._family(name), (name, *sizes)
         if key in family.compiled:
             compiled = family.compiled[key]
             if isinstance(compiled, Exception):
+                del family.compiled[key]
+                family.asked -= {(key, True), (key, False)}
                 raise compiled
             return compiled
         if (key, waited_for) not in family.asked and (key, True) not in family.asked:

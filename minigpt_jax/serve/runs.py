@@ -16,9 +16,9 @@ from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_dir import RunDir
 
 POLL_SECONDS = 5.0
+"""Seconds between two looks for a newer checkpoint."""
 MOST_DOUBLINGS = 7
 """How often the time between two readings of a checkpoint that cannot be read doubles: up to 128 looks."""
-"""Between two looks for a newer checkpoint."""
 
 
 class ModelNotFoundError(Exception):
@@ -119,6 +119,7 @@ class Runs:
                         continue
                     tried[name] = newest, min(times + 1, MOST_DOUBLINGS) if newest == seen else 1
                     lm = source.load()
+                    _ = lm.decode_form  # made here, as the event loop would stop for it
                     if lm.step != engine.step:
                         engine.lm = lm
                 except Exception as error:  # whatever it is, newer checkpoints may come
