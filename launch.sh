@@ -211,6 +211,10 @@ case $1 in # the extras of pyproject.toml that a command needs
 esac
 for argument in "$@"; do
   case ${argument#*=} in # --data.files may hold addresses
+    postgresql*://*) [[ $needed == *postgres* ]] || needed+=' postgres' ;;
+    wandb | trackio) # --train.trackers
+      case $1 in train | sweep) needed+=" ${argument#*=}" ;; esac
+      ;;
     http://* | https://* | s3://* | s3a://* | gs://* | gcs://*) [[ $needed == *remote* ]] || needed+=' remote' ;;
   esac
 done

@@ -82,6 +82,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "--num-return-sequences 200000000": {"sampler": DRAWN, "num_return_sequences": 200_000_000},
     "row_ids: give": {"row_ids": [0, 2**32]},
     "--stop None": {"stop": [None]},
+    "--stop: must be": {"stop": b"ab"},
+    "--logit-bias bans every token": {"logit_bias": dict.fromkeys(range(len(PIECES)), -math.inf)},
 }
 
 

@@ -132,6 +132,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "scale_attn_by_inverse_layer_idx is True": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "word_embed_proj_dim is 16": ("opt", {"word_embed_proj_dim": 16}),
     "layer_norm_elementwise_affine is False": ("opt", {"layer_norm_elementwise_affine": False}),
+    "layer_types is 5": ("qwen3", {"layer_types": 5}),
+    "model_type is ['x']": ("llama", {"model_type": ["x"]}),
     "model_type is mamba": ("llama", {"model_type": "mamba"}),
     "quantization_config is set": ("llama", {"quantization_config": {"quant_method": "gptq"}}),
     "no hidden_size": ("llama", {"hidden_size": "missing"}),

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import pytest
+import tiny_experiment
 from tiny import CONFIGS
 from tiny_experiment import EXPERIMENT
 
@@ -46,16 +47,25 @@ def test_optimisers_store_at_least_the_listed_moments(name: str):
         ("model", "num_layers", 2**31 - 1, "the attention layers"),
         ("model", "feed_forward", 10**12, "the feed-forward layers"),
         ("tokenizer", "vocabulary_size", 10**12, "the token embedding"),
+        ("model", "width", 6 * 10**6, "the feed-forward layers"),  # which follow it, as feed_forward is None below
         ("data", "sequence_length", 10**12, "the attention weights of one layer"),
         ("train", "batch_size", 8 * 10**12, "the rows of a batch"),
     ],
 )
 def test_absurd_sizes_are_refused_in_one_line(section: str, field: str, value: int, what: str):
-    changed = dataclasses.replace(getattr(EXPERIMENT, section), **{field: value})
+    follows = {"feed_forward": None} if what == "the feed-forward layers" and field == "width" else {}
+    changed = dataclasses.replace(getattr(EXPERIMENT, section), **{field: value}, **follows)
     with pytest.raises(UserError, match=f"^--{section}.{field.replace('_', '-')} {value}: ") as raised:
         memory.check_memory(dataclasses.replace(EXPERIMENT, **{section: changed}))
     assert what in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_vocabulary_too_large_for_a_factorised_embedding():
+    experiment = tiny_experiment.changed("model", embedding_width=8)
+    experiment = tiny_experiment.changed("tokenizer", experiment, vocabulary_size=10**12)
+    with pytest.raises(UserError, match=r"^--tokenizer\.vocabulary-size 1000000000000: "):
+        memory.check_memory(experiment)
 
 
 def test_a_run_that_exceeds_the_free_memory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.storage.checkpoint import Checkpoints
 from minigpt_jax.storage.run_dir import RunDir, lock, read_metrics
 from minigpt_jax.train import evaluate
+from minigpt_jax.train.metrics import LossSums
+from minigpt_jax.train.state import Progress
 from minigpt_jax.trial import environment, open_run
 from minigpt_jax.trial.run import run
 
@@ -128,14 +131,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one_exactly(tmp_path: Path, whole
     run(changed("train", checkpoint_every=4, steps=8), path)
     assert Checkpoints(path / "checkpoints", read_only=True).latest == 8
     # As after a crash: the latest checkpoint is missing, and metrics.jsonl has later lines and an incomplete last one.
-    import shutil
-
     shutil.rmtree(path / "checkpoints" / "8")
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "spl')
     (path / "samples" / "step-00000008.txt").unlink()
     run(EXPERIMENT, path)
     assert_same_run(path, whole)
+
+
+def test_a_run_may_end_at_the_step_where_it_was_interrupted(tmp_path: Path):
+    """It evaluates and samples there, as at its end, and the checkpoint gets the loss."""
+    path = tmp_path / "run"
+    run(changed("train", checkpoint_every=4), path)
+    shutil.rmtree(path / "checkpoints" / "12")  # the run may as well have been stopped after step 8
+    result = run(changed("train", checkpoint_every=4, steps=8), path)
+    assert not result.interrupted
+    lines = [line for line in read_metrics(RunDir(path)) if line["split"] == "valid"]
+    assert [line["step"] for line in lines] == [6, 8]
+    assert (path / "samples" / "step-00000008.txt").exists()
+    assert Checkpoints(path / "checkpoints", read_only=True)._loss(8) == lines[-1]["loss"]
+
+
+def test_the_time_since_the_last_line_is_kept():
+    progress = Progress()
+    for _ in range(2):
+        progress.count(LossSums(tokens=5), 3.0)
+        progress = Progress.from_json(progress.to_json())
+    assert (progress.seconds, progress.seconds_since_log, progress.since_log.tokens) == (6.0, 6.0, 10)
+    earlier = progress.to_json()
+    del earlier["seconds_since_log"]
+    assert Progress.from_json(earlier).seconds_since_log == 0
 
 
 def test_a_run_of_whole_documents_resumes(tmp_path: Path):

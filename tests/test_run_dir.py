@@ -1,11 +1,12 @@
 """Run directories: the lock, the description, the comparison with an experiment, and the disk."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -69,9 +70,74 @@ class Usage(NamedTuple):
 
 def test_a_full_disk_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
-    with pytest.raises(UserError, match="has 1 MB free and the run needs about 2 MB"):
+    with pytest.raises(UserError, match="has 1 MB free and about 2 MB are needed"):
         run_dir.check_room(RunDir(tmp_path / "new" / "r"), 2 * 10**6)
     run_dir.check_room(RunDir(tmp_path / "new" / "r"), 5 * 10**5)
+
+
+def test_only_some_of_the_checkpoints_that_may_be_kept_are_counted():
+    assert run_dir.bytes_needed(100, 3) == 1500
+    assert run_dir.bytes_needed(100, 10**7) < 10**4
+
+
+def test_links_of_weights_and_biases_are_left_alone(tmp_path: Path):
+    """It links to its logs in the home folder. Links elsewhere, or of its folder itself, may not lead out."""
+    files = described(tmp_path / "r", Experiment("r"))
+    for folder, allowed in ((files.path / "wandb" / "offline-run-1" / "logs", True), (files.samples, False)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "debug.log").symlink_to(tmp_path / "elsewhere.log")
+        if allowed:
+            assert files.description()["semantics"] == run_dir.SEMANTICS
+        else:
+            with pytest.raises(UserError, match="which is not allowed"):
+                files.description()
+    shutil.rmtree(files.samples)
+    shutil.rmtree(files.path / "wandb")
+    (files.path / "wandb").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="which is not allowed"):
+        files.description()
+
+
+def test_a_run_that_was_killed_while_it_was_described_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "mine.py"
+    file.write_text("experiment = 1")
+    files, whole_file, written = RunDir(tmp_path / "r"), run_dir.whole_file, []
+
+    def fails_after_one(path: Path) -> Any:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        return whole_file(path)
+
+    monkeypatch.setattr(run_dir, "whole_file", fails_after_one)
+    with run_dir.lock(files), pytest.raises(OSError, match="No space"):
+        run_dir.write_description(files, Experiment("r"), FINGERPRINTS, {}, file)
+    monkeypatch.setattr(run_dir, "whole_file", whole_file)
+    with run_dir.lock(files):
+        run_dir.write_description(files, Experiment("r"), FINGERPRINTS, {}, file)
+    assert files.experiment_file.read_text() == "experiment = 1"
+
+
+def test_the_semantics_of_a_run_stay_those_of_its_checkpoints(tmp_path: Path):
+    files = described(tmp_path / "r", Experiment("r"))
+    old = files.description() | {"semantics": 1}
+    for checkpoint, semantics in ((False, run_dir.SEMANTICS), (True, 1)):
+        files.config.write_text(json.dumps(old))
+        if checkpoint:
+            (files.checkpoints / "5").mkdir(parents=True)
+        run_dir.write_description(files, Experiment("r"), FINGERPRINTS, {})
+        assert files.description()["semantics"] == semantics
+
+
+def test_a_tokenizer_is_replaced_only_by_another(tmp_path: Path):
+    files = described(tmp_path / "r", Experiment("r"))
+    kept = None
+    for text, is_new in (("a", True), ("a", False), ("b", True)):
+        run_dir.write_tokenizer(files, lambda folder, text=text: (folder / "pieces").write_text(text))
+        assert (files.tokenizer / "pieces").read_text() == text
+        assert (os.stat(files.tokenizer).st_ino != kept) == is_new
+        kept = os.stat(files.tokenizer).st_ino
+    assert [path.name for path in files.path.iterdir() if path.suffix == ".partial"] == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

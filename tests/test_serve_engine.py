@@ -225,6 +225,26 @@ def test_those_who_wait_are_told_if_starting_fails(lm: LanguageModel, monkeypatc
         engine.close()
 
 
+def test_a_program_that_could_not_be_compiled_is_tried_again(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    engine, compile_start, failures = Engine(lm, "random", ROOM, sizes=(1,)), pool.Programs._start, iter([True])
+
+    def fails_once(self: pool.Programs, *sizes: int) -> Any:
+        if next(failures, False):
+            raise MemoryError("no room")
+        return compile_start(self, *sizes)
+
+    async def main() -> None:
+        with pytest.raises(EngineError, match="MemoryError: no room"):
+            await engine.submit("a", Greedy(), settings()).whole()
+        assert await engine.submit("a", Greedy(), settings()).whole()
+
+    try:
+        monkeypatch.setattr(pool.Programs, "_start", fails_once)
+        run(main)
+    finally:
+        engine.close()
+
+
 def test_the_queue_is_bounded(lm: LanguageModel):
     engine = Engine(lm, "random", ROOM, sizes=(1,), max_waiting=3)
 

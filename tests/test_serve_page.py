@@ -163,6 +163,17 @@ def test_what_looks_into_a_text_has_the_limits_of_sampling(client, path, changes
     assert "this server" in response.json()["error"]["message"]
 
 
+def test_no_more_tokens_are_looked_into_than_are_sampled(client):
+    response = client.post("/api/inspect", json=asked() | {"tokens": [5] * 2000})
+    assert response.status_code == 400
+    assert "this server generates" in response.json()["error"]["message"]
+
+
+def test_names_that_cannot_be_encoded(client):
+    body = b'{"model": "bytes", "prompt": "a", "settings": {"\\ud800": 1}}'
+    assert client.post("/api/sample", content=body).status_code == 400
+
+
 def test_other_models_are_not_found_and_bodies_are_objects(client):
     assert client.post("/api/sample", json={"model": "other"}).status_code == 404
     assert client.post("/api/sample", json=[]).status_code == 400

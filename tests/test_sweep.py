@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tiny_sweep
 from tiny_experiment import changed
 from tiny_sweep import EXPERIMENT, batches, plan
 
@@ -169,6 +170,22 @@ def test_a_trial_that_does_not_fit_into_memory_fails_alone(tmp_path: Path, capsy
     assert "--model.width 10000000: training takes at least" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_value_within_a_range_that_is_not_allowed_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Beforehand only the ends of a range are checked: 4 and 8 rows divide into 4 parts, those between do not."""
+    made = plan(
+        tmp_path,
+        "train.batch_size=4..8",
+        search="random",
+        prune=False,
+        trials=5,
+        experiment=tiny_sweep.changed("train", accumulate=4, steps=2),
+    )
+    rows = sweep.sweep(made, source=batches).rows
+    status = {row["train.batch_size"]: row["status"] for row in rows}
+    assert status == {size: "complete" if size % 4 == 0 else "failed" for size in range(4, 9)}
+    assert "train.accumulate" in capsys.readouterr().out
+
+
 def test_the_worse_half_is_pruned_at_a_rung(tmp_path: Path):
     rates = "optimizer.learning_rate=1e-7,1e-2,1e-6,5e-3"
     rows = sweep.sweep(plan(tmp_path, rates, "seed=0,1", prune=True), source=batches).rows
@@ -221,6 +238,7 @@ WORKER = """
 import sys, threading
 sys.path.insert(0, {tests!r})
 from pathlib import Path
+import tiny_sweep
 from tiny_sweep import batches, plan
 from minigpt_jax import sweep
 def source(rows, size, seed, start, *share):

@@ -16,6 +16,7 @@ import tiny_sweep
 
 from minigpt_jax import sweep
 from minigpt_jax.errors import UserError, without_password
+from minigpt_jax.sweep import leases
 from minigpt_jax.sweep import storage as storage_
 from minigpt_jax.sweep.group import pruned_configurations, score
 from minigpt_jax.sweep.study import Study, survivors
@@ -72,7 +73,7 @@ def test_workers_share_a_grid_and_take_over_the_trials_of_a_lost_one(tmp_path: P
     sweep_plan = plan(tmp_path)
     lost, left = Study(sweep_plan, storage, lease=1e6), Study(sweep_plan, storage, lease=1e6)
     with left:
-        lost._renew()
+        lost._leases.renew()
         mine, theirs = left.claim(2), lost.claim(3)
         claimed = [claim.configuration for claim in mine + theirs]
         assert claimed == [0, 1, 2, 3, 4]
@@ -81,8 +82,8 @@ def test_workers_share_a_grid_and_take_over_the_trials_of_a_lost_one(tmp_path: P
         assert left.workers() == 2
         assert [c.configuration for c in left.claim(9)] == [5]  # not those of a worker whose lease is valid
         assert left.unfinished() == 6
-        lost.lease = -1.0  # as if it had not renewed its lease for long
-        lost._renew()
+        lost._leases.seconds = -1.0  # as if it had not renewed its lease for long
+        lost._leases.renew()
         handed_on = left.claim(9)
         assert handed_on == theirs
         assert not lost.holds(2)
@@ -95,6 +96,21 @@ def test_workers_share_a_grid_and_take_over_the_trials_of_a_lost_one(tmp_path: P
         assert left.unfinished() == 0
         assert left.claim(9) == []
         assert [r["loss"] for r in left.rows()] == [0, 1, 2, 3, 4, 1.0]
+
+
+def test_clocks_of_machines_may_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A lease that is renewed is valid by a clock that is ahead, and expires once it has not been for its length."""
+    sweep_plan = plan(tmp_path)
+    there, here = Study(sweep_plan, lease=60), Study(sweep_plan, lease=1)
+    there._leases.renew()
+    [theirs] = there.claim(1)
+    time_there, since = time.time, time.monotonic
+    monkeypatch.setattr(leases.time, "time", lambda: time_there() + 90)
+    assert [claim.configuration for claim in here.claim(1)] == [1]
+    monkeypatch.setattr(leases.time, "monotonic", lambda: since() + 59)
+    assert [claim.configuration for claim in here.claim(1)] == [2]
+    monkeypatch.setattr(leases.time, "monotonic", lambda: since() + 61)
+    assert here.claim(1) == [theirs]
 
 
 def test_a_released_configuration_can_be_claimed_immediately(tmp_path: Path):
@@ -125,7 +141,7 @@ def test_a_search_draws_by_number_and_without_duplicates(tmp_path: Path, search:
         sweep_plan = plan(tmp_path, *texts, search=search, trials=8)
         studies = [Study(sweep_plan) for _ in range(workers)]
         for study in studies:
-            study._renew()
+            study._leases.renew()
         drawn.append([studies[i % workers].claim(1)[0] for i in range(8)])
         assert studies[0].claim(1) == []
     assert drawn[0] == drawn[1]

@@ -11,7 +11,7 @@ from tiny_experiment import changed
 
 from minigpt_jax.errors import UserError
 from minigpt_jax.storage import trackers
-from minigpt_jax.storage.run_dir import RunDir
+from minigpt_jax.storage.run_dir import RunDir, check_contents
 from minigpt_jax.train.state import Progress
 
 FIGURES = {"loss": 2.5, "perplexity": math.inf, "tokens": 640, "seconds": 1.25}
@@ -117,9 +117,10 @@ def test_wandb_offline_keeps_one_run_across_a_resume(tmp_path: Path, monkeypatch
         log.log(step + 5, "valid", FIGURES)
         log.sync()
         log.close()
-        ids.append((tmp_path / "wandb" / "run-id").read_text())
+        ids.append((tmp_path / "wandb-run-id").read_text())
     assert ids[0] == ids[1]
     wandb.teardown()  # waits until W&B's process has written everything
+    check_contents(tmp_path)  # in spite of the links to its logs
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     assert all(b"valid/loss" in file.read_bytes() for file in files)

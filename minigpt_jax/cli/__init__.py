@@ -1,5 +1,6 @@
 """The command line: chooses the command, and turns expected errors into one clear line."""
 
+import atexit
 import errno
 import importlib
 import io
@@ -9,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from minigpt_jax.config import code, nearest
 from minigpt_jax.errors import UserError, printable
@@ -34,6 +36,17 @@ Each command, and each FILE.py, lists its flags with --help.
 """
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _OF_A_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+def entry() -> NoReturn:
+    """Runs the command of this process and ends the process with its status."""
+    status = main()
+    if status == INTERRUPTED:
+        # XLA may still be compiling, and crashes if the interpreter is taken down meanwhile.
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(argv: list[str] | None = None) -> int:

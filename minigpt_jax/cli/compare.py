@@ -69,16 +69,17 @@ def main(arguments: list[str]) -> int:
     jax_setup.prepare()
     from minigpt_jax import display, generate
     from minigpt_jax.cli import text_part
-    from minigpt_jax.generate import held_out, measures, methods, verdict
+    from minigpt_jax.generate import held_out, measures, verdict
     from minigpt_jax.report import page, verdict_page
     from minigpt_jax.storage.run_dir import RunDir
 
     measures.check_installed()
-    asked = [one for text in chosen.method for one in methods.parse(text, flag="METHOD")]
+    asked = verdict.methods_of(chosen.method)
     run_dir = RunDir(chosen.run_dir)
     run_dir.description()  # fails if there is no run, in whose place no folder is made
     folder = make_folder(chosen.out or run_dir.path / "compare", "--out")
     lm = generate.load(chosen.run_dir, chosen.step, trust_code=chosen.trust_code, code=chosen.code)
+    verdict.check_methods(asked, len(lm.tokenizer))
     part, rows = text_part.read(lm, chosen.run_dir, chosen.split, chosen.files)
     layout = lm.experiment.data.layout_of(chosen.split)
     pieces = held_out.held_out(

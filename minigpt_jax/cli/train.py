@@ -58,8 +58,9 @@ def main(arguments: list[str]) -> int:
     jax_setup.prepare()
     from minigpt_jax.trial.run import run
 
-    experiment = config.code.load(wanted, [Path.cwd(), Path(file).parent])
     with cluster.joined(chosen.distributed):
+        # Only now, as code that computes with JAX when it is imported would keep the processes from joining.
+        experiment = config.code.load(wanted, [Path.cwd(), Path(file).parent])
         initial = None if chosen.init_from is None or _resumes(chosen) else initial_model(chosen.init_from, experiment)
         result = run(experiment, chosen.run_dir, resume=chosen.resume, experiment_file=Path(file), init_from=initial)
     if result.interrupted:

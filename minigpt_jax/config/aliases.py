@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from minigpt_jax.config.experiment import Experiment
 from minigpt_jax.config.options import Alias, flag_name, options
+from minigpt_jax.errors import UserError
 
 
 class Renamed(NamedTuple):
@@ -45,6 +46,8 @@ def _current_flag(word: str) -> list[str]:
     if renamed is None:
         return [word]
     if renamed.alias.kind is bool:
+        if equals:
+            raise UserError(f"--{flag}: takes no value; leave out ={value}")
         return [f"--{flag_name(renamed.field)}", *renamed.alias.current(is_on)]
     section, dot, leaf = renamed.field.rpartition(".")
     current = section + dot + ("" if is_on else "no_") + leaf

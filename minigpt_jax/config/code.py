@@ -78,19 +78,27 @@ def replaced(experiment: Experiment, file: str, path: Path) -> Experiment:
 
 
 def load_value(option: str, value: Any, folders: Sequence[Path]) -> Any:
-    """The `Code` that a field's value names, or the value itself if it names none. Raises UserError as `load` does."""
+    """The `Code` that a field's value names, or the value itself if it names none. Raises UserError as `load` does.
+
+    Args:
+        option: the field's dotted name; or what the user calls the value, such as METHOD, if it is no field's.
+    """
     if isinstance(value, Code) or not names_code(value):
         return value
     places = [folder / Path(value.rpartition(":")[0]).expanduser() for folder in folders]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         where = " or ".join(dict.fromkeys(str(place.parent.resolve()) for place in places))
-        raise UserError(f"--{flag_name(option)} {value}: there is no {_file_name(value)} in {where}; check the path")
+        raise UserError(f"{_label(option)} {value}: there is no {_file_name(value)} in {where}; check the path")
     return _load(option, value, path)
 
 
+def _label(option: str) -> str:
+    return option if option.isupper() else f"--{flag_name(option)}"
+
+
 def _load(option: str, value: str, path: Path) -> Code:
-    flag, name = f"--{flag_name(option)} {value}", value.rpartition(":")[2]
+    flag, name = f"{_label(option)} {value}", value.rpartition(":")[2]
     module, source, sha256 = _run(path, flag)
     if not callable(found := vars(module).get(name)):
         own = [known for known, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]

@@ -256,11 +256,18 @@ def _number_problem(kind: type, value: Any, facts: Facts) -> str | None:
         return "must be a finite number"
     if (rule := facts.range_problem(value)) is not None:
         return rule
+    if kind is float and (rule := facts.range_problem(_in_float32(value, facts))) is not None:
+        return f"{rule}, also in float32, which has no number between it and that bound"
     if kind is int and facts.at_most is None and facts.below is None and abs(value) > _INT32_MAX:
         return f"must be at most {_INT32_MAX:,}"
     if kind is float and value and not float(_FLOAT32.tiny) <= abs(value) <= float(_FLOAT32.max):
         return f"cannot be held in float32, whose numbers lie between {_FLOAT32.tiny:.1e} and {_FLOAT32.max:.1e}"
     return None
+
+
+def _in_float32(value: float, facts: Facts) -> float:
+    """The bound that the number equals in float32, if that is a bound it must not equal; otherwise the number."""
+    return next((b for b in (facts.above, facts.below) if b is not None and np.float32(value) == np.float32(b)), value)
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ MAX_DOCUMENT = 16 << 20
 """The most bytes of a document. Tokenising a document takes up to 50 times as much memory."""
 CHUNK = 1 << 18
 """The bytes that are read at a time."""
-_DAMAGED = (OSError, EOFError, zlib.error, zstd.ZstdError, zipfile.BadZipFile, NotImplementedError)
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError, zipfile.BadZipFile, NotImplementedError)
 
 
 @runtime_checkable

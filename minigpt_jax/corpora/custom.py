@@ -27,7 +27,8 @@ class Custom:
                 f"--data.corpus {self.name}: it returns a {type(self._corpus).__name__}, which has no method "
                 "documents(split)"
             )
-        contents = getattr(self._corpus, "fingerprint", None) or self._sum()
+        contents = getattr(self._corpus, "fingerprint", None)
+        contents = (contents() if callable(contents) else contents) or self._digest()
         file = config.corpus.sha256 if isinstance(config.corpus, code.Code) else ""
         self.fingerprint = hashlib.sha256(f"{file} {contents}".encode()).hexdigest()
 
@@ -38,6 +39,13 @@ class Custom:
                     f"--data.corpus {self.name}: a document of the {split} split is a {type(text).__name__}; it must "
                     "be a string"
                 )
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"--data.corpus {self.name}: a document of the {split} split has half of a surrogate pair at "
+                    f"character {error.start:,}, which is no text; decode it correctly, or replace that character"
+                ) from error
             if text.strip():
                 yield text
 
@@ -45,11 +53,11 @@ class Custom:
         floor = getattr(self._corpus, "floor", None)
         return None if floor is None else floor(split)
 
-    def _sum(self) -> str:
+    def _digest(self) -> str:
         """The SHA-256 of all documents, in hex."""
         total = hashlib.sha256()
         for split in SPLITS:
             for text in self.documents(split):
-                total.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+                total.update(hashlib.sha256(text.encode()).digest())
             total.update(split.encode())
         return total.hexdigest()

@@ -21,7 +21,7 @@ def encode_all(texts: Iterator[str], tokenizer: Tokenizer, total_bytes: int) -> 
     If there is enough text to make it worth starting processes, all cores encode chunks of documents.
     """
     chunks = _chunks(texts)
-    workers = min(os.cpu_count() or 1, total_bytes // BYTES_A_WORKER + 1)
+    workers = min(joblib.cpu_count(), total_bytes // BYTES_A_WORKER + 1)
     work = (joblib.delayed(encode)(tokenizer, chunk, workers > 1) for chunk in chunks)
     encoded: Any = joblib.Parallel(workers, return_as="generator")(work)
     yield from itertools.chain.from_iterable(encoded)

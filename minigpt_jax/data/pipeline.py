@@ -1,8 +1,10 @@
 """Training batches with tf.data: batch i is a pure function of (seed, i), so a run resumes by starting at batch i."""
 
+import atexit
 import contextlib
 import os
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from minigpt_jax.data.batch import Batch
@@ -66,4 +68,22 @@ def batches(
     options = tf.data.Options()
     options.threading.private_threadpool_size = 2
     dataset = tf.data.Dataset.range(start, tf.int64.max).map(take).prefetch(16).with_options(options)
-    return (Batch(*arrays) for arrays in dataset.as_numpy_iterator())
+    found = _batches(dataset.as_numpy_iterator())
+    _unfinished.add(found)
+    return found
+
+
+_unfinished: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
+
+
+def _batches(iterator: Iterator[Any]) -> Generator[Batch]:
+    for arrays in iterator:
+        yield Batch(*arrays)
+
+
+@atexit.register
+def _end_all() -> None:
+    """Ends the threads that prepare batches. They call Python, so a process would not end while they run."""
+    for batches in list(_unfinished):
+        with contextlib.suppress(ValueError):  # one that a thread is waiting for cannot be closed
+            batches.close()

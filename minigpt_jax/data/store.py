@@ -290,6 +290,8 @@ def _too_small(config: DataConfig, split: Split, layout: Layout, cut_prefixes: b
     return UserError(
         f"--data.sequence-length {config.sequence_length}: the {split} split is shorter than one window; "
         "give more text or a shorter window"
+        if split == "train" and layout == "packed"
+        else f"the {split} split has no documents; give it at least one"
     )
 
 

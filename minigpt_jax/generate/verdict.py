@@ -110,7 +110,8 @@ def compare(
     Raises:
         UserError: a method or a setting is not allowed, there are too few prompts, or mauve-text is missing.
     """
-    chosen = _methods(methods)
+    chosen = methods_of(methods)
+    check_methods(chosen, len(lm.tokenizer))
     found = list(prompts)
     if len(found) < 2:
         raise UserError(f"compare measures the diversity of many texts, and there are {len(found)}; give more prompts")
@@ -119,8 +120,6 @@ def compare(
         raise UserError("prompts: some are texts and some are held-out pieces; give all of one kind")
     prefixes = [one.prefix for one in human] or lm.tokenizer.encode_batch([str(one) for one in found])
     check = GenerationSettings(max_new_tokens=max_new_tokens, seed=seed, stop=list(lm.end_ids))
-    for method in chosen:
-        method.sampler.validate(len(lm.tokenizer))
     texts_of = functools.partial(_Texts, lm, prefixes)
     judged: list[tuple[Method | None, _Texts]] = []
     if human:
@@ -143,7 +142,8 @@ def nearest(verdicts: Sequence[Verdict]) -> Verdict | None:
     return min(known, key=lambda one: one.distance or 0.0, default=None)
 
 
-def _methods(methods: Iterable[Sampler | str | Method]) -> list[Method]:
+def methods_of(methods: Iterable[Sampler | str | Method]) -> list[Method]:
+    """The methods that are given. Raises UserError if there are none, if one is wrong, or if one is given twice."""
     found: list[Method] = []
     for one in [methods] if isinstance(methods, str | Sampler) else methods:
         if isinstance(one, Method):
@@ -158,6 +158,15 @@ def _methods(methods: Iterable[Sampler | str | Method]) -> list[Method]:
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(f"{twice[0]} is given twice; give each method once")
     return found
+
+
+def check_methods(methods: Iterable[Method], vocabulary_size: int) -> None:
+    """Raises UserError for a method with a setting that is out of bounds, for this number of tokens."""
+    for method in methods:
+        try:
+            method.sampler.validate(vocabulary_size)
+        except UserError as error:
+            raise UserError(f"METHOD {method.label}: {str(error).removeprefix('--')}") from error
 
 
 def _sample(lm: "LanguageModel", sampler: Sampler, prefixes: Sequence[list[int]], settings: Any) -> Iterator[Any]:

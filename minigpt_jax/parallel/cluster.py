@@ -77,8 +77,10 @@ def _check(settings: Distributed) -> None:
     assert settings.num_processes is not None
     assert settings.process_id is not None
     host, _, port = settings.coordinator.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--distributed.coordinator {settings.coordinator}: must be HOST:PORT, such as node1:1234")
+    if settings.num_processes < 1:
+        raise UserError(f"--distributed.num-processes {settings.num_processes}: must be 1 or more")
     if not 0 <= settings.process_id < settings.num_processes:
         raise UserError(
             f"--distributed.process-id {settings.process_id}: must lie between 0 and "
@@ -100,7 +102,7 @@ def own_address(coordinator: str | None) -> str | None:
         for address in found:
             with socket.socket(socket.AF_INET6 if ":" in str(address) else socket.AF_INET) as probe:
                 probe.bind((address, 0))
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for a name that no host can have
         return None
     meant_loopback = host == "localhost" or host in found
     if any(ipaddress.ip_address(address).is_loopback for address in found) and not meant_loopback:
@@ -168,6 +170,11 @@ def _reach_coordinator(settings: Distributed) -> None:
             left = max(0.1, deadline - time.monotonic())
             with socket.create_connection((host.strip("[]"), int(port)), timeout=left):
                 return
+        except UnicodeError as error:
+            raise UserError(
+                f"--distributed.coordinator {settings.coordinator}: no host can have this name; give HOST:PORT, such "
+                "as node1:1234"
+            ) from error
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise UserError(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import joblib
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -23,14 +24,14 @@ STEPS_PER_EXECUTION = 16
 
 
 def use_all_cores() -> None:
-    """Makes each core a JAX device, up to 8, if JAX computes on the CPU and the user has not chosen otherwise.
+    """Makes each core that this process may use a JAX device, up to 8.
 
-    This is for work that devices do independently: the matrices of a small model leave cores idle. It has to be called
-    before JAX is first used.
+    It does nothing if JAX does not compute on the CPU, or if the user has chosen otherwise. It is for work that devices
+    do independently: the matrices of a small model leave cores idle. It has to be called before JAX is first used.
     """
     chosen: int = jax.config.values["jax_num_cpu_devices"]
     if chosen < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
+        jax.config.update("jax_num_cpu_devices", min(joblib.cpu_count(), 8))
 
 
 def check_types() -> None:

@@ -71,11 +71,14 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None, fit: b
 
 
 def _folders(path: Path) -> list[Path]:
-    """The folder itself if it is a run or a sweep, else those in it. Damaged ones are skipped with a warning."""
+    """The folder itself if it is a run or a sweep, else those in it and in its folder `sweeps`.
+
+    Damaged ones are skipped with a warning.
+    """
     if not path.is_dir() or _is_known(path):
         return [path]
     found = []
-    for folder in sorted(inner for inner in path.iterdir() if inner.is_dir() and _is_known(inner)):
+    for folder in sorted(folder for folder in (*path.glob("*/"), *path.glob("sweeps/*/")) if _is_known(folder)):
         try:
             (results if results.is_sweep(folder) else runs).read(folder)
             found.append(folder)

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from minigpt_jax import rng
+from minigpt_jax.config import code
 from minigpt_jax.errors import UserError
 from minigpt_jax.ops import reduce
 from minigpt_jax.samplers import processors, selection
@@ -181,6 +182,7 @@ def generated(pad_id: Array, tokens: Array, length: Array, new: Array) -> Array:
 def picked(sampler: Any, logits: Float[Array, "B V"], key: Key[Array, "B"]) -> Int[Array, "B"]:
     """The sampler's tokens, whose shape and type are checked, because `pick` may be the user's own."""
     mend = 'use jnp.where on settings, or declare one static: field(metadata={"static": True})'
+    code.check_call(sampler.pick, "logits, key", f"{sampler.name}.pick")
     picked = jnp.asarray(processors.traced(sampler.pick, f"{sampler.name}.pick", mend, logits, key))
     if picked.shape != key.shape or not jnp.issubdtype(picked.dtype, jnp.integer):
         raise UserError(

@@ -1,7 +1,9 @@
 """A run directory: the names of its files, its lock, and how they are read and written."""
 
 import contextlib
+import filecmp
 import json
+import math
 import os
 import secrets
 import shutil
@@ -22,6 +24,7 @@ Version 2 draws other dropout masks than version 1."""
 _NAME_BYTES, _PATH_BYTES = 255, 3800  # limits of Linux and macOS, minus the length of the paths in a checkpoint
 _PARTIAL = ".partial"
 _LOCK = ".lock"
+_COUNTED_CHECKPOINTS = 10
 _ABANDONED_SECONDS = 3600  # a partial file that is older was left by a killed process
 
 
@@ -92,14 +95,17 @@ def check_contents(folder: Path) -> None:
     """Checks that the folder holds only files, folders, and links that do not lead out of it.
 
     The folder may come from someone else, so reading and writing in it must not reach other files. The folder itself
-    may be a link, to a larger disk for example.
+    may be a link, to a larger disk for example. What is in `wandb` is not looked at: Weights & Biases links to its logs
+    there, and nothing of this project reads or writes in it.
 
     Raises:
         UserError: the folder holds something else.
     """
     root = os.path.realpath(folder)
     for parent, folders, files in os.walk(root):
-        for path in (os.path.join(parent, name) for name in (*folders, *files)):
+        if parent == root:
+            files, folders[:] = [*files, *folders], [name for name in folders if name != "wandb"]
+        for path in (os.path.join(parent, name) for name in {*folders, *files}):
             with contextlib.suppress(FileNotFoundError):  # a running training may have removed the file
                 mode = os.lstat(path).st_mode
                 if stat.S_ISLNK(mode):
@@ -186,11 +192,12 @@ def check_place(run_dir: RunDir) -> None:
         raise UserError(f"--run-dir {run_dir.path}: is {kind}; name a folder")
 
 
-def check_room(run_dir: RunDir, needed: int) -> None:
+def check_room(run_dir: RunDir, needed: int, flag: str = "--run-dir") -> None:
     """Checks that a run can be written to the path.
 
     Args:
         needed: the number of bytes that the run needs, roughly.
+        flag: the flag that chooses the path, for the message.
 
     Raises:
         UserError: the path cannot hold a run, cannot be written, or its disk has less free space.
@@ -198,15 +205,25 @@ def check_room(run_dir: RunDir, needed: int) -> None:
     check_place(run_dir)
     existing = next(path for path in (run_dir.path, *run_dir.path.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise UserError(f"--run-dir {run_dir.path}: {existing} is a file; name another folder")
+        raise UserError(f"{flag} {run_dir.path}: {existing} is a file; name another folder")
     if not os.access(existing, os.W_OK):
-        raise UserError(f"--run-dir {run_dir.path}: {existing} cannot be written; name another folder")
+        raise UserError(f"{flag} {run_dir.path}: {existing} cannot be written; name another folder")
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"--run-dir {run_dir.path}: its disk has {free / 1e6:,.0f} MB free and the run needs about "
-            f"{needed / 1e6:,.0f} MB; free some space or name another folder"
+            f"{flag} {run_dir.path}: its disk has {free // 1_000_000:,} MB free and about "
+            f"{math.ceil(needed / 1e6):,} MB are needed; free some space or name another folder"
         )
+
+
+def bytes_needed(weights: int, keep_checkpoints: int) -> int:
+    """Roughly the bytes that a run writes.
+
+    Args:
+        weights: the bytes of the model's weights. A checkpoint has them three times, with the optimiser's state.
+        keep_checkpoints: the number of latest checkpoints to keep, which a run may not reach.
+    """
+    return 3 * weights * (2 + min(keep_checkpoints, _COUNTED_CHECKPOINTS))
 
 
 def has_checkpoint(run_dir: RunDir) -> bool:
@@ -257,26 +274,41 @@ def write_description(
         experiment_file: the file that defines the experiment; its copy is for people to read, and is never run.
         more: further entries of config.json. Those that are None are left out.
     """
+    # The checkpoints of a run that an earlier version began stay those of its semantics.
+    semantics = run_dir.description().get("semantics", 1) if has_checkpoint(run_dir) else SEMANTICS
     description = {"experiment": to_json(experiment), "fingerprints": fingerprints, "versions": versions}
-    description |= {"semantics": SEMANTICS, **{name: value for name, value in more.items() if value is not None}}
+    description |= {"semantics": semantics, **{name: value for name, value in more.items() if value is not None}}
     if files := code.files(experiment):
         description["code"] = {name: found.sha256 for name, found in files.items()}
+    write_atomic(run_dir.config, dumps(description))  # first, as it makes the folder that of a run
     copies = {run_dir.code / name: found.source for name, found in files.items()}
     if experiment_file is not None and experiment_file.is_file():
         copies[run_dir.experiment_file] = experiment_file.read_bytes()
     for path, source in copies.items():
         with whole_file(path) as file:
             file.write(source)
-    write_atomic(run_dir.config, dumps(description))
 
 
 def write_tokenizer(run_dir: RunDir, save: Callable[[Path], None]) -> None:
-    """Writes the tokenizer into the run directory by `save(folder)`. The folder appears once it is complete."""
+    """Writes the tokenizer into the run directory by `save(folder)`, unless it is there already.
+
+    The new folder is complete when it takes the place of the old one, which is removed just before.
+    """
     partial = _partial(run_dir.tokenizer)
     partial.mkdir()
     save(partial)
+    if run_dir.tokenizer.is_dir() and _same_files(partial, run_dir.tokenizer):
+        shutil.rmtree(partial)
+        return
     shutil.rmtree(run_dir.tokenizer, ignore_errors=True)
     partial.rename(run_dir.tokenizer)
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Whether two folders hold files of the same names and contents, and nothing else."""
+    names = sorted(path.name for path in one.iterdir())
+    same, _, _ = filecmp.cmpfiles(one, other, names, shallow=False)
+    return same == names == sorted(path.name for path in other.iterdir())
 
 
 def read_metrics(run_dir: RunDir) -> list[dict[str, Any]]:

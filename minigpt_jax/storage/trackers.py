@@ -93,10 +93,9 @@ class WandB:
 
     def __init__(self, run_dir: Path, experiment: Experiment, step: int) -> None:
         wandb = _installed("wandb")
-        folder = run_dir / "wandb"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "run-id"
-        known = file.read_text().strip() if file.exists() and step else None
+        file, earlier = run_dir / "wandb-run-id", run_dir / "wandb" / "run-id"  # where earlier versions stored it
+        stored = next((path for path in (file, earlier) if path.is_file() and not path.is_symlink()), None)
+        known = stored.read_text().strip() if stored is not None and step else None
         self._run: Any = _begun(
             "wandb",
             wandb.init,

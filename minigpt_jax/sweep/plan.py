@@ -163,8 +163,8 @@ def make(
         varied = tuple(sorted(varied, key=lambda axis: not axis.field.startswith(("data.", "tokenizer.", "model."))))
         points = axes_.points(varied)
         trials = min(trials or points, points)
-    name = name or experiment.name
-    if Path(name).name != name or name in ("", ".."):
+    name = experiment.name if name is None else name
+    if not name or Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: must be the name of a folder under runs/sweeps, without any /")
     axes_.check(axes, experiment)
     if any(axis.field == "train.patience" for axis in axes):

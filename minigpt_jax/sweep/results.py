@@ -56,7 +56,8 @@ def write(study: Study) -> None:
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        names = dict.fromkeys(name for row in rows for name in row)  # rows of earlier versions have fewer columns
+        writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()

@@ -1,8 +1,8 @@
 """The study that a sweep's workers share: the configurations, the worker that trains each, and their results.
 
 The study is kept in an Optuna storage, where each configuration is one Optuna trial. Optuna's heartbeat does not work
-with its ask-and-tell interface, so the study keeps leases instead. Each worker renews its lease at intervals, and a
-running configuration names its worker. Once a worker's lease expires, its configurations are given to other workers.
+with its ask-and-tell interface, so the study keeps leases instead, and a running configuration names its worker. Once a
+worker's lease expires, its configurations are given to other workers.
 Finishing a trial is atomic in every storage, so a configuration cannot be finished twice, even if a slow worker was
 wrongly taken for lost.
 """
@@ -11,7 +11,6 @@ import contextlib
 import math
 import secrets
 import socket
-import threading
 import time
 import warnings
 import zlib
@@ -27,12 +26,11 @@ from minigpt_jax import config
 from minigpt_jax.errors import UserError, without_password
 from minigpt_jax.sweep import axes as axes_
 from minigpt_jax.sweep.axes import Axis
+from minigpt_jax.sweep.leases import LEASE_SECONDS, Leases
 from minigpt_jax.sweep.plan import Plan
 from minigpt_jax.sweep.storage import open_storage
 
-LEASE_SECONDS = 60.0
 _DRAWS = 64  # of one new configuration, until it differs from all earlier ones
-_LEASE = "lease of "
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Sampler(optuna.samplers.BaseSampler):
 
 
 class Study:
-    """A worker's access to the study. Within a `with` block its lease is renewed by a thread, and ended at the exit.
+    """A worker's access to the study. Within a `with` block it holds a lease.
 
     Args:
         storage: the address of a database in SQLAlchemy's form, or None for a journal in the sweep's folder.
@@ -87,7 +85,7 @@ class Study:
     """
 
     def __init__(self, plan: Plan, storage: str | None = None, lease: float = LEASE_SECONDS) -> None:
-        self.plan, self.lease = plan, lease
+        self.plan = plan
         self.worker = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._space = {axis.field: _distribution(axis) for axis in plan.axes}
         self._values = {axis.field: {_choice(value): value for value in axis.values} for axis in plan.axes}
@@ -96,18 +94,14 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", module="optuna")
         self._storage, self._study = self._open(storage)
-        self._stop = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._leases = Leases(self._study, self.worker, lease)
 
     def __enter__(self) -> "Study":
-        self._renew()
-        self._heart.start()
+        self._leases.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._heart.join()
-        self._study.set_user_attr(_lease_name(self.worker), 0.0)
+        self._leases.__exit__()
 
     def claim(self, max_configurations: int, last: Collection[int] = ()) -> list[Claim]:
         """Claims configurations to train, at most `max_configurations`: first those of lost workers, then new ones.
@@ -200,8 +194,7 @@ class Study:
 
     def workers(self) -> int:
         """The number of workers whose lease has not expired, including this one."""
-        leases = {n: v for n, v in self._study.user_attrs.items() if n.startswith(_LEASE)}
-        return max(1, sum(until > time.time() for until in leases.values()))
+        return self._leases.active()
 
     def _open(self, storage: str | None) -> tuple[optuna.storages.BaseStorage, optuna.Study]:
         folder, name = self.plan.folder, self.plan.name
@@ -220,6 +213,12 @@ class Study:
                     "another --name"
                 ) from error
             hidden = without_password(storage)
+            missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+            if isinstance(missing, ModuleNotFoundError) and "psycopg" in str(missing.name):
+                raise UserError(
+                    f"--storage {hidden}: PostgreSQL needs the extra postgres: pip install 'minigpt_jax[postgres]'; "
+                    "the address is postgresql+psycopg://user@host/database"
+                ) from None
             reason = without_password(reason.replace(storage, hidden))
             raise UserError(
                 f"--storage {hidden}: cannot be used ({reason}); give an address such as "
@@ -233,8 +232,9 @@ class Study:
         with contextlib.suppress(UserError):  # fields that were added after the sweep began have their defaults
             known = {**known, "experiment": config.to_json(config.from_json(known["experiment"]))}
         if known != identity:
-            differing = " and ".join(part for part in {**identity, **known} if known.get(part) != identity.get(part))
-            raise UserError(f"--name {name}: the sweep of this name has another {differing}; choose another --name")
+            raise UserError(
+                f"--name {name}: the sweep of this name {_differences(known, identity)}; choose another --name"
+            )
         return opened, study
 
     def _trials(self) -> list[FrozenTrial]:
@@ -285,18 +285,19 @@ class Study:
     def _is_free(self, frozen: FrozenTrial) -> bool:
         worker = frozen.user_attrs.get("worker")
         if worker is None:  # created, but not assigned yet; perhaps its worker was lost in between
-            return time.monotonic() - self._orphans.setdefault(frozen.number, time.monotonic()) > self.lease
-        return worker != self.worker and self._study.user_attrs.get(_lease_name(worker), 0.0) < time.time()
+            return time.monotonic() - self._orphans.setdefault(frozen.number, time.monotonic()) > self._leases.seconds
+        return worker != self.worker and self._leases.has_expired(worker)
 
-    def _renew(self) -> None:
-        self._study.set_user_attr(_lease_name(self.worker), time.time() + self.lease)
 
-    def _beat(self) -> None:
-        while not self._stop.wait(self.lease / 4):
-            try:
-                self._renew()
-            except Exception:  # the database may be unavailable for a moment; the next renewal may reach it
-                continue
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """What the sweep of this name has that differs from ours, in words."""
+    with contextlib.suppress(UserError, KeyError):
+        their_fields, our_fields = (config.flatten(config.from_json(one["experiment"])) for one in (theirs, ours))
+        if fields := [name for name, value in our_fields.items() if their_fields[name] != value]:
+            return "has " + " and ".join(
+                f"--{config.flag_name(name)} {their_fields[name]} instead of {our_fields[name]}" for name in fields
+            )
+    return "has another " + " and ".join(part for part in {**ours, **theirs} if theirs.get(part) != ours.get(part))
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
@@ -318,10 +319,6 @@ def _rows(frozen: FrozenTrial) -> dict[int, dict[str, Any]]:
 def _is_void(frozen: FrozenTrial) -> bool:
     """Whether the configuration was discarded, as a duplicate of an earlier one or beyond the planned number."""
     return "void" in frozen.user_attrs
-
-
-def _lease_name(worker: str) -> str:
-    return _LEASE + worker
 
 
 def survivors(scores: dict[int, float], all_scores: Sequence[float]) -> set[int]:

@@ -85,7 +85,7 @@ class Table:
         if not display.console.is_terminal:
             values = " ".join(f"{axis.field}={_short(row.get(axis.field))}" for axis in self._plan.axes)
             measured = [
-                f" · {title} {row[name]:.{digits}f}"
+                f"{title} {row[name]:.{digits}f}"
                 for name, title, digits in (
                     ("loss", "loss", 4),
                     ("perplexity", "perplexity", 2),
@@ -94,9 +94,8 @@ class Table:
                 if row[name] is not None and (name != "bits_per_byte" or self._plan.figure == name)
             ]
             done = sum(trial["status"] != "training" for trial in self._trials.values())
-            self.say(
-                f"[{done}/{self._total}] {row['trial']} {row['status']} at step {step:,}{''.join(measured)} · {values}"
-            )
+            line = f"[{done}/{self._total}] {row['trial']} {row['status']} at step {step:,}"
+            self.say(" · ".join([line, *measured, *[values] * bool(values)]))
 
     def say(self, line: str) -> None:
         """Prints a line above the table."""

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import jax
 
+from minigpt_jax import config
 from minigpt_jax.config import DataConfig, Experiment, TokenizerConfig
 from minigpt_jax.data.store import BatchSource
 from minigpt_jax.errors import UserError
 from minigpt_jax.ops.platform import on_cpu
 from minigpt_jax.parallel import devices
 from minigpt_jax.storage.checkpoint import Checkpoints
-from minigpt_jax.storage.run_dir import InUseError, RunDir, check_room
+from minigpt_jax.storage.run_dir import InUseError, RunDir, bytes_needed, check_room
 from minigpt_jax.storage.trackers import check_trackers
 from minigpt_jax.sweep import axes, results
 from minigpt_jax.sweep.group import TrialGroup, record_end
@@ -72,12 +73,14 @@ def sweep(
     check_trackers(plan.experiment.train.trackers)
     max_trials = max_trials or (STACK_ON_CPU if on_cpu() else STACK)
     files = RunDir(plan.folder)
-    weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
-    check_room(files, 3 * weights * (1 + plan.experiment.train.keep_checkpoints) * plan.trials * len(plan.seeds))
+    check_room(files, 0, "--name")
     tokenizer = None if plan.init_from is None else plan.init_from.tokenizer
     library = _Library(source or environment.tf_data_batches(), tokenizer)
     library.prepare(plan)
     with Study(plan, storage, lease) as study:
+        weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
+        trials = study.unfinished() * len(plan.seeds)
+        check_room(files, bytes_needed(weights, plan.experiment.train.keep_checkpoints) * trials, "--name")
         plan.write()
         with stop_signals() as stopped, Table(plan, study.rows()) as table:
             worker = _Worker(study, library, table, max_trials, stopped)
@@ -149,6 +152,11 @@ class _Worker:
             for seed in self.study.plan.seeds:
                 if seed not in claim.done:
                     trial = self.study.plan.trial(claim.configuration, claim.values, seed)
+                    try:
+                        config.validate(trial.experiment)  # a value between the ends of a range may be invalid
+                    except UserError as error:
+                        self._fail([trial], str(error))
+                        continue
                     groups.setdefault(program.shared_part(trial.experiment), []).append(trial)
             if set(claim.done) == set(self.study.plan.seeds):
                 self.study.finish(claim.configuration)

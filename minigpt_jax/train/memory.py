@@ -48,7 +48,7 @@ def check_memory(experiment: Experiment, copies: int | None = None) -> None:
     values, usual = flatten(experiment), flatten(Experiment(name=""))
     size = "tokenizer.vocabulary_size"
     values[size], usual[size] = experiment.tokenizer.rows, TokenizerConfig().rows
-    name = max(largest.fields, key=lambda field: values[field] / max(1, usual[field]))
+    name = max(largest.fields, key=lambda field: (values[field] or 0) / max(1, usual[field] or 0))
     where = "on this machine" if on_cpu() else f"on a {jax.devices()[0].device_kind}"
     raise UserError(
         f"--{flag_name(name)} {values[name]}: training takes at least {_gigabytes(total)} of memory, "

@@ -31,19 +31,22 @@ class Progress:
     Attributes:
         step: the number of updates.
         tokens: the number of labels counted since the start.
-        seconds: the training time since the start, without evaluation, sampling and saving.
+        seconds: the training time since the start, compilation included, without evaluation, sampling and saving.
         since_log: the sums over the steps since the last training line.
+        seconds_since_log: the training time of these steps.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     since_log: LossSums = field(default_factory=LossSums)
+    seconds_since_log: float = 0.0
 
     def count(self, sums: LossSums, seconds: float) -> None:
         """Adds one step with these sums, which took `seconds`."""
         self.step += 1
         self.seconds += seconds
+        self.seconds_since_log += seconds
         self.tokens += sums.tokens
         self.since_log = self.since_log.plus(sums)
 

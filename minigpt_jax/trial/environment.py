@@ -10,6 +10,7 @@ from minigpt_jax import config, corpora, display, tokenizer
 from minigpt_jax.cache import cache_dir
 from minigpt_jax.config import Experiment
 from minigpt_jax.data import store
+from minigpt_jax.data.rows import Rows
 from minigpt_jax.data.store import BatchSource, Prepared
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate.texts import abbreviated
@@ -48,8 +49,14 @@ class Corpus:
     def unknown_tokens(self) -> dict[str, int]:
         """The number of labels of each held-out part that stand for text without a piece."""
         unknown, splits = self.prepared.tokenizer.special.unknown, self.prepared.splits
-        count = lambda rows: 0 if unknown is None else int(np.count_nonzero(rows[:, 1:] == unknown))  # noqa: E731
-        return {"validation": count(splits["valid"].rows), "test": count(splits["test"].rows)}
+
+        def count(split: Rows) -> int:
+            if unknown is None:
+                return 0
+            is_text = np.arange(1, split.rows.shape[1])[None] < split.lengths[:, None]  # padding may have the same id
+            return int(np.count_nonzero((split.rows[:, 1:] == unknown) & is_text))
+
+        return {"validation": count(splits["valid"]), "test": count(splits["test"])}
 
     def total_steps(self, experiment: Experiment) -> int:
         """The number of steps of the experiment, which is also the horizon of its schedule."""

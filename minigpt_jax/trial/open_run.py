@@ -14,6 +14,7 @@ from minigpt_jax.storage.resume import check_same
 from minigpt_jax.storage.run_dir import (
     RunDir,
     drop_records_after,
+    has_checkpoint,
     lock,
     read_metrics,
     whole_file,
@@ -88,10 +89,10 @@ class OpenRun:
         self.progress = Progress()
         self.losses: dict[int, float] = {}
         self.valid: LossSums | None = None
+        self._evaluated_since_saved = False
         self.ended = False
         self.planned_steps: int | None = None
         self.listener: ProgressListener = Silent()
-        self._seconds_logged = 0.0
         self._trackers = Trackers()
         with contextlib.ExitStack() as stack:
             if processes.is_first():
@@ -104,7 +105,7 @@ class OpenRun:
     def _describe(self, experiment_file: Path | None, origin: dict[str, Any] | None) -> None:
         """Writes the files of the run directory that do not depend on training."""
         files, prepared = self.files, self.corpus.prepared
-        if files.checkpoints.is_dir() and any(path.name.isdecimal() for path in files.checkpoints.iterdir()):
+        if has_checkpoint(files):
             self.planned_steps = self.corpus.total_steps(files.experiment())
         check_same(files, self.experiment, self.corpus.fingerprints)
         fingerprints = self.corpus.fingerprints
@@ -126,7 +127,6 @@ class OpenRun:
     def start(self, listener: ProgressListener | None = None) -> None:
         """Opens the trackers at the step where training starts or resumes, and removes the records of later steps."""
         self.listener = listener or Silent()
-        self._seconds_logged = self.progress.seconds
         step = self.progress.step
 
         def drop_later_records() -> list[tuple[int, float]]:
@@ -148,8 +148,8 @@ class OpenRun:
         """Records a training line, with the mean loss since the previous line."""
         progress = self.progress
         sums, progress.since_log = progress.since_log, LossSums()
-        rate = sums.tokens / max(progress.seconds - self._seconds_logged, 1e-9)
-        self._seconds_logged = progress.seconds
+        rate = sums.tokens / max(progress.seconds_since_log, 1e-9)
+        progress.seconds_since_log = 0.0
         extra = {"learning_rate": learning_rate, "grad_norm": grad_norm, "tokens_per_second": rate}
         self._record("train", sums, extra)
         self.listener.logged(progress.step, sums, rate)
@@ -157,17 +157,19 @@ class OpenRun:
     def evaluated(self, sums: LossSums) -> None:
         """Records a validation line, with the sums of an evaluation."""
         self.valid = sums
+        self._evaluated_since_saved = True
         self.losses[self.progress.step] = sums.loss if math.isfinite(sums.loss) else math.inf
         self._record("valid", sums, {})
         self.listener.evaluated(self.progress.step, sums)
 
     def save(self, state: TrainState) -> None:
-        """Starts to save a checkpoint of this step with its validation loss, if known, unless the checkpoint exists."""
+        """Starts to save a checkpoint of this step with its validation loss, if known, unless the same one exists."""
         step = self.progress.step
-        if self.checkpoints.last_saved != step:
+        loss = self.losses.get(step)
+        if self.checkpoints.last_saved != step or (loss is not None and self._evaluated_since_saved):
             self._trackers.sync()  # else a crash could lose lines before the checkpoint
-            loss = self.losses.get(step)
             self.checkpoints.save(state, self.progress, loss if loss is None or math.isfinite(loss) else None)
+        self._evaluated_since_saved = False
 
     def sample(self, weights: Any) -> list[str]:
         """Samples the texts of an evaluation, writes them to a file and returns them, in the first process only."""

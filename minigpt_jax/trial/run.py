@@ -13,7 +13,7 @@ from minigpt_jax.errors import UserError
 from minigpt_jax.generate import LanguageModel
 from minigpt_jax.parallel import processes
 from minigpt_jax.storage.resume import Resume, check_resume, check_same
-from minigpt_jax.storage.run_dir import RunDir, check_free, check_room
+from minigpt_jax.storage.run_dir import RunDir, bytes_needed, check_free, check_room
 from minigpt_jax.train import evaluate
 from minigpt_jax.train.loop import Hook, NonFiniteLossError, Training, fit
 from minigpt_jax.train.metrics import LossSums
@@ -96,7 +96,7 @@ def _open(
 
     def open_run() -> OpenRun:
         if processes.is_first():
-            check_room(files, 3 * weights * (2 + experiment.train.keep_checkpoints))
+            check_room(files, bytes_needed(weights, experiment.train.keep_checkpoints))
             check_free(files)
             check_resume(files, resume)
             check_same(files, experiment)
@@ -173,6 +173,10 @@ def _train(opened: OpenRun, source: BatchSource, init_from: LanguageModel | None
         training = Training(program, inputs, state, [opened], progress.step)
         if progress.step in opened.losses and not opened.files.sample(progress.step).exists():
             sample_now(training)  # the run was stopped after the save and before the sampling
+        if progress.step == total and total not in opened.losses:  # it was stopped at the step that is now its last
+            evaluate_now(training)
+            opened.save(training.state)
+            sample_now(training)
         any_process = processes.any_process()
         patience = settings.patience
         try:

@@ -57,8 +57,8 @@ def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
-    # nohup makes its command ignore SIGHUP, which must remain so.
-    numbers = [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    # nohup makes its command ignore SIGHUP, and a script its background jobs SIGINT; both must remain so.
+    numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
