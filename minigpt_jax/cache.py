@@ -61,7 +61,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder to fill. At the end it is flushed to disk and atomically replaces `folder`.
+    """Yields a temporary folder to fill. At the end it is flushed to disk and takes the place of `folder`.
 
     The caller has to hold the `lock` of the folder.
 

@@ -21,7 +21,7 @@ def words(seed: int) -> np.ndarray:
     """A seed of up to 64 bits as uint32 [high, low], in the form that compiled programs take for any seed.
 
     Raises:
-      UserError: the seed does not fit in 64 bits.
+        UserError: the seed does not fit in 64 bits.
     """
     if not -(2**63) <= seed < 2**64:
         raise UserError(f"--seed {seed} has more than 64 bits: give an integer from {-(2**63)} to {2**64 - 1}")

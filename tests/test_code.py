@@ -206,6 +206,9 @@ def test_a_corpus_is_identified_by_its_documents_and_its_file(mine: Path, tmp_pa
     assert opened(61).fingerprint != first.fingerprint
     mine.write_text(MINE + "# another\n")
     assert opened(60).fingerprint != first.fingerprint
+    own = "    def fingerprint(self): return str(self.count)\n"
+    mine.write_text(MINE.replace("    def documents", own + "    def documents"))
+    assert opened(60).fingerprint == opened(60).fingerprint != opened(61).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -213,6 +216,7 @@ def test_a_corpus_is_identified_by_its_documents_and_its_file(mine: Path, tmp_pa
     [
         ("class Numbers:\n  def __init__(self, data): pass\n", "which has no method documents"),
         (MINE.replace('yield f"', 'yield i, f"'), "a document of the train split is a tuple"),
+        (MINE.replace('yield f"', r'yield f"\ud800'), "a document of the train split has half of a surrogate pair"),
     ],
 )
 def test_an_invalid_corpus_is_refused_in_one_line(mine: Path, tmp_path: Path, source: str, reason: str):

@@ -147,9 +147,12 @@ def test_mistakes(lm: LanguageModel, methods: list[str], prompts: list, message:
     ("flags", "message"),
     [
         (["greedyy"], "METHOD greedyy is not known"),
+        ([], "compare needs a method"),
+        (["beam", "top_p:p=2", "--prompts", "100000"], "METHOD top_p:p=2: p 2.0 is outside (0, 1]"),
+        (["nofile.py:Mine"], "minigpt: METHOD nofile.py:Mine: there is no nofile.py"),
         (["greedy", "--prompts", "1"], "--prompts 1: must be 2 or more"),
         (["greedy", "--prompt-tokens", "0"], "--prompt-tokens 0: must be 1 or more"),
-        (["greedy", "--prompt-tokens", "5000"], "--prompt-tokens 5000: no held-out text goes on"),
+        (["greedy", "--prompt-tokens", "5000"], "--prompt-tokens 5000: no held-out document is long enough"),
         (["greedy", "--out", __file__], "is a file; name another folder"),
     ],
 )

@@ -69,6 +69,9 @@ REFUSED = {
     "--model.isolate-documents": {"model": ModelConfig(isolate_documents=True)},
     "--tokenizer.vocabulary-size 3": {"tokenizer": TokenizerConfig(vocabulary_size=3)},
     "--optimizer.learning-rate nan": {"optimizer": OptimizerConfig(learning_rate=float("nan"))},
+    "--optimizer.b2 0.999999999: must be at least 0 and below 1, also in float32": {
+        "optimizer": OptimizerConfig(b2=0.999999999)
+    },
     "--optimizer.b2 1.0": {"optimizer": OptimizerConfig(b2=1.0)},
     "--optimizer.final-fraction 2": {"optimizer": OptimizerConfig(final_fraction=2)},
     "--optimizer.weight-decay 0.1": {"optimizer": OptimizerConfig(name="adam", weight_decay=0.1)},
@@ -188,6 +191,11 @@ def test_an_earlier_name_of_a_field_is_understood_in_files_and_config_json():
 )
 def test_flags_take_the_earlier_names_of_fields(given: str, current: list[str]):
     assert config.current_flags([given]) == current
+
+
+def test_an_earlier_name_of_a_choice_takes_no_value():
+    with pytest.raises(UserError, match=r"^--train\.no-tensorboard: takes no value; leave out =False$"):
+        config.current_flags(["--train.no-tensorboard=False"])
 
 
 def test_a_field_that_was_only_renamed_is_read_by_both_names():

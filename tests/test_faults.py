@@ -278,6 +278,22 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path):
             "HOST",
         ),
         (
+            ["--distributed.coordinator", "a:99999", "--distributed.num-processes", 2, "--distributed.process-id", 0],
+            "--distributed.coordinator a:99999: must be HOST:PORT",
+        ),
+        (
+            ["--distributed.coordinator", "a:²", "--distributed.num-processes", 2, "--distributed.process-id", 0],
+            "must be HOST:PORT",
+        ),
+        (
+            ["--distributed.coordinator", "a..b:1", "--distributed.num-processes", 2, "--distributed.process-id", 1],
+            "--distributed.coordinator a..b:1: no host can have this name",
+        ),
+        (
+            ["--distributed.coordinator", "a:1", "--distributed.num-processes", 0, "--distributed.process-id", 0],
+            "--distributed.num-processes 0: must be 1 or more",
+        ),
+        (
             ["--distributed.coordinator", "a:1", "--distributed.num-processes", 2, "--distributed.process-id", 2],
             "0 and 1",
         ),

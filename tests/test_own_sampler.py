@@ -192,9 +192,15 @@ class Slicing(Branching):
         return logits[:, : self.n].argmax(axis=1)
 
 
+class OneArgument(Branching):
+    def pick(self, logits):
+        return logits.argmax(axis=1)
+
+
 @pytest.mark.parametrize(
     ("sampler", "words"),
     [
+        (OneArgument(), ["OneArgument.pick is called with (logits, key), but its signature is (logits)"]),
         (Branching(), ["Branching.pick (", f"{__file__}, line", "TracerBoolConversionError", "jnp.where", "static"]),
         (Slicing(), ["Slicing.pick (", f"{__file__}, line", "IndexError", 'field(metadata={"static": True})']),
         (Broken(), ["Broken.pick", "int32[1]", "[3]"]),

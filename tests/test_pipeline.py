@@ -1,6 +1,8 @@
 """tf.data batches: every epoch a permutation of all rows, and batch i a function of (seed, i) alone."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -64,6 +66,18 @@ def test_processes_share_each_global_batch(rows: Rows, processes: int):
 @pytest.mark.parametrize("seed", [0, 2**62, 2**63 - 1])
 def test_any_seed_of_63_bits(rows: Rows, seed: int):
     assert sorted(np.concatenate(take(rows, PER_EPOCH, seed=seed))[:COUNT, 0]) == sorted(rows.rows[:, 0])
+
+
+def test_a_process_may_end_while_batches_are_prepared():
+    """Threads that call Python fill the buffer. A process that did not stop them would hang at its end."""
+    program = (
+        "import numpy as np\n"
+        "from minigpt_jax.data import pipeline, rows\n"
+        "all_rows = rows.Rows(np.zeros((50, 5), np.uint8), np.full(50, 4, np.int32), np.full(50, 5, np.int32))\n"
+        "batches = pipeline.batches(all_rows, 2, seed=0)\n"
+        "next(batches)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
 
 
 def test_tensorflow_is_given_no_accelerator(rows: Rows):

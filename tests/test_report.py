@@ -259,6 +259,12 @@ def test_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "there" / "report.html").exists()
 
 
+def test_a_folder_of_runs_stands_for_its_runs_and_sweeps(tmp_path: Path):
+    fake_sweep.write_run(tmp_path / "runs" / "plain")
+    fake_sweep.write_sweep(tmp_path / "runs" / "sweeps" / "rates")
+    assert sorted(one.html.parent.name for one in report.report([tmp_path / "runs"])) == ["plain", "rates"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

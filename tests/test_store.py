@@ -286,6 +286,15 @@ def test_a_store_cut_short_by_a_crash_is_not_taken_for_whole(tmp_path: Path):
     store.prepare(experiment("packed"), corpus, tmp_path)
 
 
+def test_a_split_without_documents_is_refused(tmp_path: Path):
+    class NoneToValidate(Tales):
+        def documents(self, split: Any) -> Any:
+            return iter(()) if split == "valid" else super().documents(split)
+
+    with pytest.raises(UserError, match="the valid split has no documents; give it at least one"):
+        store.prepare(experiment("packed"), NoneToValidate(), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [

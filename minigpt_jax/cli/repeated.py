@@ -18,7 +18,7 @@ def flags_of(kind: Any, prefix: str = "") -> set[str]:
     """The flags that take any number of values at once, such as --data.files.
 
     Args:
-        kind: a dataclass. An annotation of one has none, as in it all such flags are repeated.
+        kind: a dataclass. For an annotated one (`UseAppendAction`) the set is empty, as there each value has a flag.
         prefix: stands before the names of its fields.
     """
     found: set[str] = set()

@@ -111,7 +111,7 @@ def inheriting(
         UserError: a flag contradicts the model.
     """
     inherited = config.inherited(experiment, trained)
-    # A flag may repeat what the model has, so the flags are compared by what they say, not by whether they are given.
+    # A flag may repeat the model's own value, so values are compared, not whether a flag was given.
     wanted = parse(inherited)
     config.check_inherited(wanted, inherited, f"the model of --init-from {path}")
     return wanted

@@ -206,9 +206,9 @@ class OptimizerConfig:
     """The update rule and its schedule."""
 
     name: Literal["adam", "adamw", "muon", "normuon", "lion"] | str = option("adam", code=True)
-    """adam is Keras's variant. muon updates the matrices of the blocks, the pointer and
-    a factorised embedding's projections, and NAdam the rest. normuon
-    also normalises the updates of each neuron. FILE.py:Name is an Optax transformation of your own."""
+    """adam is Keras's variant. muon updates the matrices of the blocks, the pointer and a factorised embedding's
+    projections, and NAdam the rest. normuon also normalises the updates of each neuron. FILE.py:Name is an Optax
+    transformation of your own."""
     learning_rate: float = option(1e-3, at_least=0, traced=True)
     """Peak learning rate."""
     muon_learning_rate: float = option(2e-2, at_least=0, traced=True)

@@ -36,7 +36,7 @@ class Source:
         address: its path, or its address elsewhere, as errors name it.
         name: its name without folders.
         open_bytes: opens it for reading. If the argument is True, the file can seek.
-        version: a text that changes whenever the contents do, or None if only the contents themselves tell.
+        version: a string that changes whenever the contents do, or None if the service offers none.
         named: whether the user gave this very path, and not a glob or a folder.
     """
 

@@ -1,4 +1,4 @@
-"""What a pass over all documents of a text finds out: their sum, the bounds of the splits, and their sizes."""
+"""What one pass over all documents finds: the digest of their contents, the bounds of the splits, and their sizes."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ class Scan:
     """The result of a pass over all documents.
 
     Attributes:
-        digest: the SHA-256, in hex, of the SHA-256 sums of all documents in their order.
+        digest: the SHA-256, in hex, of the SHA-256 digests of all documents in their order.
         held: the number of distinct documents that validation and test each get.
         bounds: the range of the keys (see `key_of`) of each split's documents.
         sizes: the UTF-8 bytes of each document of a split, in their order [number of documents].
@@ -66,14 +66,14 @@ class Scanner:
         return len(self._keys)
 
     def add(self, digest: bytes, size: int) -> None:
-        """Adds the next document, by its SHA-256 sum and its UTF-8 bytes."""
+        """Adds the next document, by its SHA-256 digest and its UTF-8 bytes."""
         self._total.update(digest)
         self._keys.append(key_of(digest))
         self._sizes.append(size)
 
     @property
     def digest(self) -> str:
-        """The SHA-256, in hex, of the sums of the documents so far."""
+        """The SHA-256, in hex, of the digests of the documents so far."""
         return self._total.hexdigest()
 
     def distinct(self) -> np.ndarray:
@@ -106,7 +106,7 @@ class Scanner:
 
 
 def key_of(digest: bytes) -> int:
-    """The key of a document, by which it is in a split: 64 bits of its SHA-256 sum."""
+    """The key of a document, by which it is in a split: 64 bits of its SHA-256 digest."""
     return int.from_bytes(digest[:8], "big")
 
 

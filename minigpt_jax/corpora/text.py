@@ -67,7 +67,7 @@ class Text:
         total = hashlib.sha256()
         for source in self._sources:
             for text in self._reader.documents(source):
-                digest, _ = _summed(text, source)
+                digest, _ = _digest_and_size(text, source)
                 total.update(digest)
                 if low <= key_of(digest) < high:
                     yield text
@@ -89,7 +89,7 @@ class Text:
         for source in self._sources:
             before = len(scanner)
             for text in self._reader.documents(source):
-                scanner.add(*_summed(text, source))
+                scanner.add(*_digest_and_size(text, source))
             if source.named and len(scanner) == before:
                 raise UserError(f"--data.files {source.address} contains no text; omit it or give another file")
         given = f"--data.files {holdings(list(self._files))}"
@@ -130,8 +130,8 @@ def read_files(
         yield from reader.documents(source)
 
 
-def _summed(text: str, source: corpus_files.Source) -> tuple[bytes, int]:
-    """The SHA-256 sum of a document, and its UTF-8 bytes."""
+def _digest_and_size(text: str, source: corpus_files.Source) -> tuple[bytes, int]:
+    """The SHA-256 digest of a document, and its UTF-8 bytes."""
     try:
         encoded = text.encode()
     except UnicodeEncodeError as error:  # possible only in an escape sequence of JSON

@@ -33,7 +33,8 @@ class Generation:
         full_text: prompt and text decoded as one, so that the space between them is there only where it belongs.
         tokens: the new ids, a stop sequence included.
         logprobs: the model's own log-probability of each, in nats, before any processor.
-        finish_reason: "stop" if a stop ended it, "length" if its limit did, "banned" if bans left no token to draw.
+        finish_reason: "stop" if a stop ended it, "length" if its limit did, "banned" if bans left no token to draw,
+            or if beam search found fewer hypotheses than were asked for.
         score: what beam search ranks by; for others the sum of `logprobs`.
         top_logprobs: for each new token the most probable tokens in its place, best first, by the model's own
             log-probabilities; None if they were not asked for.

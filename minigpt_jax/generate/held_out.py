@@ -47,7 +47,8 @@ def held_out(
         new_tokens: the most tokens in a continuation.
 
     Raises:
-        UserError: no document has more than `prompt_tokens` tokens.
+        UserError: no document has a prefix of `prompt_tokens` tokens that continues for `new_tokens` tokens or to the
+            document's end.
     """
     size = prompt_tokens + new_tokens
     beginnings, later = [], []
@@ -59,7 +60,7 @@ def held_out(
                 (later if start else beginnings).append(HeldOut(part[:prompt_tokens].tolist(), rest))
     if not beginnings and not later:
         raise UserError(
-            f"--prompt-tokens {prompt_tokens}: no held-out text goes on after so many tokens for --max-new-tokens "
+            f"--prompt-tokens {prompt_tokens}: no held-out document is long enough to continue for --max-new-tokens "
             f"{new_tokens}; give fewer of either"
         )
     rng = np.random.default_rng(seed % 2**64)  # NumPy takes no negative seed

@@ -102,8 +102,8 @@ def inspector(gpt: GPT, slots: int, sampler: Any, processors: tuple[Processor, .
 def continuation_scorer(gpt: GPT) -> Any:
     """The program (weights, tokens [B, T+1], start [B], length [B]) -> log-probabilities [B] and [B] whether greedy.
 
-    Both are of tokens number `start` to `length`: their log-probability in nats, and whether each is the most probable
-    one in its place.
+    Both are of the tokens `start:length` of each row: their log-probability in nats, and whether each is the most
+    probable one in its place.
     """
 
     def score(weights: Any, tokens_BU: Any, start_B: Any, length_B: Any) -> Any:
@@ -121,8 +121,8 @@ def continuation_scorer(gpt: GPT) -> Any:
 def judge(gpt: GPT) -> Any:
     """The program (weights, tokens [B, T+1], start [B], length [B]) -> nats [B] and features [B, D] of texts.
 
-    The nats are those of tokens number `start` to `length`. The features are the hidden state of the last token, or of
-    the one before it if the window has no position for the last.
+    The nats are those of the tokens `start:length` of each row. The features are the hidden state of the last token, or
+    of the one before it if the window has no position for the last.
     """
 
     def judged(weights: Any, tokens_BU: Any, start_B: Any, length_B: Any) -> Any:
@@ -138,7 +138,7 @@ def judge(gpt: GPT) -> Any:
 
 
 def _asked(labels_BT: Any, start_B: Any, length_B: Any) -> Any:
-    """Whether each label is one of the tokens number `start` to `length` of its row, of which it lacks the first."""
+    """Whether each label is one of the tokens `start:length` of its row. Label i is token i + 1."""
     place_1T = 1 + jnp.arange(labels_BT.shape[1])[None]
     return (start_B[:, None] <= place_1T) & (place_1T < length_B[:, None])
 

@@ -147,9 +147,10 @@ class Architecture:
         return Model(ModelConfig(**fields), vocabulary_size, sequence_length)
 
     def settings_of(self, model: Model) -> dict[str, Any]:
-        """The settings of config.json that describe a model, or one that is like it where the architecture has no such.
+        """The settings of config.json that describe a model.
 
-        `model` of the settings is what they describe.
+        If the architecture cannot express one of its fields, they describe the nearest model that it can. `model` of
+        the settings gives that model.
         """
         config = model.config
         values = {

@@ -40,7 +40,7 @@ def write_tokenizer(tokenizer: OurTokenizer, folder: Path, end_id: int, window: 
         window: the most tokens that the model was trained on.
 
     Raises:
-        UserError: it is a SentencePiece model of a kind that `tokenizers` has not.
+        UserError: it is a SentencePiece model of a kind that `tokenizers` does not have.
     """
     special = tokenizer.special
     theirs = converted(tokenizer)

@@ -19,7 +19,7 @@ from minigpt_jax.ops import kv_cache
 from minigpt_jax.ops.matmul import matmul
 
 NOTHING = -1e9
-"""The logarithm of no probability, finite so that gradients are."""
+"""Stands for the logarithm of 0; finite, so that gradients are finite."""
 
 
 class PointerMixture(NamedTuple):

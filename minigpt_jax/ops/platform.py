@@ -15,8 +15,8 @@ _asked_for = jax.make_user_context(None)
 def traced_for(platform: str) -> contextlib.AbstractContextManager[None]:
     """Within this context, functions take the form of `platform`: "cpu", "cuda", "rocm" or "tpu".
 
-    A program traced so is for lowering (`jax.jit(f).trace(…).lower(lowering_platforms=(platform,))`): it runs on
-    another platform at best slowly.
+    A program that is traced this way is meant for lowering
+    (`jax.jit(f).trace(…).lower(lowering_platforms=(platform,))`). On another platform it runs slowly, if at all.
 
     >>> with traced_for("cuda"):
     ...     on_cpu()

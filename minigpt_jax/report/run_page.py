@@ -188,7 +188,7 @@ def samplers(run: Run) -> list[Block]:
         for row in saved["rows"]
     ]
     prompt = saved.get("prompt", "")
-    about = [f"Prompt: {prompt!r}" if prompt else "Prompt: none, from [BOS]"]
+    about = [f"Prompt: {prompt!r}" if prompt else "Prompt: none, from the start token"]
     about += [f"{key} {saved[key]}" for key in ("seed", "step") if key in saved]
     return [Text(" · ".join(about)), Table(columns, rows, note="Log-probabilities are in nats per token.")]
 

@@ -1,4 +1,4 @@
-"""Beam search, with separate live and finished hypotheses, and a proof that the search may end.
+"""Beam search, with separate live and finished hypotheses, and a bound that shows when it may end.
 
 Each step extends every live hypothesis by its best tokens. Of all these candidates, those that complete a stop sequence
 finish if they are among the best K, and the best K of the others stay live. Finished hypotheses are scored by
@@ -188,7 +188,7 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
     shortest_B, longest_B = (
         length_divisor(length_B, length_penalty_B1[:, 0]) for length_B in (length_B1[:, 0] + 1, request.limit)
     )
-    hope_B = jnp.maximum(total_BK.max(axis=1) / shortest_B, total_BK.max(axis=1) / longest_B)
+    best_possible_B = jnp.maximum(total_BK.max(axis=1) / shortest_B, total_BK.max(axis=1) / longest_B)
     worst_B = jnp.min(kept.score, axis=1, where=allowed_BK, initial=jnp.inf)
     parent_R = (row_B1 * width + parent_BK).reshape(-1)
     return State(
@@ -197,7 +197,7 @@ def _extend(sampler: Any, request: Request, state: State, extra: Sequence[Proces
         total=total_BK,
         texts=texts,
         finished=jax.tree.map(lambda new, old: _where(state.running, new, old), kept, state.finished),
-        running=state.running & ~at_limit_B & (hope_B > worst_B),
+        running=state.running & ~at_limit_B & (best_possible_B > worst_B),
         step=state.step + state.running,
     )
 

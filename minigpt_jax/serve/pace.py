@@ -18,7 +18,10 @@ class Pace:
         self.tokens = _FIRST
 
     def part_of(self, rest: int) -> int:
-        """The tokens of the next chunk, if so many are to come. Chunks are alike, so that none of a few is the last."""
+        """The number of tokens of the next chunk, if `rest` are still to be generated.
+
+        They are divided evenly, so that the last chunk is not a short one.
+        """
         return -(-rest // max(1, round(rest / self.tokens)))
 
     def observe(self, tokens: int, seconds: float, waited: bool) -> None:

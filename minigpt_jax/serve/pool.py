@@ -27,8 +27,9 @@ from minigpt_jax.serve.ticket import Job, publish
 SIZES = (1, 8, 32)
 """Rows that a state may have."""
 _YOUNG = 8
-"""All texts are looked at when one has its first token, for which its reader waits, and when it has this many, since
-other texts may be about to join. If texts wait for a row, no chunk has more tokens than this."""
+"""While a streamed text has fewer new tokens than this, chunks are short: the first ends at its first token, for which
+its reader waits, and the next when it has this many, so that other texts can join. While texts wait for a row, no chunk
+has more tokens than this."""
 _PATIENCE = 16
 """Chunks after which a state shrinks that has been too large all the while."""
 

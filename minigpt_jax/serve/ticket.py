@@ -89,7 +89,7 @@ class Ticket:
         return Job(self, len(self.texts) - 1, row, scanner)
 
     def cancel(self) -> None:
-        """Ends the updates and frees the rows. Has no effect once the texts are whole."""
+        """Ends the updates and frees the rows. A last update that has not been read yet is dropped."""
         if not self.cancelled:
             self.cancelled = True
             self._news.set()

@@ -173,7 +173,10 @@ class Checkpoints:
         return restored[name], step
 
     def drop_after(self, step: int) -> None:
-        """Removes the checkpoints after `step`, which are damaged. Training from `step` saves the same ones again."""
+        """Removes the checkpoints after `step`, because training from `step` saves them again.
+
+        They are damaged, or, in a sweep, other seeds of the configuration lack them.
+        """
         processes.from_first(lambda: self._delete(later for later in self.steps if later > step))
 
     def wait(self) -> None:

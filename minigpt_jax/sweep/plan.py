@@ -135,6 +135,9 @@ def make(
     """Makes a plan, and checks all that can be checked without the corpus.
 
     Args:
+        name: the name of the sweep's folder; by default that of the experiment.
+        experiment: gives the values of all fields that no axis varies.
+        search: how configurations are chosen.
         trials: the number of configurations. The default is all points of a grid, and TRIALS of other searches.
         prune: the default is False for a grid, of which users want every point, and True for other searches.
         init_from: the model to start from. `config.inherited(experiment, init_from.experiment)` gives an experiment
