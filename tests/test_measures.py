@@ -117,3 +117,18 @@ def test_prefixes_longer_than_any_text():
     rows = rows_of([[2, 5, 6, 0]], [3])
     with pytest.raises(UserError, match="--prompt-tokens 2: no held-out text goes on"):
         held_out(rows, "lines", 2, 0, prompts=1, prompt_tokens=2, new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "repeated"),
+    [
+        ([1, 2, 3, 4, 5], 4, 0.0),
+        ([1, 2, 1, 2, 1, 2, 1, 2], 4, 3 / 5),  # 1212 and 2121, then three repetitions
+        ([7] * 10, 2, 8 / 9),
+        ([1, 2, 3], 4, 0.0),  # too short for a 4-gram
+        ([], 2, 0.0),
+    ],
+)
+def test_repetition(tokens: list[int], size: int, repeated: float):
+    assert measures.repeated_ngrams(tokens, size) == pytest.approx(repeated)
+    assert measures.distinct_ngrams(tokens, size) == pytest.approx(1 - repeated)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy_gpt import cross_entropy as numpy_cross_entropy
 
-from minigpt_jax.train.metrics import LossSums, cross_entropy, distinct_ngrams, repeated_ngrams, token_sums
+from minigpt_jax.train.metrics import LossSums, cross_entropy, token_sums
 
 B, T, V = 5, 7, 11
 
@@ -115,18 +115,3 @@ def test_bits_per_byte_of_one_bit_per_byte() -> None:
 )
 def test_perplexity_of_extreme_losses(sums: LossSums, perplexity: float) -> None:
     assert sums.perplexity == pytest.approx(perplexity, nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "size", "repeated"),
-    [
-        ([1, 2, 3, 4, 5], 4, 0.0),
-        ([1, 2, 1, 2, 1, 2, 1, 2], 4, 3 / 5),  # 1212 and 2121, then three repetitions
-        ([7] * 10, 2, 8 / 9),
-        ([1, 2, 3], 4, 0.0),  # too short for a 4-gram
-        ([], 2, 0.0),
-    ],
-)
-def test_repetition(tokens: list[int], size: int, repeated: float):
-    assert repeated_ngrams(tokens, size) == pytest.approx(repeated)
-    assert distinct_ngrams(tokens, size) == pytest.approx(1 - repeated)

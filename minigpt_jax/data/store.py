@@ -18,16 +18,14 @@ from minigpt_jax import tokenizer as tokenizers
 from minigpt_jax.cache import atomic_folder
 from minigpt_jax.cache import lock as cache_lock
 from minigpt_jax.config import DataConfig, Experiment, Layout, TokenizerConfig, flatten, options
-from minigpt_jax.corpora import Corpus, document_bytes
+from minigpt_jax.corpora import SPLITS, Corpus, Split, document_bytes
 from minigpt_jax.data.batch import Batch
 from minigpt_jax.data.encoding import encode, encode_all
 from minigpt_jax.data.rows import CUT, Rows, without_prefixes, zero_padded_lengths
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer import Tokenizer
 
-Split = Literal["train", "valid", "test"]
 Part = Literal["train", "valid", "test", "anneal"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 FORMAT = 1
 
 BatchSource = Callable[..., Iterator[Batch]]

@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from minigpt_jax.generate import measures
 from minigpt_jax.generate.generation import FinishReason
 from minigpt_jax.generate.language_model import LanguageModel
 from minigpt_jax.generate.methods import settings_in
 from minigpt_jax.generate.settings import GenerationSettings
 from minigpt_jax.samplers import Sampler
-from minigpt_jax.train import metrics
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def compare(
             text=generation.text,
             full_text=generation.full_text,
             finish_reason=generation.finish_reason,
-            repeated_4grams=metrics.repeated_ngrams(tokens, 4),
-            distinct_2=metrics.distinct_ngrams(tokens, 2),
+            repeated_4grams=measures.repeated_ngrams(tokens, 4),
+            distinct_2=measures.distinct_ngrams(tokens, 2),
             mean_logprob=sum(generation.logprobs) / max(len(tokens), 1),
             tokens_per_second=len(tokens) / seconds,
         )

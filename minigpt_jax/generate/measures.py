@@ -171,3 +171,22 @@ def interval(value: float, resampled: Callable[[np.random.Generator], float]) ->
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(found, [tail, 1 - tail]) - found.mean() + value
     return float(low), float(high)
+
+
+def repeated_ngrams(tokens: Text, size: int = 4) -> float:
+    """The fraction of a text's n-grams that repeat an earlier one (rep-n of Welleck et al. 2020).
+
+    >>> repeated_ngrams([1, 2, 1, 2, 1], size=2)  # two of the four pairs repeat earlier ones
+    0.5
+    """
+    total = len(tokens) - size + 1
+    return 1 - len(_ngrams(tokens, size)) / total if total > 0 else 0.0
+
+
+def distinct_ngrams(tokens: Text, size: int = 2) -> float:
+    """The fraction of distinct n-grams among all (distinct-n of Li et al. 2016), or 1 if there are none."""
+    return 1 - repeated_ngrams(tokens, size)
+
+
+def _ngrams(tokens: Text, size: int) -> set[tuple[int, ...]]:
+    return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}

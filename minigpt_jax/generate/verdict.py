@@ -23,7 +23,6 @@ from minigpt_jax.generate.settings import GenerationSettings
 from minigpt_jax.parallel import devices
 from minigpt_jax.samplers import Sampler
 from minigpt_jax.samplers.buckets import row_bucket
-from minigpt_jax.train import metrics
 
 if TYPE_CHECKING:
     from minigpt_jax.generate.language_model import LanguageModel
@@ -218,7 +217,7 @@ class _Texts:
         means = {
             "self_bleu": bleu,
             "repetition": np.array([measures.ends_in_repetition(tokens) for tokens in self.tokens], float),
-            "repeated_4grams": np.array([metrics.repeated_ngrams(tokens, 4) for tokens in self.tokens]),
+            "repeated_4grams": np.array([measures.repeated_ngrams(tokens, 4) for tokens in self.tokens]),
             "length": np.array([len(tokens) for tokens in self.tokens], float),
         }
         of_weights: dict[str, Callable[[np.ndarray], float]] = {

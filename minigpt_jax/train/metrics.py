@@ -1,7 +1,6 @@
 """Cross-entropy, perplexity and bits per byte, accumulated as sums so that every token weighs the same."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,22 +61,3 @@ def token_sums(
         tokens=jnp.sum(counted_BT),
         bytes=jnp.sum(bytes_B.astype(jnp.int32)),
     )
-
-
-def repeated_ngrams(tokens: Sequence[int], size: int = 4) -> float:
-    """The fraction of a text's n-grams that repeat an earlier one (rep-n of Welleck et al. 2020).
-
-    >>> repeated_ngrams([1, 2, 1, 2, 1], size=2)  # two of the four pairs repeat earlier ones
-    0.5
-    """
-    total = len(tokens) - size + 1
-    return 1 - len(_ngrams(tokens, size)) / total if total > 0 else 0.0
-
-
-def distinct_ngrams(tokens: Sequence[int], size: int = 2) -> float:
-    """The fraction of distinct n-grams among all (distinct-n of Li et al. 2016), or 1 if there are none."""
-    return 1 - repeated_ngrams(tokens, size)
-
-
-def _ngrams(tokens: Sequence[int], size: int) -> set[tuple[int, ...]]:
-    return {tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)}
