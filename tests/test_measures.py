@@ -115,7 +115,7 @@ def test_prefixes_of_rows_with_whole_documents():
 
 def test_prefixes_longer_than_any_text():
     rows = rows_of([[2, 5, 6, 0]], [3])
-    with pytest.raises(UserError, match="--prompt-tokens 2: no held-out text goes on"):
+    with pytest.raises(UserError, match="--prompt-tokens 2: no held-out document is long enough"):
         held_out(rows, "lines", 2, 0, prompts=1, prompt_tokens=2, new_tokens=4)
 
 
