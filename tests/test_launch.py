@@ -219,6 +219,22 @@ def test_addresses_bring_the_packages_that_read_them(checkout: Checkout, address
     assert checkout.installations() == ["uv .", "uv .[remote]"]
 
 
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["x.py", "--train.trackers", "tensorboard", "wandb"], "wandb"),
+        (["train", "x.py", "--train.trackers=trackio"], "trackio"),
+        (["sweep", "x.py", "seed=0,1", "--storage", "postgresql+psycopg://ann@host/sweeps"], "postgres"),
+        (["sweep", "x.py", "seed=0,1", "--storage=postgresql://host/sweeps"], "postgres"),
+    ],
+)
+def test_trackers_and_storages_bring_their_packages(checkout: Checkout, command: list[str], extra: str) -> None:
+    checkout.run("sample", "runs/a", "--prompt", "wandb")
+    for _ in range(2):
+        checkout.run(*command)
+    assert checkout.installations() == ["uv .", f"uv .[{extra}]"]
+
+
 @pytest.mark.parametrize("asked", [["--format", "gguf"], ["--format=gguf", "--to", "a.gguf"]])
 def test_export_brings_the_package_that_writes_gguf(checkout: Checkout, asked: list[str]) -> None:
     checkout.run("export", "runs/gguf/a", "--to", "a")

@@ -285,12 +285,12 @@ def _too_small(config: DataConfig, split: Split, layout: Layout, cut_prefixes: b
             f"--data.min-bytes {config.min_bytes}: no document of the {split} split is longer; lower it, or use "
             "--data.layout packed, which uses all the text, as experiments/text.py does"
         )
-    return UserError(
-        f"--data.sequence-length {config.sequence_length}: the {split} split is shorter than one window; "
-        "give more text or a shorter window"
-        if split == "train" and layout == "packed"
-        else f"the {split} split has no documents; give it at least one"
-    )
+    if split == "train" and layout == "packed":  # of which an incomplete window is left out
+        return UserError(
+            f"--data.sequence-length {config.sequence_length}: the {split} split is shorter than one window; "
+            "give more text or a shorter window"
+        )
+    return UserError(f"the {split} split has no documents; give it at least one")
 
 
 def _open(folder: Path, description: dict[str, Any], data: DataConfig) -> dict[Part, Rows] | None:
