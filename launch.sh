@@ -210,11 +210,11 @@ case $1 in # the extras of pyproject.toml that a command needs
   *) needed='' ;;
 esac
 for argument in "$@"; do
-  case ${argument#*=} in # --data.files may hold addresses
+  value=${argument#*=} # of --flag=value; an address alone may have = in it
+  [[ ${argument%%=*} != *://* ]] || value=$argument
+  case $value in # of --data.files, --storage or --train.trackers
     postgresql*://*) [[ $needed == *postgres* ]] || needed+=' postgres' ;;
-    wandb | trackio) # --train.trackers
-      case $1 in train | sweep) needed+=" ${argument#*=}" ;; esac
-      ;;
+    wandb | trackio) [[ $1 != train && $1 != sweep || $needed == *$value* ]] || needed+=" $value" ;;
     http://* | https://* | s3://* | s3a://* | gs://* | gcs://*) [[ $needed == *remote* ]] || needed+=' remote' ;;
   esac
 done

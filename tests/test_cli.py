@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -249,6 +251,22 @@ def test_sweeps_that_cannot_be(experiment_file: Path, tmp_path: Path, capsys, mo
     monkeypatch.chdir(tmp_path)
     assert says.lower() in refuse(capsys, "sweep", experiment_file, *axes).lower()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_command_that_is_interrupted_ends_with_130_and_what_it_has_printed():
+    program = (
+        "import os, signal, time\n"
+        "from minigpt_jax import cli\n"
+        "def command(arguments):\n"
+        "    print('half of it')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+        "cli._main = command\n"
+        "cli.entry()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (130, "half of it\n")
 
 
 def test_a_run_directory_without_a_checkpoint(tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture):

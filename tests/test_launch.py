@@ -211,7 +211,9 @@ def test_environment_grows_by_what_is_needed(checkout: Checkout) -> None:
     ]
 
 
-@pytest.mark.parametrize("address", ["https://host/a.txt", "s3://bucket/*.parquet", "--data.files=gs://bucket/texts"])
+@pytest.mark.parametrize(
+    "address", ["https://host/a.txt?raw=1", "s3://bucket/*.parquet", "--data.files=gs://bucket/texts"]
+)
 def test_addresses_bring_the_packages_that_read_them(checkout: Checkout, address: str) -> None:
     checkout.run("x.py", "--data.files", "a.txt", "hf://datasets/a/b")
     for _ in range(2):
@@ -224,7 +226,10 @@ def test_addresses_bring_the_packages_that_read_them(checkout: Checkout, address
     [
         (["x.py", "--train.trackers", "tensorboard", "wandb"], "wandb"),
         (["train", "x.py", "--train.trackers=trackio"], "trackio"),
-        (["sweep", "x.py", "seed=0,1", "--storage", "postgresql+psycopg://ann@host/sweeps"], "postgres"),
+        (
+            ["sweep", "x.py", "seed=0,1", "--storage", "postgresql+psycopg://ann@host/sweeps?sslmode=require"],
+            "postgres",
+        ),
         (["sweep", "x.py", "seed=0,1", "--storage=postgresql://host/sweeps"], "postgres"),
     ],
 )

@@ -27,6 +27,7 @@ from minigpt_jax.train.metrics import LossSums
 from minigpt_jax.train.state import Progress
 from minigpt_jax.trial import environment, open_run
 from minigpt_jax.trial.run import run
+from minigpt_jax.trial.signals import stop_signals
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +256,9 @@ print("interrupted", result.interrupted, result.progress.step)
 def start(path: Path) -> subprocess.Popen:
     program = PROGRAM.format(tests=str(Path(__file__).parent), path=str(path))
     command = [sys.executable, "-c", program]
-    process = subprocess.Popen(command, env=machine.environment(1), stdout=subprocess.PIPE, text=True)
+    # The tests may run in the background of a script, where SIGINT is ignored.
+    heeds = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    process = subprocess.Popen(command, env=machine.environment(1), stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
     deadline = time.monotonic() + 120
     while not read_metrics(RunDir(path)):
         assert process.poll() is None, "training ended before its first line"
@@ -329,3 +332,16 @@ def test_commands_compute_in_32_bits_regardless_of_the_environment(whole: Path, 
     finally:
         jax.config.update("jax_enable_x64", False)
     assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As SIGINT is in the background of a script, and SIGHUP under nohup."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_signals() as received:
+            signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -91,6 +91,9 @@ def test_links_of_weights_and_biases_are_left_alone(tmp_path: Path):
         else:
             with pytest.raises(UserError, match="which is not allowed"):
                 files.description()
+    trial = tmp_path / "sweep" / "trials" / "0" / "wandb"
+    shutil.copytree(files.path / "wandb", trial, symlinks=True)
+    run_dir.check_contents(tmp_path / "sweep")
     shutil.rmtree(files.samples)
     shutil.rmtree(files.path / "wandb")
     (files.path / "wandb").symlink_to(tmp_path)

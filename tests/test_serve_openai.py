@@ -206,7 +206,7 @@ def test_mistakes(client: Any, fields: dict[str, Any], param: str | None, messag
         ({"top_p": 1, "temperature": 0.5}, Random(0.5)),
         ({"top_p": 0.9, "top_k": 4, "typical_p": 0.8}, Random(top_k=4, top_p=0.9, typical_p=0.8)),
         ({"top_k": -1}, Random()),
-        ({"top_k": -1, "sampler": "random"}, Random()),
+        ({"top_k": -1, "sampler": "Random"}, Random()),
         ({"sampler": "Top_P", "p": 0.3}, TopP(0.3)),
         ({"sampler": "min-p", "min_p": 0.3}, MinP(0.3)),
         ({"sampler": "typical", "typical_p": 0.3, "temperature": 2}, Typical(0.3, 2.0)),

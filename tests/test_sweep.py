@@ -23,7 +23,9 @@ from minigpt_jax import corpora, generate, model, rng, sweep
 from minigpt_jax.cache import cache_dir
 from minigpt_jax.data import store
 from minigpt_jax.data.rows import Rows
+from minigpt_jax.errors import UserError
 from minigpt_jax.storage.run_dir import RunDir, read_metrics
+from minigpt_jax.sweep import worker
 from minigpt_jax.train import evaluate, memory, optim, program
 from minigpt_jax.train.step import StepSpec, init_state, train_step
 from minigpt_jax.trial.run import run
@@ -170,6 +172,15 @@ def test_a_trial_that_does_not_fit_into_memory_fails_alone(tmp_path: Path, capsy
     assert "--model.width 10000000: training takes at least" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_sweep_that_is_refused_for_its_size_leaves_its_name_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "bytes_needed", lambda *_: 10**18)
+        with pytest.raises(UserError, match=r"^--name .*: its disk has .* MB free"):
+            sweep.sweep(plan(tmp_path, "train.steps=1,2"), source=batches)
+    other = plan(tmp_path, "train.steps=1,2", experiment=tiny_sweep.changed("model", width=8))
+    assert [row["status"] for row in sweep.sweep(other, source=batches).rows] == ["complete"] * 2
+
+
 def test_a_value_within_a_range_that_is_not_allowed_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
     """Beforehand only the ends of a range are checked: 4 and 8 rows divide into 4 parts, those between do not."""
     made = plan(
@@ -238,7 +249,6 @@ WORKER = """
 import sys, threading
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-import tiny_sweep
 from tiny_sweep import batches, plan
 from minigpt_jax import sweep
 def source(rows, size, seed, start, *share):

@@ -1,6 +1,7 @@
 """The command line: chooses the command, and turns expected errors into one clear line."""
 
 import atexit
+import contextlib
 import errno
 import importlib
 import io
@@ -44,7 +45,9 @@ def entry() -> NoReturn:
     if status == INTERRUPTED:
         # XLA may still be compiling, and crashes if the interpreter is taken down meanwhile.
         atexit._run_exitfuncs()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
         os._exit(status)
     sys.exit(status)
 

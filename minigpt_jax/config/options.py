@@ -267,7 +267,10 @@ def _number_problem(kind: type, value: Any, facts: Facts) -> str | None:
 
 def _in_float32(value: float, facts: Facts) -> float:
     """The bound that the number equals in float32, if that is a bound it must not equal; otherwise the number."""
-    return next((b for b in (facts.above, facts.below) if b is not None and np.float32(value) == np.float32(b)), value)
+    with np.errstate(over="ignore"):  # what is too large is told elsewhere
+        return next(
+            (b for b in (facts.above, facts.below) if b is not None and np.float32(value) == np.float32(b)), value
+        )
 
 
 def _shown(value: Any) -> str:

@@ -84,6 +84,6 @@ def _batches(iterator: Iterator[Any]) -> Generator[Batch]:
 @atexit.register
 def _end_all() -> None:
     """Ends the threads that prepare batches. They call Python, so a process would not end while they run."""
-    for batches in list(_unfinished):
+    for one in list(_unfinished):
         with contextlib.suppress(ValueError):  # one that a thread is waiting for cannot be closed
-            batches.close()
+            one.close()

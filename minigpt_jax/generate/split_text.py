@@ -42,7 +42,8 @@ def text_after(decode: Decode, before: Sequence[int], token: int) -> str:
 def offsets(decode: Decode, before: Sequence[int], tokens: Sequence[int]) -> list[int]:
     """Where the text of each token begins in the text of `before` and the tokens, in characters.
 
-    The time is proportional to the number of tokens, as only the last tokens before each one are decoded.
+    The time is proportional to the number of tokens, as only the last tokens before each one are decoded. Where spaces
+    depend on tokens further back, as those around a quotation mark do, an offset may differ by such a space.
     """
     found, end, all_tokens = [], len(decode(list(before)).rstrip("\ufffd")), [*before, *tokens]
     for start in range(len(before), len(all_tokens), _CONTEXT):

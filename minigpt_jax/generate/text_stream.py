@@ -34,7 +34,7 @@ class TextStream:
             tokens = generation.tokens
             if held := stop_overlap(tokens, self._sequences):
                 text = self._tokenizer.decode([*(self._prompt_ids or ()), *tokens[: len(tokens) - held]])
-            text = settled(without_partial_stop(text.rstrip("\ufffd"), self._strings))
+            text = without_partial_stop(settled(text), self._strings)
         piece = text[end_of(self._given, text) :]
         if piece:
             self._given = text

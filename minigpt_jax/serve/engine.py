@@ -75,7 +75,7 @@ class Engine:
         self._posted = 0
         """Texts on their way to a pool."""
         self._lock = threading.Lock()
-        self._beside = asyncio.Semaphore(1)
+        self._beside = threading.Lock()
         self._closing = False
         self._compiler = Compiler(ready=self._wake.set)
         self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
@@ -177,8 +177,12 @@ class Engine:
 
         The engine goes on sampling, also while the function compiles.
         """
-        async with self._beside:
-            return await asyncio.to_thread(function, *arguments)
+
+        def alone() -> T:
+            with self._beside:
+                return function(*arguments)
+
+        return await asyncio.to_thread(alone)
 
     def waiting(self) -> int:
         """The number of texts that wait for a row."""

@@ -185,11 +185,11 @@ def _sampler(body: Mapping[str, Any]) -> Sampler:
     """The sampler that a body asks for."""
     given = {name: _typed(body, name, float, None) for name in _METHOD_FIELDS if name in body}
     name = _typed(body, "sampler", str, None)
+    name = name and name.strip().replace("-", "_").lower()
     if name in (None, "random"):  # a filter at the value of other servers' default is off
         given = {key: value for key, value in given.items() if not (key == "top_k" and value <= 0)}
     if name is None:
         name = "beam" if "num_beams" in given else "contrastive" if "alpha" in given else "random"
-    name = name.strip().replace("-", "_").lower()
     if name not in samplers.METHODS:  # in particular no file of code
         known = ", ".join(samplers.METHODS)
         hint = nearest(name, samplers.METHODS)

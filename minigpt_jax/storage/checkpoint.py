@@ -19,6 +19,7 @@ from minigpt_jax import display
 from minigpt_jax.errors import UserError
 from minigpt_jax.parallel import devices, processes
 from minigpt_jax.storage import manifest
+from minigpt_jax.storage.run_dir import write_atomic
 from minigpt_jax.train.state import Progress, TrainState
 
 Step = int | Literal["best"] | None
@@ -134,6 +135,11 @@ class Checkpoints:
         self._saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
         with _full_disk_as_os_error(self.folder):
             self._writer.save(self._path(progress.step).absolute(), args=ocp.args.Composite(**items), force=True)
+
+    def add_loss(self, step: int, loss: float) -> None:
+        """Adds the validation loss to the checkpoint of a step. Without effect if the loss is not finite."""
+        if math.isfinite(loss):
+            write_atomic(self._path(step) / "metrics" / "metrics", json.dumps({"loss": loss}))
 
     def restore(self, like: TrainState, step: Step = None) -> tuple[TrainState, Progress]:
         """Restores the state and the progress of a step, by default of the latest intact checkpoint.

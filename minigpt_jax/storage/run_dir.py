@@ -95,15 +95,15 @@ def check_contents(folder: Path) -> None:
     """Checks that the folder holds only files, folders, and links that do not lead out of it.
 
     The folder may come from someone else, so reading and writing in it must not reach other files. The folder itself
-    may be a link, to a larger disk for example. What is in `wandb` is not looked at: Weights & Biases links to its logs
-    there, and nothing of this project reads or writes in it.
+    may be a link, to a larger disk for example. What is in the folder `wandb` of a run, or of the trials of a sweep, is
+    not looked at: Weights & Biases links to its logs there. This project follows no link in it.
 
     Raises:
         UserError: the folder holds something else.
     """
     root = os.path.realpath(folder)
     for parent, folders, files in os.walk(root):
-        if parent == root:
+        if parent == root or os.path.dirname(parent) == os.path.join(root, "trials"):
             files, folders[:] = [*files, *folders], [name for name in folders if name != "wandb"]
         for path in (os.path.join(parent, name) for name in {*folders, *files}):
             with contextlib.suppress(FileNotFoundError):  # a running training may have removed the file
@@ -173,23 +173,23 @@ def _remove_partial(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def check_place(run_dir: RunDir) -> None:
+def check_place(run_dir: RunDir, flag: str = "--run-dir") -> None:
     """Raises UserError if the path has a name that is too long or not allowed by Orbax, or is not a folder."""
     path = run_dir.path.absolute()
     if any(len(os.fsencode(part)) > _NAME_BYTES for part in path.parts) or len(os.fsencode(path)) > _PATH_BYTES:
-        raise UserError(f"--run-dir {str(run_dir.path)[:60]}…: the name is too long; choose a shorter one")
+        raise UserError(f"{flag} {str(run_dir.path)[:60]}…: the name is too long; choose a shorter one")
     if special := next((character for character in "[*?\\" if character in str(path)), None):
         raise UserError(
-            f"--run-dir {path}: checkpoints cannot be saved under a path with {special} in it; name a folder without "
+            f"{flag} {path}: checkpoints cannot be saved under a path with {special} in it; name a folder without "
             "the characters [ * ? \\"
         )
     if not os.path.lexists(path):
         return
     if not path.exists():
-        raise UserError(f"--run-dir {run_dir.path}: links to {path.resolve()}, which does not exist; make that folder")
+        raise UserError(f"{flag} {run_dir.path}: links to {path.resolve()}, which does not exist; make that folder")
     if not path.is_dir():
         kind = "a file" if path.is_file() else "a device, a pipe or a socket"
-        raise UserError(f"--run-dir {run_dir.path}: is {kind}; name a folder")
+        raise UserError(f"{flag} {run_dir.path}: is {kind}; name a folder")
 
 
 def check_room(run_dir: RunDir, needed: int, flag: str = "--run-dir") -> None:
@@ -202,7 +202,7 @@ def check_room(run_dir: RunDir, needed: int, flag: str = "--run-dir") -> None:
     Raises:
         UserError: the path cannot hold a run, cannot be written, or its disk has less free space.
     """
-    check_place(run_dir)
+    check_place(run_dir, flag)
     existing = next(path for path in (run_dir.path, *run_dir.path.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"{flag} {run_dir.path}: {existing} is a file; name another folder")

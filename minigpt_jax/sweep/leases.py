@@ -1,7 +1,7 @@
 """Leases: how the workers of a study know which of them are at work.
 
 Each worker renews its lease at intervals. Because the clocks of machines differ, a lease has expired once this process
-has seen it unchanged for its length.
+has seen it unchanged for its length; on the same machine, as soon as its time is over.
 """
 
 import threading
@@ -21,7 +21,7 @@ class Leases:
 
     Args:
         study: stores the leases.
-        worker: this worker's name.
+        worker: this worker's name, which begins with that of its host.
         seconds: the time after which this worker loses its configurations, if it has not renewed its lease.
     """
 
@@ -44,15 +44,18 @@ class Leases:
 
     def active(self) -> int:
         """The number of workers whose lease has not expired, including this one."""
-        workers = [name.removeprefix(_PREFIX) for name in self._study.user_attrs if name.startswith(_PREFIX)]
-        return max(1, sum(not self.has_expired(worker) for worker in workers))
+        leases = {n.removeprefix(_PREFIX): v for n, v in self._study.user_attrs.items() if n.startswith(_PREFIX)}
+        return max(1, sum(not self._is_over(worker, lease) for worker, lease in leases.items()))
 
     def has_expired(self, worker: str) -> bool:
         """Whether a worker has left, or has not renewed its lease in time."""
-        lease = self._study.user_attrs.get(_PREFIX + worker, 0.0)
+        return self._is_over(worker, self._study.user_attrs.get(_PREFIX + worker, 0.0))
+
+    def _is_over(self, worker: str, lease: Any) -> bool:
         # When it ends by that worker's clock, and its length. Earlier versions stored the end alone; 0 means left.
         until, seconds = lease if isinstance(lease, list) else (lease, self.seconds)
-        if until < time.time() - _MOST_CLOCK_DIFFERENCE:
+        same_clock = _host(worker) == _host(self._worker)
+        if until < time.time() - (0 if same_clock else _MOST_CLOCK_DIFFERENCE):
             return True
         if self._seen.get(worker, (None, 0.0))[0] != until:
             self._seen[worker] = until, time.monotonic()
@@ -71,3 +74,7 @@ class Leases:
                 self.renew()
             except Exception:  # the database may be unavailable for a moment; the next renewal may reach it
                 continue
+
+
+def _host(worker: str) -> str:
+    return worker.rpartition("-")[0]

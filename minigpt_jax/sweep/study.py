@@ -30,6 +30,7 @@ from minigpt_jax.sweep.leases import LEASE_SECONDS, Leases
 from minigpt_jax.sweep.plan import Plan
 from minigpt_jax.sweep.storage import open_storage
 
+_SWEEP = "sweep"  # the attribute that holds the plan's identity, once the sweep has begun
 _DRAWS = 64  # of one new configuration, until it differs from all earlier ones
 
 
@@ -97,6 +98,9 @@ class Study:
         self._leases = Leases(self._study, self.worker, lease)
 
     def __enter__(self) -> "Study":
+        if _SWEEP not in self._study.user_attrs:
+            self._study.set_user_attr(_SWEEP, self.plan.identity())
+        self._check_same(self._study)
         self._leases.__enter__()
         return self
 
@@ -224,18 +228,21 @@ class Study:
                 f"--storage {hidden}: cannot be used ({reason}); give an address such as "
                 "postgresql+psycopg://user@host/database, or none for a journal in the sweep's folder"
             ) from None  # the original error may contain the password
-        identity = self.plan.identity()
-        known = study.user_attrs.get("sweep")
+        self._check_same(study)
+        return opened, study
+
+    def _check_same(self, study: optuna.Study) -> None:
+        """Raises UserError if another sweep of this name has begun."""
+        identity, known = self.plan.identity(), study.user_attrs.get(_SWEEP)
         if known is None:
-            study.set_user_attr("sweep", identity)
-            return opened, study
+            return
         with contextlib.suppress(UserError):  # fields that were added after the sweep began have their defaults
             known = {**known, "experiment": config.to_json(config.from_json(known["experiment"]))}
         if known != identity:
             raise UserError(
-                f"--name {name}: the sweep of this name {_differences(known, identity)}; choose another --name"
+                f"--name {self.plan.name}: the sweep of this name {_differences(known, identity)}; choose another "
+                "--name"
             )
-        return opened, study
 
     def _trials(self) -> list[FrozenTrial]:
         return [t for t in self._study.get_trials(deepcopy=False) if not _is_void(t)]

@@ -77,10 +77,11 @@ def sweep(
     tokenizer = None if plan.init_from is None else plan.init_from.tokenizer
     library = _Library(source or environment.tf_data_batches(), tokenizer)
     library.prepare(plan)
-    with Study(plan, storage, lease) as study:
-        weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
-        trials = study.unfinished() * len(plan.seeds)
-        check_room(files, bytes_needed(weights, plan.experiment.train.keep_checkpoints) * trials, "--name")
+    study = Study(plan, storage, lease)
+    weights = 4 * sum(part.size for part in memory.matrices(plan.experiment))
+    trials = study.unfinished() * len(plan.seeds)
+    check_room(files, bytes_needed(weights, plan.experiment.train.keep_checkpoints) * trials, "--name")
+    with study:
         plan.write()
         with stop_signals() as stopped, Table(plan, study.rows()) as table:
             worker = _Worker(study, library, table, max_trials, stopped)

@@ -89,7 +89,6 @@ class OpenRun:
         self.progress = Progress()
         self.losses: dict[int, float] = {}
         self.valid: LossSums | None = None
-        self._evaluated_since_saved = False
         self.ended = False
         self.planned_steps: int | None = None
         self.listener: ProgressListener = Silent()
@@ -157,19 +156,22 @@ class OpenRun:
     def evaluated(self, sums: LossSums) -> None:
         """Records a validation line, with the sums of an evaluation."""
         self.valid = sums
-        self._evaluated_since_saved = True
         self.losses[self.progress.step] = sums.loss if math.isfinite(sums.loss) else math.inf
         self._record("valid", sums, {})
         self.listener.evaluated(self.progress.step, sums)
 
     def save(self, state: TrainState) -> None:
-        """Starts to save a checkpoint of this step with its validation loss, if known, unless the same one exists."""
+        """Starts to save a checkpoint of this step with its validation loss, if known, unless the checkpoint exists."""
         step = self.progress.step
-        loss = self.losses.get(step)
-        if self.checkpoints.last_saved != step or (loss is not None and self._evaluated_since_saved):
+        if self.checkpoints.last_saved != step:
             self._trackers.sync()  # else a crash could lose lines before the checkpoint
+            loss = self.losses.get(step)
             self.checkpoints.save(state, self.progress, loss if loss is None or math.isfinite(loss) else None)
-        self._evaluated_since_saved = False
+
+    def save_loss(self) -> None:
+        """Adds the validation loss of this step to its checkpoint, which was saved before the evaluation."""
+        if processes.is_first():
+            self.checkpoints.add_loss(self.progress.step, self.losses[self.progress.step])
 
     def sample(self, weights: Any) -> list[str]:
         """Samples the texts of an evaluation, writes them to a file and returns them, in the first process only."""

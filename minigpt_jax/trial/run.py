@@ -175,7 +175,7 @@ def _train(opened: OpenRun, source: BatchSource, init_from: LanguageModel | None
             sample_now(training)  # the run was stopped after the save and before the sampling
         if progress.step == total and total not in opened.losses:  # it was stopped at the step that is now its last
             evaluate_now(training)
-            opened.save(training.state)
+            opened.save_loss()
             sample_now(training)
         any_process = processes.any_process()
         patience = settings.patience
