@@ -15,8 +15,8 @@ from minigpt_jax.cli import main
 from minigpt_jax.config import Code, DataConfig, Experiment, ModelConfig, OptimizerConfig, code
 from minigpt_jax.errors import UserError
 from minigpt_jax.model import parameter_shapes
-from minigpt_jax.storage.run_code import trusted_experiment
-from minigpt_jax.storage.run_dir import RunDir
+from minigpt_jax.storage.run_code import code_by_run, trusted_experiment
+from minigpt_jax.storage.run_dir import RunDir, write_description
 from minigpt_jax.sweep import axes
 from minigpt_jax.sweep.study import Study
 from minigpt_jax.train import optim
@@ -306,3 +306,13 @@ def test_a_sweep_varies_code_and_compares_its_contents(mine: Path, tmp_path: Pat
     mine.write_text(MINE + "# another\n")
     with pytest.raises(UserError, match="has another code"):
         Study(plan())
+
+
+def test_of_several_runs_each_gets_the_code_that_it_names(run_dir: Path, tmp_path: Path):
+    plain = tmp_path / "plain"
+    write_description(RunDir(plain), EXPERIMENT, {}, {})
+    mine, other = tmp_path / "mine.py", tmp_path / "other.py"
+    assert code_by_run([run_dir, plain], [mine]) == [(mine,), ()]
+    assert code_by_run([plain], [other]) == [(other,)]  # which `trusted_experiment` refuses
+    with pytest.raises(UserError, match=r"--code .*other\.py: none of these models uses .*; they use mine\.py"):
+        code_by_run([run_dir, plain], [mine, other])

@@ -1,10 +1,14 @@
 """The command `minigpt serve` as a process, and what it says of mistakes."""
 
+import contextlib
+import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import machine
@@ -25,7 +29,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_command_serves_until_it_is_interrupted(run_dir: Path):
+@contextlib.contextmanager
+def serving(run_dir: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A process of the command, and its address."""
     arguments = [sys.executable, "-m", "minigpt_jax", "serve", str(run_dir), "--port", "0"]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=machine.environment(1)
@@ -35,13 +41,39 @@ def test_the_command_serves_until_it_is_interrupted(run_dir: Path):
         address = re.match(r"http://127\.0\.0\.1:\d+", line)
         assert address, (line, process.stderr and process.stderr.read())
         assert "tiny (step 2)" in line
-        client = openai.OpenAI(base_url=f"{address[0]}/v1", api_key="none", max_retries=0)
+        yield process, address[0]
+
+
+def test_the_command_serves_until_it_is_interrupted(run_dir: Path):
+    with serving(run_dir) as (process, address):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         events = iter(client.completions.create(model="tiny", prompt="once", max_tokens=30, stream=True, seed=1))
         texts = [next(events).choices[0].text]
         process.send_signal(signal.SIGINT)
         texts += [event.choices[0].text for event in events]  # what runs is finished
         assert "".join(texts)
         assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_the_second_signal_ends_the_server_at_once(run_dir: Path):
+    body = json.dumps({"prompt": ["a"] * 64, "n": 2, "max_tokens": 30, "stream": True}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
+    with serving(run_dir) as (process, address):
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as client:
+            client.sendall(head.encode() + body)
+            got = client.recv(1)
+            for _ in range(2):
+                process.send_signal(signal.SIGTERM)
+                time.sleep(0.05)  # else the system may make one of two
+            assert process.wait(60) == 130
+            with contextlib.suppress(ConnectionResetError):
+                while more := client.recv(1 << 16):
+                    got += more
+        assert got.startswith(b"HTTP/1.1 200")
+        assert b"[DONE]" not in got
         assert process.stderr is not None
         assert process.stderr.read() == ""
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from minigpt_jax import tokenizer
 from minigpt_jax.config import TokenizerConfig
 from minigpt_jax.errors import UserError
-from minigpt_jax.tokenizer import HuggingFace, from_huggingface
+from minigpt_jax.tokenizer import HuggingFace, WordPiece, from_huggingface
 
 TEXTS = [*tales()[:50], *ODD]
 WELL_FORMED = [text for text in TEXTS if "\ud800" not in text]
@@ -58,6 +58,14 @@ def test_byte_level_ends_cut_inside_a_character(tmp_path: Path) -> None:
     assert ends.tolist() == np.cumsum([len(ours.piece(int(token)) or "") for token in ids]).tolist()
     assert len(set(ends.tolist())) == len(ids) > 4
     assert ours.decode(ids[:-1]).endswith("\ufffd")
+
+
+def test_a_text_that_begins_within_a_word_has_no_prefix(tmp_path: Path) -> None:
+    own = WordPiece(["[PAD]", "[UNK]", "[BOS]", "ka", "##ra", "##"])
+    own.save(tmp_path)
+    theirs = from_huggingface(tmp_path / "tokenizer.json")
+    for ids in ([4], [4, 3, 4], [3, 4], [2, 4], [5], []):
+        assert theirs.decode(ids) == own.decode(ids)
 
 
 @each_form

@@ -6,13 +6,14 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from minigpt_jax.cli import parser
 from minigpt_jax.errors import UserError
 from minigpt_jax.generate.settings import MAX_NEW_TOKENS
+from minigpt_jax.trial.signals import INTERRUPTED
 
 _KEY = "MINIGPT_API_KEY"
 
@@ -65,9 +66,20 @@ def main(arguments: list[str]) -> int:
         from minigpt_jax.serve.app import create_app
         from minigpt_jax.serve.runs import Runs, Source
         from minigpt_jax.serve.security import LOOPBACK
+        from minigpt_jax.storage.run_code import code_by_run
 
+        class Server(uvicorn.Server):
+            def handle_exit(self, sig: int, frame: Any) -> None:
+                if self.should_exit:  # not the first signal; without this, only a second Ctrl-C would end it early
+                    os._exit(INTERRUPTED)
+                super().handle_exit(sig, frame)
+
+        codes = code_by_run(chosen.run_dir, chosen.code)
         runs = Runs.load(
-            [Source(path, chosen.step, chosen.trust_code, chosen.code) for path in chosen.run_dir],
+            [
+                Source(path, chosen.step, chosen.trust_code, code)
+                for path, code in zip(chosen.run_dir, codes, strict=True)
+            ],
             chosen.max_new_tokens,
         )
         host, port = listener.getsockname()[:2]
@@ -76,7 +88,7 @@ def main(arguments: list[str]) -> int:
         names = ", ".join(f"{one.name} (step {one.step:,})" for one in runs.engines.values())
         print(f"http://{f'[{host}]' if ':' in host else host}:{port} serves {names}", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
     return 0
 
 

@@ -170,10 +170,18 @@ def request(
             raise UserError(f"--stop {list(stop)} is no token sequence: give one id or more below {vocabulary_size}")
     if row_ids is not None and not all(0 <= row < 2**32 for row in row_ids):
         raise UserError("row_ids: give whole numbers from 0 to 4,294,967,295, on which a row's random draws depend")
+    if not len(prompts):
+        raise ValueError("there is no prompt: give one or more")
+    for limit in np.ravel(max_new_tokens):
+        if limit < 0:
+            raise UserError(f"--max-new-tokens {limit} is negative: give 0 or more")
     rows = len(prompts)
     length = np.array([len(prompt) for prompt in prompts], np.int32)
     if not length.all():
         raise ValueError("a prompt has no token: give it the one that texts begin with")
+    for token in (extreme(prompt) for prompt in prompts for extreme in (min, max)):
+        if not 0 <= token < vocabulary_size:
+            raise UserError(f"prompts: there is no token {token}; ids go from 0 to {vocabulary_size - 1:,}")
 
     def by_row(value: Any, dtype: Any) -> np.ndarray:
         return np.full(rows, np.asarray(value, dtype))

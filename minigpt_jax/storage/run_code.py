@@ -29,11 +29,7 @@ def trusted_experiment(
             need one of `code_files`.
     """
     experiment = run_dir.experiment()
-    of_model = {
-        Path(value.rpartition(":")[0]).name: (option, value)
-        for option, value in code.named(experiment)
-        if option.startswith("model.")
-    }
+    of_model = _of_model(experiment)
     given = {Path(file).name: Path(file).expanduser() for file in code_files}
     if len(given) == len(of_model) == 1:
         given = dict(zip(of_model, given.values(), strict=True))
@@ -62,6 +58,33 @@ def trusted_experiment(
             )
         experiment = code.replaced(experiment, file, path)
     return experiment
+
+
+def code_by_run(run_dirs: Sequence[Path], code_files: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """For each of several run directories those of the files that its model names.
+
+    A single run directory gets all files, as the name of the only one that its model needs may differ.
+
+    Raises:
+        UserError: a folder holds no run, or no model names one of the files.
+    """
+    if len(run_dirs) == 1 or not code_files:
+        return [tuple(code_files)] * len(run_dirs)
+    named = [_of_model(RunDir(path).experiment()) for path in run_dirs]
+    for file in code_files:
+        if not any(file.name in names for names in named):
+            known = _listed(dict.fromkeys(name for names in named for name in names))
+            raise UserError(f"--code {file}: none of these models uses a file of this name; they use {known}")
+    return [tuple(file for file in code_files if file.name in names) for names in named]
+
+
+def _of_model(experiment: Experiment) -> dict[str, tuple[str, str]]:
+    """The files that the experiment's model names, each with the field and its value."""
+    return {
+        Path(value.rpartition(":")[0]).name: (option, value)
+        for option, value in code.named(experiment)
+        if option.startswith("model.")
+    }
 
 
 def _recorded(run_dir: RunDir) -> dict[str, Any]:

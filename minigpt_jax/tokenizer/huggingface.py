@@ -43,6 +43,9 @@ class HuggingFace:
         self._tokenizer.encode_special_tokens = not reserved_words
         self._pieces = pieces(self._tokenizer)
         self._skipped = frozenset(special.banned)
+        decoder = json.loads(description).get("decoder") or {}
+        self._continues = decoder.get("prefix", "") if decoder.get("type") == "WordPiece" else ""
+        """The prefix of pieces that continue a word. The library's decoder leaves that of the first piece."""
 
     def __reduce__(self):
         # A process that receives the tokenizer with every chunk of text reads the description once.
@@ -98,7 +101,9 @@ class HuggingFace:
         Invalid sequences of bytes become U+FFFD. `tidy` has no effect, as the description says how pieces are joined.
         """
         kept = [i for i in map(int, ids) if 0 <= i < len(self._pieces) and i not in self._skipped]
-        return self._tokenizer.decode(kept, skip_special_tokens=False)
+        text = self._tokenizer.decode(kept, skip_special_tokens=False)
+        continues = bool(kept and self._continues) and self._pieces[kept[0]] != self._continues
+        return text.removeprefix(self._continues) if continues else text
 
     def save(self, folder: str | Path) -> None:
         """Saves the tokenizer into the folder, from which `load` reads it. The folder is created if it is missing."""
