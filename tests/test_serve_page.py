@@ -171,7 +171,9 @@ def test_no_more_tokens_are_looked_into_than_are_sampled(client):
 
 def test_names_that_cannot_be_encoded(client):
     body = b'{"model": "bytes", "prompt": "a", "settings": {"\\ud800": 1}}'
-    assert client.post("/api/sample", content=body).status_code == 400
+    response = client.post("/api/sample", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert "ud800" in response.json()["error"]["message"]
 
 
 def test_other_models_are_not_found_and_bodies_are_objects(client):

@@ -88,8 +88,8 @@ def main(arguments: list[str]) -> int:
         names = ", ".join(f"{one.name} (step {one.step:,})" for one in runs.engines.values())
         print(f"http://{f'[{host}]' if ':' in host else host}:{port} serves {names}", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        Server(config).run(sockets=[listener])
-    return 0
+        Server(config).run(sockets=[listener])  # until a signal
+    return INTERRUPTED
 
 
 def _listening(host: str, port: int, key: str | None) -> socket.socket:
