@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +346,11 @@ def test_a_signal_that_is_ignored_stays_ignored():
         assert received == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_padding_is_no_unknown_token():
+    """In a tokenizer.json the unknown token may have id 0, as padding has."""
+    rows = Rows(np.array([[9, 0, 5, 0, 0]], np.uint8), np.array([3], np.int32), np.array([3], np.int32))
+    tokenizer = types.SimpleNamespace(special=types.SimpleNamespace(unknown=0))
+    prepared: Any = types.SimpleNamespace(tokenizer=tokenizer, splits={"valid": rows, "test": rows})
+    assert environment.Corpus(prepared).unknown_tokens() == {"validation": 1, "test": 1}

@@ -81,3 +81,7 @@ def test_the_time_left_leaves_out_compilation(tmp_path: Path, monkeypatch: pytes
     assert "90 s left" in display.console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     jax.monitoring.record_event_duration_secs(compiled, 5.0)
     assert table._watch.seconds == 70.0  # it does not listen any more, so the last compilation is not subtracted
+
+
+def test_rows_of_earlier_versions_may_have_fewer_columns():
+    assert results._csv([{"a": 1}, {"a": 2, "b": 3}]) == "a,b\n1,\n2,3\n"
