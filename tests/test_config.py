@@ -69,7 +69,7 @@ REFUSED = {
     "--model.isolate-documents": {"model": ModelConfig(isolate_documents=True)},
     "--tokenizer.vocabulary-size 3": {"tokenizer": TokenizerConfig(vocabulary_size=3)},
     "--optimizer.learning-rate nan": {"optimizer": OptimizerConfig(learning_rate=float("nan"))},
-    "--optimizer.b2 0.999999999: must be at least 0 and below 1, also in float32": {
+    "--optimizer.b2 0.999999999: must be at least 0 and below 1, and in float32": {
         "optimizer": OptimizerConfig(b2=0.999999999)
     },
     "--optimizer.b2 1.0": {"optimizer": OptimizerConfig(b2=1.0)},

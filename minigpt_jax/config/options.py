@@ -257,7 +257,7 @@ def _number_problem(kind: type, value: Any, facts: Facts) -> str | None:
     if (rule := facts.range_problem(value)) is not None:
         return rule
     if kind is float and (rule := facts.range_problem(_in_float32(value, facts))) is not None:
-        return f"{rule}, also in float32, which has no number between it and that bound"
+        return f"{rule}, and in float32 it equals that bound"
     if kind is int and facts.at_most is None and facts.below is None and abs(value) > _INT32_MAX:
         return f"must be at most {_INT32_MAX:,}"
     if kind is float and value and not float(_FLOAT32.tiny) <= abs(value) <= float(_FLOAT32.max):
