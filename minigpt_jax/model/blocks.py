@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minigpt_jax import rng
 from minigpt_jax.config import ModelConfig, code
 from minigpt_jax.errors import UserError
-from minigpt_jax.ops import attention, kv_cache
+from minigpt_jax.ops import attention, cached_attention, kv_cache
 from minigpt_jax.ops.matmul import dot_general
 
 Dtype = Any
@@ -196,7 +196,7 @@ class Attention(nn.Module):
             y_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
         else:
             state = layer = kv_cache.write(layer, k_BTKH, v_BTKH, position_BT[:, 0])
-            y_BTNH = kv_cache.attend(q_BTNH, layer, mask_BTS[:, 0])
+            y_BTNH = cached_attention.attend(q_BTNH, layer, mask_BTS[:, 0])
         if config.head_gate:
             gate_BTN = nn.sigmoid(dense(config, config.num_heads, self.dtype, "gate")(x_BTD))
             y_BTNH = y_BTNH * gate_BTN[..., None]

@@ -1,9 +1,10 @@
-"""The static key-value cache: a pytree of fixed shape, with rows as the first axis of every leaf.
+"""The static key-value cache: a pytree of fixed shape, with rows as the first axis of every leaf but `Layer.source`.
 
 A cache is a tuple with one `Layer` for each layer of the model (a pointer counts as a layer), so that the arrays of
 different layers are never stacked. Letters: B rows, N key-value heads, G query heads per key-value head, S slots, H
 head width, T prompt positions. A convolution or a pointer also needs its latest inputs: C positions of D features. W is
-the width of the values, which differs from H only in a pointer.
+the width of the values, which differs from H only in a pointer. Where rows are branches of a prompt, as the hypotheses
+of beam search are, B = P * K: P prompts of K branches each, side by side.
 
 Position p of a row is stored in slot p mod S. While positions stay below S, the slot is the position itself. Past S the
 cache rolls: a new token overwrites the one S positions before it, and attention sees a window of the last S tokens.
@@ -29,30 +30,27 @@ class Layer(NamedTuple):
     A pointer's values are the tokens themselves, and its input is the last hidden state.
 
     Heads come before slots, so that a decode step's attention multiplies contiguous [S, H] blocks. On CPU this takes a
-    quarter of the time of the other order. Code outside this module does not depend on the order.
+    quarter of the time of the other order. Only `cached_attention` depends on the order too.
 
-    Rows that `fork` has made of one row are branches of it, side by side. Then `source[b, s]` is the offset, positive
-    or negative, from row b to the row that stores the key and value that row b has in slot s. A branch can thus
-    continue another one without copying the other's tokens. Only `attend` reads offsets. A layer that may be forked has
-    a `source` of no slots before `fork`; None means that it may not.
+    Rows that `fork` has made of one row are branches of it. Then `source[p, k, s]` is the number of the branch of
+    prompt p that stores the key and value that branch k has in slot s. A branch can thus continue another one without
+    copying the other's tokens. Only `cached_attention` reads `source`. A layer that may be forked has a `source` of no
+    slots before `fork`; None means that it may not.
     """
 
     keys: Float[Array, "B N S H"]
     values: Num[Array, "B N S W"]
     recent: tuple[Float[Array, "B C D"], ...] = ()
-    source: Int[Array, "B S"] | None = None
+    source: Int[Array, "P K S"] | None = None
 
     @property
     def forked(self) -> bool:
         """Whether `fork` has left tokens of a row's branches in other rows."""
-        return self.source is not None and self.source.shape[1] > 0
+        return self.source is not None and self.source.shape[2] > 0
 
 
 Cache = tuple[Layer, ...]
 
-# On CPU, if a layer's keys take more bytes than the processor's cache holds, attention skips parts that are still
-# empty.
-_PARTS, _MIN_BYTES_TO_SKIP = 4, 1 << 20
 _BLOCK = 16  # slots that are reordered at a time
 
 
@@ -82,8 +80,8 @@ def from_prefill(
         slots: S.
         length: the number of tokens in each row.
         recent: C, the number of latest inputs to store; inputs before a row's first token are 0.
-        forks: whether `fork` may leave the tokens of a branch where they are, because only `attend` reads them. It
-            does so on CPU, where gathering them in `attend` takes a third of the time of copying them at each step.
+        forks: whether `fork` may leave the tokens of a branch where they are, because only `cached_attention`
+            reads them. It does so on CPU, where what all branches share is then stored and read only once.
     """
 
     def place(x_BTNH: Array) -> Array:
@@ -102,7 +100,7 @@ def from_prefill(
         x_BCD = jnp.take_along_axis(x_BTD, jnp.maximum(position_BC, 0)[:, :, None], axis=1)
         return jnp.where((position_BC >= 0)[:, :, None], x_BCD, 0)
 
-    source = jnp.zeros((len(length), 0), jnp.int32) if forks and on_cpu() else None
+    source = jnp.zeros((len(length), 1, 0), jnp.int32) if forks and on_cpu() else None
     return tuple(Layer(place(k), place(v), tuple(map(latest, inputs)), source) for k, v, *inputs in layers)
 
 
@@ -117,55 +115,12 @@ def write(
     """
     source = layer.source
     if source is not None and layer.forked:
-        source = source.at[jnp.arange(len(source)), position % source.shape[1]].set(0)
+        _, branches, slots = source.shape
+        row = jnp.arange(len(position))
+        source = source.at[row // branches, row % branches, position % slots].set(row % branches)
     return layer._replace(
         keys=_put(layer.keys, keys[:, 0], position), values=_put(layer.values, values[:, 0], position), source=source
     )
-
-
-def attend(
-    query: Float[Array, "B 1 M H"], layer: Layer, mask: Bool[Array, "B S"], scale: float | None = None
-) -> Float[Array, "B 1 M H"]:
-    """Attention of one query per row to the slots where `mask` is true; M = N * G query heads.
-
-    `scale` is 1 / sqrt(H) by default. Scores and softmax are computed in float32.
-    """
-    slots, parts = layer.keys.shape[2], _PARTS
-    if not on_cpu() or layer.keys.nbytes < _MIN_BYTES_TO_SKIP or slots % parts:
-        return _attend(query, layer, mask, scale, slots)
-
-    # Attention is bound by memory: read only up to the part that holds the last slot in use.
-    last = jnp.max(jnp.where(mask, jnp.arange(slots)[None], 0))
-    choices = [functools.partial(_attend, scale=scale, count=slots * (i + 1) // parts) for i in range(parts)]
-    return lax.switch(last // (slots // parts), choices, query, layer._replace(recent=()), mask)
-
-
-def _attend(query: Array, layer: Layer, mask: Array, scale: float | None, count: int) -> Array:
-    """`attend` to the first `count` slots."""
-    keys, values = _gathered(layer, count)
-    batch, _, query_heads, width = query.shape
-    heads = keys.shape[1]
-    query_BNGH = query.reshape(batch, heads, query_heads // heads, width)
-    scores_BNGS = jnp.einsum("bngh,bnsh->bngs", query_BNGH, keys, preferred_element_type=jnp.float32)
-    mask_B11S = mask[:, None, None, :count]
-    scores_BNGS = jnp.where(mask_B11S, scores_BNGS * (width**-0.5 if scale is None else scale), -jnp.inf)
-    weights_BNGS = jax.nn.softmax(scores_BNGS).astype(values.dtype)
-    mixed_BNGH = jnp.einsum("bngs,bnsh->bngh", weights_BNGS, values)
-    return mixed_BNGH.reshape(query.shape).astype(query.dtype)
-
-
-def _gathered(layer: Layer, count: int) -> tuple[Array, Array]:
-    """The keys and values that each row attends to in its first `count` slots: if the layer is forked, from the rows
-    that store them."""
-    if layer.source is None or not layer.forked:
-        return layer.keys[:, :, :count], layer.values[:, :, :count]
-    rows, heads, slots, _ = layer.keys.shape
-    row_B1S = (jnp.arange(rows)[:, None] + layer.source[:, :count])[:, None]
-    index_BNS = (row_B1S * heads + jnp.arange(heads)[None, :, None]) * slots + jnp.arange(count)[None, None]
-    # As rows of a matrix: with three indices for each token, this takes a tenth longer.
-    matrices = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (layer.keys, layer.values))
-    keys, values = (matrix.at[index_BNS].get(mode="promise_in_bounds") for matrix in matrices)
-    return keys, values
 
 
 def of_one_head(layer: Layer) -> tuple[Float[Array, "B S H"], Num[Array, "B S W"]]:
@@ -206,8 +161,9 @@ def reorder(cache: PyTree, rows: Int[Array, "R"], used: Int[Array, ""] | None = 
             return gather(node)
         if node.forked:
             assert node.source is not None
-            assert len(rows) == len(node.source), "a forked layer keeps its rows"
-            source = gather(node.source) + (rows - jnp.arange(len(rows)))[:, None]
+            assert len(rows) == len(node.keys), "a forked layer keeps its rows"
+            branches = node.source.shape[1]
+            source = node.source[rows // branches, rows % branches].reshape(node.source.shape)
             return node._replace(recent=jax.tree.map(gather, node.recent), source=source)
         if used is None or not on_cpu() or node.keys.shape[2] % _BLOCK:
             return Layer(*jax.tree.map(gather, tuple(node)))
@@ -241,9 +197,9 @@ def fork(cache: PyTree, times: int) -> PyTree:
         if not isinstance(node, Layer) or node.source is None or times == 1:
             return repeat(node, times)
         rows, slots = node.keys.shape[0], node.keys.shape[2]
-        # All branches read the tokens so far from the first one, so that these stay in the processor's cache.
-        first_R1 = jnp.tile(-jnp.arange(times), rows)[:, None]
-        return repeat(node._replace(source=None), times)._replace(source=jnp.repeat(first_R1, slots, axis=1))
+        # All branches read the tokens so far from the first one.
+        source = jnp.zeros((rows, times, slots), jnp.int32)
+        return repeat(node._replace(source=None), times)._replace(source=source)
 
     return jax.tree.map(branch, cache, is_leaf=_is_layer)
 
