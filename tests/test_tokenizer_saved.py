@@ -21,6 +21,8 @@ def test_hugging_face_reads_a_saved_tokenizer(trained, tmp_path):
     got, expected = [one.ids for one in library.encode_batch(texts)], trained.encode_batch(texts)
     differing = [text for text, one, other in zip(texts, got, expected, strict=True) if one != other]
     assert len(differing) <= len(texts) // 100  # unigram pieces of equal probability
+    rare = ["wait… no", "a\x0bb\x1fc", "STRASSE Straße", "\u200bka\ufe0f lo", "ka  lo\n\n"]
+    assert [one.ids for one in library.encode_batch(rare)] == trained.encode_batch(rare)
     assert [library.decode(ids) for ids in got] == [library.decode(ids) for ids in expected]
     assert [library.id_to_token(token) for token in range(360)] == [trained.piece(token) for token in range(360)]
     assert library.decode([BOS_ID, *trained.encode_batch(["ka lo"])[0]]) == "ka lo"

@@ -44,7 +44,8 @@ class HuggingFace:
         self._pieces = pieces(self._tokenizer)
         self._skipped = frozenset(special.banned)
         decoder = json.loads(description).get("decoder") or {}
-        self._continues = decoder.get("prefix", "") if decoder.get("type") == "WordPiece" else ""
+        steps = decoder.get("decoders", [decoder])
+        self._continues = next((step["prefix"] for step in steps if step.get("type") == "WordPiece"), "")
         """The prefix of pieces that continue a word. The library's decoder leaves that of the first piece."""
 
     def __reduce__(self):

@@ -4,6 +4,7 @@ Models trained here are lossless: text is not normalised, all spaces are kept, a
 encoded as bytes, so that decoding gives any text back exactly. A model from a file of the user's is used as it is.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -20,7 +21,7 @@ import sentencepiece
 
 from minigpt_jax.config import BOS_ID, PAD_ID, RESERVED_PIECES, UNK_ID
 from minigpt_jax.errors import UserError
-from minigpt_jax.tokenizer.description import SPACE, of_sentencepiece
+from minigpt_jax.tokenizer.description import SPACE, contents, of_sentencepiece
 from minigpt_jax.tokenizer.settings import write_description, write_settings
 from minigpt_jax.tokenizer.special import OWN
 from minigpt_jax.tokenizer.unicode import without_surrogates
@@ -117,11 +118,8 @@ class SentencePiece:
         """Saves the tokenizer into the folder, from which `load` reads it. The folder is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, MODEL_FILE).write_bytes(self._model)
-        bytes_first = all(map(self._processor.is_byte, range(len(RESERVED_PIECES), min(_LEAST, len(self)))))
-        if self._lossless and bytes_first:  # others have rules of their own
-            scores = [self._processor.get_score(token) for token in range(len(self))]
-            pieces = [self._processor.id_to_piece(token) for token in range(len(self))]
-            write_description(folder, of_sentencepiece(pieces, scores, first=_LEAST))
+        with contextlib.suppress(UserError):  # `tokenizers` does not have models of words and characters
+            write_description(folder, contents(of_sentencepiece(self._model)))
         write_settings(folder, kind="sentencepiece", fingerprint=self.fingerprint)
 
     def _load(self, model: bytes) -> None:
