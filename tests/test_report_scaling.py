@@ -112,6 +112,15 @@ def test_a_law_of_too_few_models_is_told_in_a_line(folder: Path, capsys: pytest.
     assert "there are 3, of 1 and 3" in capsys.readouterr().err
 
 
+def test_a_law_needs_losses_of_the_same_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    axis = {"field": "tokenizer.vocabulary_size", "values": [300, 400, 500]}
+    folder = tmp_path / "sizes"
+    fake_sweep.write_sweep(folder, [fake_sweep.AXES[1], axis])
+    assert main(["report", str(folder), "--fit"]) == 2
+    assert "differ in tokenizer.vocabulary_size" in capsys.readouterr().err
+    assert not (folder / "report.html").exists()
+
+
 def test_a_law_needs_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     fake_sweep.write_run(tmp_path / "run")
     assert main(["report", str(tmp_path / "run"), "--fit"]) == 2

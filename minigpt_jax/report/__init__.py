@@ -7,7 +7,7 @@ from pathlib import Path
 from minigpt_jax import display
 from minigpt_jax.errors import UserError
 from minigpt_jax.files import make_folder
-from minigpt_jax.report import page, results, run_page, runs, sweep_page
+from minigpt_jax.report import objective, page, results, run_page, runs, sweep_page
 from minigpt_jax.report.page import Table
 
 TERMINAL_ROWS = 10
@@ -56,6 +56,13 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None, fit: b
         )
     if fit and not sweeps:
         raise UserError("--fit: a scaling law is fitted to the configurations of a sweep; give one under runs/sweeps")
+    for one in sweeps if fit else ():
+        if one.figure != "loss":
+            differ = ", ".join(axis.field for axis in one.axes if objective.figure_of([axis.field]) != "loss")
+            raise UserError(
+                f"--fit: the configurations of {one.folder} differ in {differ}, so their losses per token cannot be "
+                "compared; give a sweep with one tokenizer and one text"
+            )
     output = None if output is None else make_folder(output, "--output")
     written = []
     if plain:
