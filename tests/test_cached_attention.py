@@ -81,20 +81,22 @@ def test_branches_that_are_left_in_place_attend_as_copied_ones(slots: int, heads
     copied = kv_cache.repeat(kv_cache.from_prefill(prompts, slots, length, recent=1), branches)
     left = kv_cache.fork(kv_cache.from_prefill(prompts, slots, length, recent=1, forks=True), branches)
     assert left[0].forked
-    for step in range(steps):
+
+    @jax.jit
+    def step(cache, parent, key, value, query, position):
+        [layer] = kv_cache.reorder(cache, parent, used=jnp.max(position))
+        layer = kv_cache.write(layer, key, value, position)
+        return layer, cached_attention.attend(query, layer, kv_cache.visible(position, slots))
+
+    for n in range(steps):
         branch = rng.integers(branches, size=(rows, branches))
         branch[0] = np.arange(branches)
         parent = (branches * np.arange(rows)[:, None] + branch).reshape(-1)
-        position = np.repeat(length + step, branches)
+        position = np.repeat(length + n, branches)
         key, value = (draw(rows * branches, 1, heads, width) for _ in range(2))
         query = draw(rows * branches, 1, query_heads, width)
-        mask = kv_cache.visible(position, slots)
-        attended = []
-        for cache in (copied, left):
-            [layer] = kv_cache.reorder(cache, parent, used=jnp.max(length + step))
-            layer = kv_cache.write(layer, key, value, position)
-            attended.append((layer, cached_attention.attend(query, layer, mask)))
-        (copied_layer, expected), (left_layer, found) = attended
+        copied_layer, expected = step(copied, parent, key, value, query, position)
+        left_layer, found = step(left, parent, key, value, query, position)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(left_layer.recent[0], copied_layer.recent[0])
         copied, left = (copied_layer,), (left_layer,)
