@@ -118,7 +118,7 @@ logged() {
   child=$!
   while kill -0 "$child" 2>/dev/null; do
     touch -c "$lock"
-    sleep 0.5 & # in the background too, for the same reason
+    sleep 0.1 & # in the background too, for the same reason
     wait $!
   done
   wait "$child"
