@@ -213,10 +213,11 @@ def _of_description(tokenizer: HuggingFace, pieces: Sequence[str | None]) -> Voc
             kinds[one["id"]] = Kind.USER_DEFINED
     kind = model.get("type")
     if kind == "WordPiece":
-        bert = next((one for one in normalisers if one["type"] == "BertNormalizer"), {})
-        lowercase = bool(bert.get("lowercase")) or any(one["type"] == "Lowercase" for one in normalisers)
-        accents = bert.get("strip_accents")
-        found = _of_wordpiece(pieces, _special(tokenizer), lowercase, lowercase if accents is None else accents)
+        bert = next((one for one in normalisers if one["type"] == "BertNormalizer"), {"strip_accents": False})
+        types = {one["type"] for one in normalisers}
+        lowercase = bool(bert.get("lowercase")) or "Lowercase" in types
+        accents = lowercase if bert.get("strip_accents") is None else bert["strip_accents"]
+        found = _of_wordpiece(pieces, _special(tokenizer), lowercase, accents or "StripAccents" in types)
         return replace(found, kinds=kinds)
     if kind == "BPE" and any(one["type"] == "ByteLevel" for one in steps):
         return _of_byte_level(tokenizer, texts, kinds, model, steps, normalisers)

@@ -17,16 +17,15 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 def write_tokenizer(tokenizer: OurTokenizer, folder: Path, end_id: int, window: int) -> Tokenizer:
     """Writes a tokenizer into a folder. Returns it as `tokenizers` runs it.
 
-    Its ids are those of the given one; for WordPiece they are so for almost all texts, see
-    `of_wordpiece`. It puts the
-    start token in front of a text.
+    Its ids are those of the given one, but for what is rare in text: see `tokenizer.description`. It puts the start
+    token in front of a text.
 
     Args:
         end_id: the token that ends a text.
         window: the most tokens that the model was trained on.
 
     Raises:
-        UserError: it is a SentencePiece model of a kind that `tokenizers` does not have.
+        UserError: it is a SentencePiece model of a kind that `tokenizers` cannot run.
     """
     special = tokenizer.special
     theirs = converted(tokenizer)

@@ -19,9 +19,9 @@ from minigpt_jax.ops.platform import on_cpu
 
 # If a layer's keys take more bytes than the processor's cache holds, quarters that are still empty are not read.
 _PARTS, _MIN_BYTES_TO_SKIP = 4, 1 << 20
-# Branches of a prompt read an eighth of the slots, a quarter or all of them one by one, and the others together.
-_WINDOWS = (8, 4, 1)
-T = TypeVar("T")
+# Each branch of a prompt reads a window of its own, of 1/8, 1/4, 1/2 or all of the slots.
+_WINDOWS = (8, 4, 2, 1)
+Result = TypeVar("Result")
 
 
 def attend(query: Float[Array, "B 1 M H"], layer: Layer, mask: Bool[Array, "B S"]) -> Float[Array, "B 1 M H"]:
@@ -62,7 +62,7 @@ def _to_branches(query_BNGH: Array, layer: Layer, mask_BS: Array) -> Array:
     first_P = jnp.min(jnp.where(shared_PS, slots, slot_1S), axis=1)
     last_P = jnp.max(jnp.where(shared_PS, 0, slot_1S), axis=1)
 
-    def together(count: int, query_BNGH: Array, layer: Layer, mask_PKS: Array) -> _Part:
+    def of_shared(count: int, query_BNGH: Array, layer: Layer, mask_PKS: Array) -> _Part:
         keys, values = _stored(layer, source_PKS[:, :1, :count], slot_1S[:, None, :count])
         query_PKNGH = query_BNGH.reshape(prompts, branches, *query_BNGH.shape[1:])
         query_PNQH = query_PKNGH.swapaxes(1, 2).reshape(prompts, heads, branches * groups, -1)
@@ -71,22 +71,24 @@ def _to_branches(query_BNGH: Array, layer: Layer, mask_BS: Array) -> Array:
         by_row = lambda x: x.reshape(prompts, heads, branches, groups, -1).swapaxes(1, 2)  # noqa: E731
         return _Part(*(by_row(x).reshape(*query_BNGH.shape[:3], -1) for x in part))
 
-    def one_by_one(window: int, query_BNGH: Array, layer: Layer, mask_PKS: Array) -> _Part:
+    def of_own(window: int, query_BNGH: Array, layer: Layer, mask_PKS: Array) -> _Part:
         slot_P1L = jnp.minimum(first_P, slots - window)[:, None, None] + jnp.arange(window)[None, None]
         slot_PKL = jnp.broadcast_to(slot_P1L, (prompts, branches, window))
         source_PKL, mask_PKL = (jnp.take_along_axis(x, slot_PKL, axis=2) for x in (source_PKS, mask_PKS))
         keys, values = _stored(layer, source_PKL, slot_P1L)
         return _part(query_BNGH, keys, values, mask_PKL.reshape(-1, 1, 1, window))
 
-    shared = _of_those_in_use(together, query_BNGH, layer, mask_PKS & shared_PS[:, None])
+    shared = _of_those_in_use(of_shared, query_BNGH, layer, mask_PKS & shared_PS[:, None])
     windows = [-(-slots // fraction) for fraction in _WINDOWS]
     choice = jnp.sum(jnp.max(last_P - first_P + 1) > jnp.array(windows[:-1]))
-    choices = [functools.partial(one_by_one, window) for window in windows]
+    choices = [functools.partial(of_own, window) for window in windows]
     own = lax.switch(choice, choices, query_BNGH, layer, mask_PKS & ~shared_PS[:, None])
-    return _joined(shared, own)
+    return _merged(shared, own)
 
 
-def _of_those_in_use(attention: Callable[..., T], query_BNGH: Array, layer: Layer, mask: Bool[Array, "*B S"]) -> T:
+def _of_those_in_use(
+    attention: Callable[..., Result], query_BNGH: Array, layer: Layer, mask: Bool[Array, "*B S"]
+) -> Result:
     """`attention` to the first slots up to the last one where the mask is true, or to a few more."""
     slots, parts = layer.keys.shape[2], _PARTS
     if not on_cpu() or layer.keys.nbytes < _MIN_BYTES_TO_SKIP or slots % parts:
@@ -121,12 +123,12 @@ def _scores(query_BNGH: Array, keys_BNLH: Array, mask: Array) -> Array:
 class _Part(NamedTuple):
     """Attention to a part of the slots, before the softmax divides by the sum over all parts."""
 
-    most: Float[Array, "B N G 1"]
-    """The greatest score, or the least number if all are masked."""
-    total: Float[Array, "B N G 1"]
-    """The sum of exp(score - most)."""
-    mixed: Float[Array, "B N G W"]
-    """The sum of the values, each times its exp(score - most)."""
+    max_score: Float[Array, "B N G 1"]
+    """The greatest score, or the lowest float32 if all are masked."""
+    total_weight: Float[Array, "B N G 1"]
+    """The sum of the weights, which are exp(score - max_score)."""
+    weighted_values: Float[Array, "B N G W"]
+    """The sum of the values, each times its weight."""
 
 
 def _part(query_BNGH: Array, keys_BNLH: Array, values_BNLW: Array, mask: Array) -> _Part:
@@ -137,9 +139,9 @@ def _part(query_BNGH: Array, keys_BNLH: Array, values_BNLW: Array, mask: Array) 
     return _Part(most, jnp.sum(weights_BNGL, axis=-1, keepdims=True), mixed.astype(jnp.float32))
 
 
-def _joined(one: _Part, other: _Part) -> Float[Array, "B N G W"]:
+def _merged(one: _Part, other: _Part) -> Float[Array, "B N G W"]:
     """Attention to both parts."""
-    most = jnp.maximum(one.most, other.most)
-    one_factor, other_factor = jnp.exp(one.most - most), jnp.exp(other.most - most)
-    total = one.total * one_factor + other.total * other_factor
-    return one.mixed * (one_factor / total) + other.mixed * (other_factor / total)
+    most = jnp.maximum(one.max_score, other.max_score)
+    one_factor, other_factor = jnp.exp(one.max_score - most), jnp.exp(other.max_score - most)
+    total = one.total_weight * one_factor + other.total_weight * other_factor
+    return one.weighted_values * (one_factor / total) + other.weighted_values * (other_factor / total)

@@ -81,7 +81,7 @@ def from_prefill(
         length: the number of tokens in each row.
         recent: C, the number of latest inputs to store; inputs before a row's first token are 0.
         forks: whether `fork` may leave the tokens of a branch where they are, because only `cached_attention`
-            reads them. It does so on CPU, where what all branches share is then stored and read only once.
+            reads them. It does so on CPU, where what all branches share is then read only once.
     """
 
     def place(x_BTNH: Array) -> Array:

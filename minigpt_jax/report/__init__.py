@@ -40,8 +40,9 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None, fit: b
         fit: whether the report of a sweep has a scaling law.
 
     Raises:
-        UserError: one of the paths is not a run or a sweep, `output` cannot hold the reports, or a law cannot be
-            fitted. Nothing has been written in the first two cases.
+        UserError: one of the paths is not a run or a sweep, `output` cannot hold the reports, the configurations of a
+            sweep cannot be compared by loss, or they are too few for a law. Nothing has been written but in the last
+            case.
     """
     if not paths:
         raise UserError("report needs a run directory: give one or more, such as runs/quickstart")
@@ -60,8 +61,8 @@ def report(paths: Sequence[str | Path], output: str | Path | None = None, fit: b
         if one.figure != "loss":
             differ = ", ".join(axis.field for axis in one.axes if objective.figure_of([axis.field]) != "loss")
             raise UserError(
-                f"--fit: the configurations of {one.folder} differ in {differ}, so their losses per token cannot be "
-                "compared; give a sweep with one tokenizer and one text"
+                f"--fit: the configurations of {one.folder} differ in {differ}, so their losses per token may not be "
+                "comparable; give a sweep without axes under tokenizer.* and data.*"
             )
     output = None if output is None else make_folder(output, "--output")
     written = []

@@ -1,10 +1,14 @@
 """WordPiece and SentencePiece as Hugging Face `tokenizers` run them, for the programs that read a tokenizer.json.
 
-This project itself reads its own files, since `tokenizers` differs in what is rare in text: see `of_wordpiece`. It also
-chooses otherwise between unigram pieces of exactly the same probability.
+This project itself reads its own files, since `tokenizers` differs in what is rare in text: see `of_wordpiece`. Of
+SentencePiece, it reads words such as `<0x41>`, which name a byte, as that byte, and the character that stands for a
+space in pieces as a space; it chooses otherwise between unigram pieces of exactly the same probability; it may cut the
+user-defined symbols of a byte-pair model; and unknown characters beside a reserved piece that a text spells out are
+several unknown pieces instead of one.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -26,13 +30,14 @@ _SINGLES = (
     r"\x{2b820}-\x{2ceaf}\uf900-\ufaff\x{2f800}-\x{2fa1f}]"
 )
 _IGNORED = r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0\x{e0100}-\x{e01ef}]"
-_FIRST_STAND_IN = 0xE000  # of the private use area
+_PRIVATE_USE = [chr(code) for code in range(0xE000, 0xF900)]
 _MAX_WORD = 100  # a longer word is unknown
 
 
-def contents(theirs: Tokenizer) -> str:
-    """What a tokenizer.json holds for a tokenizer of this project, whose reserved pieces are special tokens there."""
-    theirs.add_special_tokens(list(RESERVED_PIECES))
+def to_json(theirs: Tokenizer, special: Sequence[str] = RESERVED_PIECES) -> str:
+    """The contents of a tokenizer.json, in which these pieces are special tokens."""
+    theirs = Tokenizer.from_str(theirs.to_str())
+    theirs.add_special_tokens(list(special))
     return theirs.to_str()
 
 
@@ -40,26 +45,33 @@ def of_wordpiece(pieces: Sequence[str], lowercase: bool) -> Tokenizer:
     """WordPiece, whose texts are folded before they are split, where WordPiece here folds each word by itself.
 
     Folding makes several characters of some punctuation: `…` becomes the one word `...` here, which `tokenizers` would
-    split. Where it is a piece, a character of the private use area stands for it, from before the split until it is
-    decoded. Words with other characters that fold to punctuation or spaces, such as `½`, may be encoded differently.
+    split. So a mark, a character of the private use area that no piece has, is put around such a word until it is cut
+    out. Words with other characters that fold to punctuation or spaces, such as `½`, may be encoded differently.
     """
-    stand_ins = _stand_ins() if lowercase else {}
-    vocabulary = {stand_ins.get(piece, piece): token for token, piece in enumerate(pieces)}
     theirs = Tokenizer(
-        models.WordPiece(vocabulary, unk_token=RESERVED_PIECES[UNK_ID], max_input_chars_per_word=_MAX_WORD)
+        models.WordPiece(
+            {piece: token for token, piece in enumerate(pieces)},
+            unk_token=RESERVED_PIECES[UNK_ID],
+            max_input_chars_per_word=_MAX_WORD,
+        )
     )
+    in_use = frozenset("".join(pieces))
+    mark, other = itertools.islice((char for char in _PRIVATE_USE if char not in in_use), 2)
     steps: list[Any] = [normalizers.Replace(Regex(_BLANKS), " ")]
     if lowercase:
-        steps += [normalizers.Replace(char, stand_ins[word]) for char, word in _unsplit().items()]
+        steps.append(normalizers.Replace(mark, other))  # in the text itself it is as unknown as any other
+        steps += [normalizers.Replace(char, f"{mark}{word}{mark}") for char, word in _unsplit().items()]
         steps += [normalizers.Replace(Regex(_IGNORED), ""), normalizers.NFKC(), normalizers.Lowercase()]
         steps += [normalizers.Replace("ß", "ss"), normalizers.Replace("ς", "σ"), normalizers.NFKC()]
     theirs.normalizer = normalizers.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
-    singles = _SINGLES[:-1] + "".join(stand_ins.values()) + "]"
-    theirs.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex(singles), "isolated")]
-    )
-    decoder: list[Any] = [decoders.Replace(one, word) for word, one in stand_ins.items() if one in vocabulary]
-    theirs.decoder = decoders.Sequence([*decoder, decoders.WordPiece(prefix="##", cleanup=True)])  # pyright: ignore[reportAttributeAccessIssue]
+    cuts = [pre_tokenizers.Split(" ", "removed")]
+    if lowercase:
+        cuts.append(pre_tokenizers.Split(Regex(f"{mark}[^{mark}]*{mark}|{_SINGLES}"), "isolated"))
+        cuts.append(pre_tokenizers.Split(mark, "removed"))
+    else:
+        cuts.append(pre_tokenizers.Split(Regex(_SINGLES), "isolated"))
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(cuts)  # pyright: ignore[reportAttributeAccessIssue]
+    theirs.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # pyright: ignore[reportAttributeAccessIssue]
     return theirs
 
 
@@ -70,16 +82,11 @@ def _unsplit() -> dict[str, str]:
     return {char: word for char, word in folded.items() if len(word) > 1}
 
 
-def _stand_ins() -> dict[str, str]:
-    """A character of the private use area for each word of several characters that one character folds to."""
-    return {word: chr(_FIRST_STAND_IN + i) for i, word in enumerate(dict.fromkeys(_unsplit().values()))}
-
-
 def of_sentencepiece(model: bytes) -> Tokenizer:
     """A SentencePiece model, given as the contents of its file, with its normaliser.
 
     Raises:
-        UserError: it is neither a unigram nor a byte-pair model.
+        UserError: it is neither a unigram nor a byte-pair model, or it puts spaces at the ends of words.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     trainer, normaliser = proto.trainer_spec, proto.normalizer_spec
@@ -88,19 +95,21 @@ def of_sentencepiece(model: bytes) -> Tokenizer:
         (piece.piece, _UNREACHABLE if processor.is_control(i) or processor.is_unknown(i) else piece.score)
         for i, piece in enumerate(proto.pieces)
     ]
+    if trainer.treat_whitespace_as_suffix or not normaliser.escape_whitespaces:
+        raise UserError("the SentencePiece model puts spaces elsewhere than in front of words, unlike tokenizers")
     if trainer.model_type == trainer.UNIGRAM:
-        runs: Any = models.Unigram(pieces, unk_id=UNK_ID, byte_fallback=trainer.byte_fallback)
+        algorithm: Any = models.Unigram(pieces, unk_id=UNK_ID, byte_fallback=trainer.byte_fallback)
     elif trainer.model_type == trainer.BPE:
-        runs = models.BPE(
+        algorithm = models.BPE(
             {piece: i for i, (piece, _) in enumerate(pieces)},
             _merges(pieces, {i for i in range(len(pieces)) if processor.is_control(i) or processor.is_byte(i)}),
-            unk_token=RESERVED_PIECES[UNK_ID],
+            unk_token=proto.pieces[UNK_ID].piece,
             fuse_unk=True,
             byte_fallback=trainer.byte_fallback,
         )
     else:
         raise UserError("the SentencePiece model is neither unigram nor byte-pair, which tokenizers cannot run")
-    theirs = Tokenizer(runs)
+    theirs = Tokenizer(algorithm)
     steps: list[Any] = []
     if normaliser.precompiled_charsmap:
         steps.append(normalizers.Precompiled(normaliser.precompiled_charsmap))

@@ -21,7 +21,7 @@ import sentencepiece
 
 from minigpt_jax.config import BOS_ID, PAD_ID, RESERVED_PIECES, UNK_ID
 from minigpt_jax.errors import UserError
-from minigpt_jax.tokenizer.description import SPACE, contents, of_sentencepiece
+from minigpt_jax.tokenizer.description import SPACE, of_sentencepiece, to_json
 from minigpt_jax.tokenizer.settings import write_description, write_settings
 from minigpt_jax.tokenizer.special import OWN
 from minigpt_jax.tokenizer.unicode import without_surrogates
@@ -118,8 +118,10 @@ class SentencePiece:
         """Saves the tokenizer into the folder, from which `load` reads it. The folder is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, MODEL_FILE).write_bytes(self._model)
-        with contextlib.suppress(UserError):  # `tokenizers` does not have models of words and characters
-            write_description(folder, contents(of_sentencepiece(self._model)))
+        with contextlib.suppress(UserError):  # some models from files `tokenizers` cannot run
+            reserved = [i for i in range(len(self)) if self._processor.is_control(i) or self._processor.is_unknown(i)]
+            special = [self._processor.id_to_piece(token) for token in reserved]
+            write_description(folder, to_json(of_sentencepiece(self._model), special))
         write_settings(folder, kind="sentencepiece", fingerprint=self.fingerprint)
 
     def _load(self, model: bytes) -> None:

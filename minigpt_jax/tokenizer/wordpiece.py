@@ -20,7 +20,7 @@ from tokenizers import Token, Tokenizer, models, pre_tokenizers, trainers
 from minigpt_jax.config import BOS_ID, PAD_ID, RESERVED_PIECES, UNK_ID
 from minigpt_jax.errors import UserError
 from minigpt_jax.tokenizer.characters import fold, split, word_of
-from minigpt_jax.tokenizer.description import contents, of_wordpiece
+from minigpt_jax.tokenizer.description import of_wordpiece, to_json
 from minigpt_jax.tokenizer.settings import write_description, write_settings
 from minigpt_jax.tokenizer.spacing import tidy_join
 from minigpt_jax.tokenizer.special import OWN
@@ -121,7 +121,7 @@ class WordPiece:
         """Saves the tokenizer into the folder, from which `load` reads it. The folder is created if it is missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, VOCABULARY_FILE).write_text("\n".join(self._pieces) + "\n", encoding="utf-8", newline="\n")
-        write_description(folder, contents(of_wordpiece(self._pieces, self.lowercase)))
+        write_description(folder, to_json(of_wordpiece(self._pieces, self.lowercase)))
         write_settings(folder, kind="wordpiece", lowercase=self.lowercase, fingerprint=self.fingerprint)
 
     def _tokens(self, chunk: str) -> list[Token]:
