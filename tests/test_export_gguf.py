@@ -215,6 +215,21 @@ def test_patterns_of_a_tokenizer_json(pattern: str, name: str, equal: bool) -> N
     assert (found.about == gguf_vocabulary._SAME) == equal
 
 
+@pytest.mark.parametrize(
+    ("normaliser", "strips"),
+    [
+        (normalizers.BertNormalizer(lowercase=True), True),
+        (normalizers.BertNormalizer(lowercase=True, strip_accents=False), False),
+        (normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]), True),
+        (normalizers.Lowercase(), False),
+    ],
+)
+def test_accents_of_a_tokenizer_json(normaliser: Any, strips: bool) -> None:
+    pieces = of_description(models.WordPiece({"[UNK]": 0, "fox": 1}, unk_token="[UNK]"), normaliser)
+    switches = gguf_vocabulary.vocabulary(language_model(ROTARY, pieces)).switches
+    assert (switches["normalizer.lowercase"], switches["normalizer.strip_accents"]) == (True, strips)
+
+
 def test_other_tokenizers_are_refused() -> None:
     pieces = of_description(
         models.WordLevel({"<unk>": 0, "fox": 1}, unk_token="<unk>"), cut=pre_tokenizers.Whitespace()
