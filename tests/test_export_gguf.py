@@ -14,8 +14,8 @@ import gguf
 from test_export_tokenizer import KINDS, trained  # noqa: F401  a fixture
 from tiny_experiment import EXPERIMENT, changed
 from tiny_gguf import MODELS, PIECES, ROTARY, T, V, language_model
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Theirs
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 import minigpt_jax
 from minigpt_jax import cli
@@ -200,8 +200,6 @@ def test_byte_fallback_of_a_tokenizer_json() -> None:
     ],
 )
 def test_patterns_of_a_tokenizer_json(pattern: str, name: str, equal: bool) -> None:
-    from tokenizers import Regex
-
     alphabet = {piece: i for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     cut = pre_tokenizers.Sequence(
         [
