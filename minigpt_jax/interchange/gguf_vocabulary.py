@@ -213,6 +213,7 @@ def _of_description(tokenizer: HuggingFace, pieces: Sequence[str | None]) -> Voc
             kinds[one["id"]] = Kind.USER_DEFINED
     kind = model.get("type")
     if kind == "WordPiece":
+        # BERT's normaliser strips accents where it lowers case, unless it says otherwise.
         bert = next((one for one in normalisers if one["type"] == "BertNormalizer"), {"strip_accents": False})
         types = {one["type"] for one in normalisers}
         lowercase = bool(bert.get("lowercase")) or "Lowercase" in types

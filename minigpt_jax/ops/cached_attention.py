@@ -37,12 +37,12 @@ def attend(query: Float[Array, "B 1 M H"], layer: Layer, mask: Bool[Array, "B S"
 def _to_rows(query_BNGH: Array, layer: Layer, mask_BS: Array) -> Array:
     """`attend` where each row stores all that it reads."""
 
-    def first(count: int, query_BNGH: Array, layer: Layer, mask_BS: Array) -> Array:
+    def attention(count: int, query_BNGH: Array, layer: Layer, mask_BS: Array) -> Array:
         keys, values = layer.keys[:, :, :count], layer.values[:, :, :count]
         weights = jax.nn.softmax(_scores(query_BNGH, keys, mask_BS[:, None, None, :count]))
         return jnp.einsum("bngl,bnlw->bngw", weights.astype(values.dtype), values)
 
-    return _of_those_in_use(first, query_BNGH, layer, mask_BS)
+    return _to_slots_in_use(attention, query_BNGH, layer, mask_BS)
 
 
 def _to_branches(query_BNGH: Array, layer: Layer, mask_BS: Array) -> Array:
@@ -78,7 +78,7 @@ def _to_branches(query_BNGH: Array, layer: Layer, mask_BS: Array) -> Array:
         keys, values = _stored(layer, source_PKL, slot_P1L)
         return _part(query_BNGH, keys, values, mask_PKL.reshape(-1, 1, 1, window))
 
-    shared = _of_those_in_use(of_shared, query_BNGH, layer, mask_PKS & shared_PS[:, None])
+    shared = _to_slots_in_use(of_shared, query_BNGH, layer, mask_PKS & shared_PS[:, None])
     windows = [-(-slots // fraction) for fraction in _WINDOWS]
     choice = jnp.sum(jnp.max(last_P - first_P + 1) > jnp.array(windows[:-1]))
     choices = [functools.partial(of_own, window) for window in windows]
@@ -86,10 +86,10 @@ def _to_branches(query_BNGH: Array, layer: Layer, mask_BS: Array) -> Array:
     return _merged(shared, own)
 
 
-def _of_those_in_use(
+def _to_slots_in_use(
     attention: Callable[..., Result], query_BNGH: Array, layer: Layer, mask: Bool[Array, "*B S"]
 ) -> Result:
-    """`attention` to the first slots up to the last one where the mask is true, or to a few more."""
+    """`attention(count, …)` for the first `count` slots: in quarters, as many as hold all where the mask is true."""
     slots, parts = layer.keys.shape[2], _PARTS
     if not on_cpu() or layer.keys.nbytes < _MIN_BYTES_TO_SKIP or slots % parts:
         parts = 1
@@ -132,6 +132,7 @@ class _Part(NamedTuple):
 
 
 def _part(query_BNGH: Array, keys_BNLH: Array, values_BNLW: Array, mask: Array) -> _Part:
+    """Attention to these L slots; the mask is broadcast to [B N G L]."""
     scores_BNGL = _scores(query_BNGH, keys_BNLH, mask)
     most = jnp.max(scores_BNGL, axis=-1, keepdims=True, initial=jnp.finfo(jnp.float32).min)
     weights_BNGL = jnp.exp(scores_BNGL - most)

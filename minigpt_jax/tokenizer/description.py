@@ -24,6 +24,7 @@ SPACE = "\u2581"
 """Represents a space in pieces of SentencePiece."""
 _UNREACHABLE = -1e4
 """The score of a piece that no text should consist of."""
+# What the functions of `characters` tell, as patterns: blanks, words of one character, and what folding deletes.
 _BLANKS = r"[\p{Cc}\p{Cf}]"
 _SINGLES = (
     r"[!-/:-@\[-`{-~\p{P}\u4e00-\u9fff\u3400-\u4dbf\x{20000}-\x{2a6df}\x{2a700}-\x{2b73f}\x{2b740}-\x{2b81f}"
@@ -42,7 +43,7 @@ def to_json(theirs: Tokenizer, special: Sequence[str] = RESERVED_PIECES) -> str:
 
 
 def of_wordpiece(pieces: Sequence[str], lowercase: bool) -> Tokenizer:
-    """WordPiece, whose texts are folded before they are split, where WordPiece here folds each word by itself.
+    """WordPiece as `tokenizers` runs it, which folds a text before it is split; here each word is folded by itself.
 
     Folding makes several characters of some punctuation: `…` becomes the one word `...` here, which `tokenizers` would
     split. So a mark, a character of the private use area that no piece has, is put around such a word until it is cut
