@@ -60,9 +60,14 @@ def test_byte_level_ends_cut_inside_a_character(tmp_path: Path) -> None:
     assert ours.decode(ids[:-1]).endswith("\ufffd")
 
 
-def test_a_text_that_begins_within_a_word_has_no_prefix(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_a_sequence", [False, True])
+def test_a_text_that_begins_within_a_word_has_no_prefix(tmp_path: Path, in_a_sequence: bool) -> None:
     own = WordPiece(["[PAD]", "[UNK]", "[BOS]", "ka", "##ra", "##"])
     own.save(tmp_path)
+    if in_a_sequence:
+        description = json.loads((tmp_path / "tokenizer.json").read_text())
+        description["decoder"] = {"type": "Sequence", "decoders": [description["decoder"]]}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     theirs = from_huggingface(tmp_path / "tokenizer.json")
     for ids in ([4], [4, 3, 4], [3, 4], [2, 4], [5], []):
         assert theirs.decode(ids) == own.decode(ids)
